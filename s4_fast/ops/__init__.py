@@ -1,0 +1,15 @@
+"""Functions of tensors, one folder per op. Each public function checks, dispatches and differentiates."""
+
+from s4_fast.ops.cauchy import cauchy_bilinear, cauchy_mult
+from s4_fast.ops.dplr import dplr_kernel
+from s4_fast.ops.long_conv import fft_conv
+from s4_fast.ops.vandermonde import log_vandermonde, log_vandermonde_transpose
+
+__all__ = [
+    "cauchy_bilinear",
+    "cauchy_mult",
+    "dplr_kernel",
+    "fft_conv",
+    "log_vandermonde",
+    "log_vandermonde_transpose",
+]

@@ -1,0 +1,83 @@
+"""Argument checks shared by the public ops: one place for the wording of shape, dtype and device errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+def shape_of(**tensors: Tensor) -> str:
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+
+
+def same_device(op: str, **tensors: Tensor) -> str:
+    """The common device type; ValueError when the tensors live on different devices."""
+    devices = {name: str(t.device) for name, t in tensors.items()}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {d}" for name, d in devices.items())
+        raise ValueError(f"{op}: expected all tensors on one device, got {where}")
+    return next(iter(tensors.values())).device.type
+
+
+def common_dtype(op: str, *, real: Sequence[str] = (), **tensors: Tensor) -> torch.dtype:
+    """The common real precision (float32 or float64); ``real`` names the tensors that must not be complex.
+
+    Under autocast, half-precision real inputs count as float32. TypeError for anything else.
+    """
+    precisions = {}
+    for name, t in tensors.items():
+        allowed = (torch.float32, torch.float64) if name in real else (torch.complex64, torch.complex128)
+        dtype = t.dtype
+        if name in real and dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(t.device.type):
+            dtype = torch.float32
+        if dtype not in allowed:
+            expected = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+            got = str(t.dtype).removeprefix("torch.")
+            raise TypeError(f"{op}: expected {name} to be {expected}, got {got} of shape {tuple(t.shape)}")
+        precisions[name] = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    if len(set(precisions.values())) > 1:
+        got = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items())
+        raise TypeError(f"{op}: expected all tensors in one precision, got {got}")
+    return next(iter(precisions.values()))
+
+
+def to_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t`` in the real precision ``dtype``, complex where it was complex."""
+    return t.to(_COMPLEX[dtype] if t.is_complex() else dtype)
+
+
+def length(op: str, L: int) -> None:
+    """ValueError unless L >= 1, TypeError unless it is an integer."""
+    if isinstance(L, bool) or not isinstance(L, (int, torch.SymInt)):
+        raise TypeError(f"{op}: expected L to be an int, got {type(L).__name__}")
+    if L < 1:
+        raise ValueError(f"{op}: expected a length L >= 1, got L = {L}")
+
+
+def same_states(op: str, **tensors: Tensor) -> int:
+    """The common last dimension n >= 1; ValueError when it differs between the tensors."""
+    if any(t.ndim < 1 for t in tensors.values()):
+        raise ValueError(f"{op}: expected tensors with a last dimension n, got {shape_of(**tensors)}")
+    sizes = {t.shape[-1] for t in tensors.values()}
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"{op}: expected one last dimension n >= 1 in all of them, got {shape_of(**tensors)}")
+    return sizes.pop()
+
+
+def broadcast_lead(op: str, **tensors: Tensor) -> torch.Size:
+    """The broadcast shape of all leading dimensions; ValueError when they do not broadcast."""
+    try:
+        return torch.broadcast_shapes(*(t.shape[:-1] for t in tensors.values()))
+    except RuntimeError:
+        raise ValueError(f"{op}: leading dimensions do not broadcast: {shape_of(**tensors)}") from None
+
+
+def needs_grad(**tensors: Tensor) -> tuple[str, ...]:
+    """The names of the tensors whose gradient will be asked for."""
+    if not torch.is_grad_enabled():
+        return ()
+    return tuple(name for name, t in tensors.items() if t.requires_grad)

@@ -1,0 +1,90 @@
+"""The Woodbury correction of the DPLR spectrum in the form that does not cancel, and its adjoint.
+
+The spectrum k = rho_CB - h rho_CP (I + h rho_QP)^-1 rho_QB is linear in B. Writing B = P alpha + B' with the
+least-squares alpha removes the part of rho_CB that the correction nearly cancels:
+
+    k = rho_CB' + rho_CP Y,   Y = S^-1 (alpha - h rho_QB'),   S = I + h rho_QP.
+
+The identity holds for every alpha, so alpha is a constant of the differentiation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, conj_physical
+
+
+class Sums(NamedTuple):
+    """The Cauchy sums rho at F nodes; CB is not needed by the adjoint."""
+
+    CP: Tensor  # (c, r, H, F)
+    QP: Tensor  # (r, r, H, F)
+    QB: Tensor  # (r, b, H, F)
+    CB: Tensor | None = None  # (c, b, H, F)
+
+
+def split(P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha (r, b, H) real and B' = B - P alpha (b, H, n), for P (r, H, n) and B (b, H, n)."""
+    gram = torch.einsum("ihn,jhn->hij", conj_physical(P), P).real
+    overlap = torch.einsum("ihn,bhn->hib", conj_physical(P), B).real
+    alpha = (torch.linalg.pinv(gram, hermitian=True) @ overlap).permute(1, 2, 0)
+    return alpha, B - torch.einsum("rbh,rhn->bhn", alpha.to(P.dtype), P)
+
+
+def combine(rho: Sums, h: Tensor, alpha: Tensor) -> Tensor:
+    """The spectrum, (b, c, H, F), for h (F,) and alpha (r, b, H)."""
+    assert rho.CB is not None
+    Y, _ = _correction(rho, h, alpha)
+    out = rho.CB.transpose(0, 1)
+    for j, y in enumerate(Y):
+        out = torch.addcmul(out, y[:, None], rho.CP[None, :, j])
+    return out
+
+
+def combine_backward(grad: Tensor, rho: Sums, h: Tensor, alpha: Tensor) -> Sums:
+    """The gradients of all sums, conjugated, for the gradient (b, c, H, F) of the spectrum, conjugated.
+
+    Without conjugation: dCB = g, dCP = g Y*, Z = S^-H (CP* g), dQB = -h* Z, dQP = -h* Z Y*.
+    """
+    Y, S = _correction(rho, h, alpha)
+    dCP = torch.stack([_sum(grad * y[:, None], 0) for y in Y], 1)
+    transposed = [list(row) for row in zip(*S, strict=True)]
+    Z = _solve(transposed, [_sum(grad * rho.CP[None, :, j], 1) for j in range(len(Y))])
+    dQB = torch.stack([z.mul_(-h) for z in Z])
+    dQP = torch.stack([torch.stack([_sum(z * y, 0) for y in Y]) for z in dQB])
+    return Sums(dCP, dQP, dQB, grad.transpose(0, 1))
+
+
+def _correction(rho: Sums, h: Tensor, alpha: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Y as r tensors (b, H, F), and S as r x r tensors (H, F)."""
+    ranks = range(alpha.shape[0])
+    S = [[h * rho.QP[i, j] for j in ranks] for i in ranks]
+    for i in ranks:
+        S[i][i] += 1
+    rhs = [torch.addcmul(alpha[i][..., None].to(h.dtype), h, rho.QB[i], value=-1) for i in ranks]
+    return _solve([list(row) for row in S], rhs), S
+
+
+def _solve(matrix: list[list[Tensor]], rhs: list[Tensor]) -> list[Tensor]:
+    """Gaussian elimination at every node at once, without pivoting. Overwrites the lists and ``rhs``.
+
+    For Q = P the matrix is I plus one with positive semidefinite Hermitian part, so no pivot is small.
+    """
+    r = len(rhs)
+    for p in range(r):
+        for i in range(p + 1, r):
+            factor = matrix[i][p] / matrix[p][p]
+            for j in range(p + 1, r):
+                matrix[i][j] = torch.addcmul(matrix[i][j], factor, matrix[p][j], value=-1)
+            rhs[i].addcmul_(factor, rhs[p], value=-1)
+    for p in reversed(range(r)):
+        for j in range(p + 1, r):
+            rhs[p].addcmul_(matrix[p][j], rhs[j], value=-1)
+        rhs[p].div_(matrix[p][p])
+    return rhs
+
+
+def _sum(t: Tensor, dim: int) -> Tensor:
+    return t.squeeze(dim) if t.shape[dim] == 1 else t.sum(dim)

@@ -1,0 +1,70 @@
+"""Causal long convolution with a kernel of any length."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from s4_fast import dispatch
+from s4_fast.ops import _checks
+from s4_fast.ops._library import Op
+from s4_fast.ops.long_conv import reference
+
+_CONV = Op(
+    "fft_conv",
+    tensors=("u", "k", "D"),
+    complex_inputs=(False, False, False),
+    complex_output=False,
+    scalars=(),
+    fake=lambda u, k, D: u.new_empty(u.shape[0], k.shape[0], u.shape[1], u.shape[2]),
+).register()
+
+
+def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    r"""Causal convolution per feature, ``y[l] = sum_{j <= l} k[j] u[l - j] + D u[l]``.
+
+    Args:
+        u: signals, ``(B, H, L)``, float32 or float64.
+        k: kernels, ``(H, Lk)``, or ``(c, H, Lk)`` for c output channels. Taps beyond L have no effect.
+        D: skip coefficients, of the shape of ``k`` without its last dimension, or None.
+        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+
+    Returns:
+        ``(B, H, L)``, or ``(B, c, H, L)`` where ``k`` has channels. Differentiable in ``u``, ``k`` and ``D``.
+
+    Raises:
+        TypeError: a tensor is not real, or the precisions differ.
+        ValueError: shapes do not fit, L or Lk is 0, or the tensors are on different devices.
+        BackendUnavailableError: ``backend`` cannot serve the call.
+    """
+    call = _prepare(u, k, D)
+    choice = dispatch.choose(call, backend)
+    u, k = u.to(call.dtype), k.to(call.dtype)
+    kernels = k if k.ndim == 3 else k[None]
+    skip = u.new_empty(0) if D is None else D.to(call.dtype).view(kernels.shape[:-1])
+    if choice.backend == "reference":
+        y = reference.fft_conv(u.double(), kernels.double(), skip.double()).to(call.dtype)
+    else:
+        y = _CONV(u, kernels, skip, backend=choice.backend)
+    return y if k.ndim == 3 else y[:, 0]
+
+
+def _prepare(u: Tensor, k: Tensor, D: Tensor | None = None) -> dispatch.Call:
+    op = "fft_conv"
+    tensors = {"u": u, "k": k} if D is None else {"u": u, "k": k, "D": D}
+    device = _checks.same_device(op, **tensors)
+    dtype = _checks.common_dtype(op, real=tuple(tensors), **tensors)
+    if u.ndim != 3 or u.shape[-1] < 1:
+        raise ValueError(f"{op}: expected u of shape (B, H, L) with L >= 1, got {tuple(u.shape)}")
+    if k.ndim not in (2, 3) or k.shape[-2] != u.shape[1] or k.shape[-1] < 1:
+        raise ValueError(
+            f"{op}: expected k of shape (H, Lk) or (c, H, Lk) with H = {u.shape[1]}, Lk >= 1, got {tuple(k.shape)}"
+        )
+    if D is not None and D.shape != k.shape[:-1]:
+        raise ValueError(f"{op}: expected D of shape {tuple(k.shape[:-1])} to fit k, got {tuple(D.shape)}")
+    shape = {"B": u.shape[0], "H": u.shape[1], "L": u.shape[2], "Lk": k.shape[-1]}
+    return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))
+
+
+dispatch.register_op("fft_conv", _prepare)
+dispatch.register("fft_conv", "reference", f"{__name__}.reference")
+dispatch.register("fft_conv", "pytorch", f"{__name__}.pytorch")
