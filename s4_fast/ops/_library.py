@@ -68,14 +68,17 @@ class Op:
 
     def _forward(self, *args: Any) -> Tensor:
         *rest, backend = args
-        out = getattr(dispatch.load(self.name, backend), self.name)(*self._unpack(rest))
+        run = getattr(dispatch.load(self.name, backend), self.name)
+        with torch.autocast(args[0].device.type, enabled=False):
+            out = run(*self._unpack(rest))
         return _to_pairs(out).contiguous() if self.complex_output else out.contiguous()
 
     def _backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
         *rest, backend, needs = args
         grad = torch.view_as_complex(grad.contiguous()) if self.complex_output else grad
         run = getattr(dispatch.load(self.name, backend), f"{self.name}_backward")
-        grads = run(grad, *self._unpack(rest), tuple(needs))
+        with torch.autocast(grad.device.type, enabled=False):
+            grads = run(grad, *self._unpack(rest), tuple(needs))
         out = []
         for g, is_complex, needed in zip(grads, self.complex_inputs, needs, strict=True):
             if not needed:

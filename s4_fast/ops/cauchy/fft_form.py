@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, conj_physical
 
+from s4_fast.ops._complex import expm1, log_bilinear
 from s4_fast.ops.vandermonde.two_level import TwoLevelTables, log_powers
 
 
@@ -26,8 +27,8 @@ class FFTForm:
         w = w.to(torch.complex128)
         # At w = -2 the node lambda is 0 and its logarithmic derivative infinite: step off by one rounding.
         w = torch.where(w == -2, w * (1 + 2**-52), w)
-        x = _log_lambda(w)
-        one_minus = -_expm1(L * x)
+        x = log_bilinear(w)
+        one_minus = -expm1(L * x)
         self.L = L
         self.tables = TwoLevelTables(log_powers(x, L), L, dtype, rows)
         self.scale = 2 / ((2 - w) * one_minus)
@@ -69,17 +70,3 @@ def _adjoint_rfft(grad: Tensor, L: int, conjugated: bool) -> Tensor:
     if conjugated:
         weighted = weighted.conj_physical_()
     return torch.fft.irfft(weighted.transpose(0, 1), n=L, norm="forward").transpose(0, 1)
-
-
-def _log_lambda(w: Tensor) -> Tensor:
-    """log((2 + w)/(2 - w)), both parts accurate for small w."""
-    distance = (2 - w.real) ** 2 + w.imag**2
-    size = w.real**2 + w.imag**2
-    return torch.complex(0.5 * torch.log1p(8 * w.real / distance), torch.atan2(4 * w.imag, 4 - size))
-
-
-def _expm1(x: Tensor) -> Tensor:
-    """exp(x) - 1 without cancellation for small x."""
-    growth = torch.expm1(x.real)
-    half = torch.sin(0.5 * x.imag)
-    return torch.complex(growth * torch.cos(x.imag) - 2 * half * half, (1 + growth) * torch.sin(x.imag))

@@ -1,0 +1,39 @@
+"""Fast kernels of structured state space models (S4, S4D) as functions of tensors, and PyTorch layers on top."""
+
+from s4_fast.allocator import keep_pages
+from s4_fast.dispatch import BackendUnavailableError, backends, explain, use_backend
+from s4_fast.layers import DropoutNd, S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast.ops import (
+    cauchy_bilinear,
+    cauchy_mult,
+    dplr_kernel,
+    fft_conv,
+    log_vandermonde,
+    log_vandermonde_transpose,
+)
+from s4_fast.optim import get_ssm_param_groups
+from s4_fast.ssm import DiagonalSSM, DPLRSSM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "DPLRSSM",
+    "DiagonalSSM",
+    "DropoutNd",
+    "S4DBlock",
+    "S4DLayer",
+    "S4Layer",
+    "S4SequenceModel",
+    "backends",
+    "cauchy_bilinear",
+    "cauchy_mult",
+    "dplr_kernel",
+    "explain",
+    "fft_conv",
+    "get_ssm_param_groups",
+    "keep_pages",
+    "log_vandermonde",
+    "log_vandermonde_transpose",
+    "use_backend",
+]

@@ -1,0 +1,164 @@
+"""``python -m s4_fast doctor | bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import s4_fast
+from s4_fast import dispatch, doctor
+from s4_fast.bench import machine, plot, report, runner
+from s4_fast.bench.cases import OPS, Case, select
+from s4_fast.bench.results import Row, compare
+
+# Seconds per timing.
+_QUICK, _FULL = 0.5, 2.0
+
+
+def _in_existing_folder(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.absolute().parent.is_dir():
+        raise click.BadParameter(f"the folder {value.parent} does not exist")
+    return value
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    if value is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise click.BadParameter(f"{value!r} is not a device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"expected cpu, cuda or cuda:<index>, got {value!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise click.BadParameter(f"{value!r}: PyTorch {torch.__version__} sees {count} CUDA devices")
+    return value
+
+
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    # A pipe has no width: do not fold the tables to 80 columns.
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(s4_fast.__version__, package_name="s4_fast")
+def main() -> None:
+    """Fast kernels for structured state space models: check this installation, measure it."""
+
+
+@main.command("doctor")
+def doctor_command() -> None:
+    """Show versions, devices and backends, and measure the error of every op on every usable backend.
+
+    Errors are relative norms against the definitions in float64, of the output and of each gradient. The exit code is
+    1 when one misses the accuracy contract. Takes about ten seconds.
+    """
+    raise SystemExit(doctor.examine(_console()))
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="One size per op, under a minute on two cores. Leaves out keops.")
+@click.option("--op", "ops", type=click.Choice(list(OPS)), multiple=True, help="Only this op. Can be repeated.")
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(dispatch.BACKENDS),
+    multiple=True,
+    help="Only this backend, beside the direct evaluation. Can be repeated. [default: all usable but reference]",
+)
+@click.option("--device", callback=_device, help="cpu, cuda or cuda:<index>. [default: cuda where there is one]")
+@click.option("--csv", "csv_file", type=_FILE, callback=_in_existing_folder, help="Write the rows as CSV.")
+@click.option("--json", "json_file", type=_FILE, callback=_in_existing_folder, help="Write machine and rows as JSON.")
+@click.option("--plot", "plot_file", type=_FILE, callback=_in_existing_folder, help="Draw the results (png, svg, pdf).")
+@click.option(
+    "--default-allocator",
+    is_flag=True,
+    help="Leave the C allocator as it is. Otherwise glibc is told to keep freed pages (see s4_fast.allocator), "
+    "without which large temporaries, and so the direct evaluations, are slowed by page faults.",
+)
+@click.option("--list", "list_only", is_flag=True, help="List what would run, and run nothing.")
+def bench(
+    quick: bool,
+    ops: tuple[str, ...],
+    backends: tuple[str, ...],
+    device: str,
+    csv_file: Path | None,
+    json_file: Path | None,
+    plot_file: Path | None,
+    default_allocator: bool,
+    list_only: bool,
+) -> None:
+    """Measure time, peak memory and error of the ops beside their direct evaluation.
+
+    The exit code is 1 when an op fails or misses the accuracy contract. Goals are shown, and judged on the CPU alone.
+    """
+    _refuse_unusable(backends)
+    if plot_file is not None and plot.matplotlib_missing():
+        raise click.UsageError(plot.matplotlib_missing())
+    cases = [case for case in select(quick=quick) if not ops or case.op in ops]
+    jobs = runner.plan(cases, backends, compiled_at_run_time=not quick)
+    if not jobs:
+        raise click.UsageError(f"nothing to run: {', '.join(backends)} implements none of {', '.join(ops)}")
+    if list_only:
+        for job in jobs:
+            click.echo(f"{_label(job.case)}  {job.backend}")
+        return
+    seconds = _QUICK if quick else _FULL
+    rows, interrupted = _measure(jobs, device, seconds, default_allocator)
+    results = compare(rows)
+    described = machine.describe(device)
+    _console().print(report.table(results))
+    if csv_file is not None:
+        report.write_csv(csv_file, results)
+    if json_file is not None:
+        settings = {"device": device, "seconds": seconds, "allocator": "default" if default_allocator else "keep pages"}
+        report.write_json(json_file, results, described, settings)
+    if plot_file is not None:
+        plot.write_plot(plot_file, results, described)
+    if interrupted:
+        raise click.Abort
+    raise SystemExit(1 if any(result.failed for result in results) else 0)
+
+
+def _refuse_unusable(backends: tuple[str, ...]) -> None:
+    for name in backends:
+        status = dispatch.backends()[name]
+        if not status.usable:
+            fix = f"; run: {status.fix}" if status.fix else ""
+            raise click.UsageError(f"backend {name!r} is not usable here: {status.cause}{fix}")
+
+
+def _label(case: Case) -> str:
+    return f"{case.op} {case.sizes} {case.dtype}"
+
+
+def _measure(jobs: list[runner.Job], device: str, seconds: float, default_allocator: bool) -> tuple[list[Row], bool]:
+    """The rows, and whether the user stopped the run before the last."""
+    rows: list[Row] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(jobs))
+        measured = runner.run(jobs, device, seconds, default_allocator=default_allocator)
+        try:
+            for job in jobs:
+                progress.update(task, description=f"{_label(job.case)} {job.backend}")
+                rows.append(next(measured))
+                progress.advance(task)
+        except KeyboardInterrupt:
+            return rows, True
+        finally:
+            measured.close()
+    return rows, False
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m s4_fast")

@@ -1,0 +1,1 @@
+"""Measuring the ops against the direct evaluations: cases, measurements, reports."""

@@ -1,0 +1,133 @@
+"""The error of an evaluation against the op's definition in float64, and the accuracy contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s4_fast.bench import direct
+from s4_fast.bench.cases import OPS, Arguments, Axes, Case, cast
+from s4_fast.bench.evaluate import Outcome, cotangent, implementation
+
+PASS, FAIL, KNOWN_LIMIT = "pass", "FAIL", "known limit"
+
+# Elements of one (features, states, L) block of the float64 reference: 64 MiB a temporary.
+_BLOCK = 2**22
+# Steps up to which the quadratic definition of fft_conv is evaluated; beyond, one FFT in float64, good to 1e-15.
+_QUADRATIC = 2**28
+
+
+def reference(case: Case, arguments: Arguments) -> Outcome:
+    """The op's definition and its autograd in float64, for the cotangent of :func:`.cotangent` in ``case.dtype``.
+
+    Evaluated in blocks of features, and of states where the op is additive in them, so that memory stays bounded.
+    """
+    op = OPS[case.op]
+    definition = _definition(case)
+    inputs = {name: cast(t.detach(), "float64") for name, t in arguments.tensors.items()}
+    gradients = {name: torch.zeros_like(t) for name, t in inputs.items()}
+    outcome: tuple[Tensor, Tensor] | None = None
+    for block in _blocks(case, op.additive):
+        leaves = {name: _part(t, op.inputs[name], block).detach().requires_grad_() for name, t in inputs.items()}
+        result = definition(**leaves, **arguments.scalars)
+        if outcome is None:
+            output = result.new_zeros(_whole_shape(result, op.output, case))
+            outcome = output, cotangent(cast(output, case.dtype)).to(output.dtype)
+        output, grad = outcome
+        _part(output, op.output, block).add_(result.detach())
+        grads = torch.autograd.grad(result, list(leaves.values()), _part(grad, op.output, block))
+        for name, g in zip(leaves, grads, strict=True):
+            _part(gradients[name], op.inputs[name], block).add_(g)
+    assert outcome is not None
+    return Outcome(outcome[0], gradients)
+
+
+def _definition(case: Case) -> Callable[..., Tensor]:
+    if case.op == "fft_conv" and case.batch * case.H * case.L**2 > _QUADRATIC:
+        return direct.fft_conv
+    return implementation(case.op, "reference")
+
+
+class _Block(NamedTuple):
+    features: tuple[int, int]
+    states: tuple[int, int]
+
+
+def _blocks(case: Case, additive: bool) -> Iterator[_Block]:
+    """(start, length) of features and states, covering all of them once."""
+    length = case.batch * case.L
+    states = min(case.n, max(1, _BLOCK // length)) if additive else case.n
+    features = max(1, _BLOCK // (length * states))
+    for h in range(0, case.H, features):
+        for n in range(0, case.n, states):
+            yield _Block((h, min(features, case.H - h)), (n, min(states, case.n - n)))
+
+
+def _part(t: Tensor, axes: Axes, block: _Block) -> Tensor:
+    if axes.features is not None:
+        t = t.narrow(axes.features, *block.features)
+    if axes.states is not None:
+        t = t.narrow(axes.states, *block.states)
+    return t
+
+
+def _whole_shape(part: Tensor, axes: Axes, case: Case) -> list[int]:
+    shape = list(part.shape)
+    if axes.features is not None:
+        shape[axes.features] = case.H
+    if axes.states is not None:
+        shape[axes.states] = case.n
+    return shape
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """norm(actual - expected) / norm(expected), in the precision of ``expected``."""
+    scale = torch.linalg.vector_norm(expected)
+    error = torch.linalg.vector_norm(actual.detach().to(expected.dtype) - expected)
+    return float(error / scale if scale > 0 else error)
+
+
+class Errors(NamedTuple):
+    """Relative errors of an output and of the worst gradient, with the name of that gradient's input."""
+
+    forward: float
+    gradient: float | None
+    worst: str
+
+
+def errors(actual: Outcome, expected: Outcome) -> Errors:
+    """The errors of what ``actual`` has, against ``expected``."""
+    forward = relative_error(actual.output, expected.output)
+    each = {name: relative_error(g, expected.gradients[name]) for name, g in actual.gradients.items()}
+    if not each:
+        return Errors(forward, None, "")
+    # A NaN compares as neither larger nor smaller.
+    worst = max(each, key=lambda name: math.inf if math.isnan(each[name]) else each[name])
+    return Errors(forward, each[worst], worst)
+
+
+def tolerances(case: Case) -> tuple[float, float]:
+    """The largest relative error of the output and of a gradient that the accuracy contract allows."""
+    if case.dtype == "float64":
+        return 1e-12, 1e-11
+    return 5e-6 if case.op == "dplr_kernel" else 2e-6, 1e-5
+
+
+def verdict(case: Case, backend: str, errors: Errors) -> str:
+    """PASS, FAIL or KNOWN_LIMIT.
+
+    PyKeOps evaluates exp(x l) in the precision of its inputs: a phase x l, |x| < 16, is rounded by up to
+    2^-24 * 16 l in float32. An error within that is its known limit; it is never chosen automatically.
+    """
+    forward, gradient = tolerances(case)
+    worst = 0.0 if errors.gradient is None else errors.gradient
+    if errors.forward <= forward and worst <= gradient:
+        return PASS
+    rounded_phase = 2**-20 * case.L
+    if backend == "keops" and case.dtype == "float32" and max(errors.forward, worst) <= rounded_phase:
+        return KNOWN_LIMIT
+    return FAIL

@@ -1,0 +1,74 @@
+"""The direct evaluations that S4 code bases use without compiled kernels: the baselines of the benchmark.
+
+They are baselines, not definitions: textbook formulas in the precision of their inputs, under ordinary PyTorch
+autograd, materialising every ``(H, n, L)`` term. They lose digits where the fast paths do not (phases ``x l`` and
+nodes near ``omega = -1`` in float32). The definitions are the ``reference`` modules of the ops.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
+    """2 Re sum_n v_n exp(x_n l)."""
+    steps = torch.arange(L, dtype=x.real.dtype, device=x.device)
+    return 2 * (v[..., None] * torch.exp(x[..., None] * steps)).sum(-2).real
+
+
+def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
+    """sum_l u_l v_n exp(x_n l)."""
+    steps = torch.arange(L, dtype=x.real.dtype, device=x.device)
+    return v * (u[..., None, :] * torch.exp(x[..., None] * steps)).sum(-1)
+
+
+def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True) -> Tensor:
+    """sum_n v/(z - w) over the states and, if ``symmetric``, their conjugates."""
+    if symmetric:
+        v, w = _with_conjugates(v), _with_conjugates(w)
+    return (v[..., None] / (z[..., None, :] - w[..., None])).sum(-2)
+
+
+def cauchy_bilinear(v: Tensor, w: Tensor, L: int) -> Tensor:
+    """2/(1 + omega) sum_n v/(z - w) at z = 2(1 - omega)/(1 + omega), omega the L-th roots of unity."""
+    z, factor = _nodes(L, w)
+    return cauchy_mult(v, z, w) * factor
+
+
+def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
+    """The S4 kernel from (b + r)(c + r) Cauchy sums and the Woodbury correction, without splitting B."""
+    rank = P.shape[0]
+    right = torch.cat((B, P))
+    left = torch.cat((C, Q.conj()))
+    z, factor = _nodes(L, w)
+    sums = cauchy_mult(right[:, None] * left * dt, z, w)
+    plain, left_half, right_half = sums[:-rank, :-rank], sums[-rank:, :-rank], sums[:-rank, -rank:]
+    if rank == 1:
+        spectrum = plain - left_half * right_half / (1 + sums[-1:, -1:])
+    else:
+        capacitance = sums[-rank:, -rank:].permute(2, 3, 1, 0)
+        inverse = torch.linalg.inv(torch.eye(rank, dtype=w.dtype, device=w.device) + capacitance)
+        spectrum = plain - torch.einsum("pchl,hlpq,bqhl->bchl", left_half, inverse, right_half)
+    return torch.fft.irfft(spectrum * factor, n=L)
+
+
+def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None) -> Tensor:
+    """Causal convolution by one FFT of length 2L over the whole batch, plus D u."""
+    L = u.shape[-1]
+    if k.ndim == 3:
+        u = u[:, None]
+    y = torch.fft.irfft(torch.fft.rfft(u, n=2 * L) * torch.fft.rfft(k, n=2 * L), n=2 * L)[..., :L]
+    return y if D is None else y + D[..., None] * u
+
+
+def _with_conjugates(t: Tensor) -> Tensor:
+    return torch.cat((t, t.conj()), dim=-1)
+
+
+def _nodes(L: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """z and 2/(1 + omega), rounded from float64: in float64 ``1 + omega`` is tiny at omega = -1, not zero."""
+    angle = torch.arange(L // 2 + 1, dtype=torch.float64, device=like.device) * (-2 * torch.pi / L)
+    omega = torch.polar(torch.ones_like(angle), angle)
+    factor = 2 / (1 + omega)
+    return ((1 - omega) * factor).to(like.dtype), factor.to(like.dtype)

@@ -1,0 +1,8 @@
+"""Sequence layers and models on (batch, length, features)."""
+
+from s4_fast.layers.block import S4DBlock
+from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.model import S4SequenceModel
+from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
+
+__all__ = ["DropoutNd", "S4DBlock", "S4DLayer", "S4Layer", "S4SequenceModel"]

@@ -1,0 +1,55 @@
+"""A residual block around an S4D or S4 layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, glu
+
+from s4_fast.checkpoint import AllOrNothing
+from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
+
+LAYERS = {"s4d": S4DLayer, "s4": S4Layer}
+
+
+class S4DBlock(AllOrNothing):
+    """``x + dropout(GLU(W dropout(gelu(layer(norm(x))))))`` on (batch, length, d_model).
+
+    Pre-norm residual block with a position-wise gated output mix, as in S4D (Gu et al. 2022, appendix).
+
+    Args:
+        d_model: number of features.
+        d_state: real state size per feature.
+        dropout: probability for :class:`DropoutNd` after the activation and after the mix.
+        layer: ``"s4d"`` or ``"s4"``.
+        **options: passed to :class:`S4DLayer` or :class:`S4Layer`.
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int | None = None, dropout: float = 0.0, *, layer: str = "s4d", **options: Any
+    ) -> None:
+        super().__init__()
+        if layer not in LAYERS:
+            raise ValueError(f"unknown layer {layer!r}; expected one of {', '.join(LAYERS)}")
+        self.norm = nn.LayerNorm(d_model)
+        self.layer = LAYERS[layer](d_model, d_state, **options)
+        self.dropout = DropoutNd(dropout)
+        self.mix = nn.Linear(d_model, 2 * d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, d_model) -> the same shape."""
+        return x + self._mix(self.layer(self.norm(x)))
+
+    def init_state(self, batch: int) -> Tensor:
+        """The zero state of the layer."""
+        return self.layer.init_state(batch)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: x (batch, d_model), state -> (batch, d_model), state. Equals :meth:`forward` without dropout."""
+        y, state = self.layer.step(self.norm(x), state)
+        return x + self._mix(y[:, None])[:, 0], state
+
+    def _mix(self, y: Tensor) -> Tensor:
+        return self.dropout(glu(self.mix(self.dropout(gelu(y))), dim=-1))

@@ -1,0 +1,39 @@
+"""Dropout with one mask for all time steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DropoutNd(nn.Module):
+    """Dropout on (batch, ..., features): with ``tie`` a feature is dropped at every position at once, or at none.
+
+    Tied masks leave the temporal correlations of a feature intact (the variational dropout of Gal and Ghahramani
+    2016, arXiv 1512.05287), which is what state space models are trained with.
+
+    Args:
+        p: probability of a zero, in [0, 1).
+        tie: whether positions share one mask; False is ``torch.nn.Dropout``.
+        transposed: whether features come second, (batch, features, ...).
+    """
+
+    def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = False) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability must be in [0, 1), got {p}")
+        self.p, self.tie, self.transposed = p, tie, transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        shape = list(x.shape)
+        if self.tie:
+            positions = range(2, x.ndim) if self.transposed else range(1, x.ndim - 1)
+            for position in positions:
+                shape[position] = 1
+        keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        return x * keep.div_(1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, tie={self.tie}, transposed={self.transposed}"

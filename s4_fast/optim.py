@@ -1,0 +1,38 @@
+"""Optimiser parameter groups: state space parameters train with their own learning rate and without decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def get_ssm_param_groups(
+    model: nn.Module, lr: float = 1e-3, ssm_lr: float = 1e-3, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """Parameter groups for a ``torch.optim`` optimiser.
+
+    Parameters marked with ``_optim`` (dt, A, B and P of the SSM modules) train with ``ssm_lr`` and without weight
+    decay, unless the mark holds an ``"lr"`` or ``"weight_decay"`` of its own; all others with ``lr`` and
+    ``weight_decay``. Frozen parameters are left out.
+
+    Returns:
+        The groups, ordinary parameters first, each with ``params``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        ValueError: a rate or the weight decay is negative.
+    """
+    for name, value in (("lr", lr), ("ssm_lr", ssm_lr), ("weight_decay", weight_decay)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    ordinary, marked = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (marked if hasattr(parameter, "_optim") else ordinary).append(parameter)
+    for parameter in marked:
+        mark = {"lr": ssm_lr, "weight_decay": 0.0, **parameter._optim}
+        groups.setdefault((mark["lr"], mark["weight_decay"]), []).append(parameter)
+    out = [{"params": ordinary, "lr": lr, "weight_decay": weight_decay}]
+    out += [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+    return [group for group in out if group["params"]]

@@ -1,0 +1,6 @@
+"""State space models: their matrices, initial values, discretisation, and parameter modules."""
+
+from s4_fast.ssm.diagonal import DiagonalSSM
+from s4_fast.ssm.dplr import DPLRSSM
+
+__all__ = ["DPLRSSM", "DiagonalSSM"]

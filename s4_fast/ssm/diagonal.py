@@ -1,0 +1,101 @@
+"""The diagonal state space model (S4D): convolution kernel, recurrence, and state after a sequence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
+from s4_fast.ops._complex import expm1
+from s4_fast.ssm import initialization
+from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
+from s4_fast.ssm.parameters import SSMParameters, as_matrices
+
+_DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
+
+
+class DiagonalRecurrence(NamedTuple):
+    """``s' = s + lambda_minus_1 s + B u``, ``y = 2 Re C s'``; the increment keeps what float32 loses of lambda."""
+
+    lambda_minus_1: Tensor  # (d_model, n)
+    B: Tensor  # (d_model, n)
+    C: Tensor  # (channels, d_model, n)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = state + self.lambda_minus_1 * state + self.B * u[..., None]
+        return 2 * (self.C * state[:, None]).sum(-1).real, state
+
+
+class DiagonalSSM(SSMParameters):
+    r"""A diagonal SSM per feature, ``x' = A x + B u, y = 2 Re C x`` (S4D; Gu et al. 2022, arXiv 2206.11893).
+
+    Args:
+        d_model: number of features H.
+        d_state: real state size N, even; n = N/2 conjugate pairs are stored.
+        channels: number of outputs per feature.
+        init: a name known to :func:`s4_fast.ssm.initialization.diagonal`, or tensors (A, B) of shape (n,) or
+            (n_ssm, n).
+        discretization: ``"zoh"`` or ``"bilinear"``.
+        dt_min, dt_max: the range of the log-uniform initial step size.
+        n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
+        lr: learning rate mark of dt, A and B; None leaves it to the optimiser's group.
+        generator: source of the initial random numbers.
+
+    Raises:
+        ValueError: an unknown name, a size that does not fit, or an unstable ``A`` (Re A > 0).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        *,
+        channels: int = 1,
+        init: str | tuple[Tensor, Tensor] = "lin",
+        discretization: str = "zoh",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        n_ssm: int | None = None,
+        lr: float | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        if discretization not in _DISCRETIZATIONS:
+            raise ValueError(f"unknown discretization {discretization!r}; expected one of {', '.join(_DISCRETIZATIONS)}")
+        A, B = as_matrices(init, "A, B") or initialization.diagonal(init, d_state, generator=generator)
+        super().__init__(
+            A, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
+            generator=generator,
+        )  # fmt: skip
+        self.discretization = discretization
+
+    def discretize(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
+        B = self._shared(torch.view_as_complex(self.B)[0])
+        x, B_bar = _DISCRETIZATIONS[self.discretization](self.A(), B, self.dt())
+        return x, B_bar, torch.view_as_complex(self.C)
+
+    def kernel(self, L: int) -> Tensor:
+        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
+        x, B, C = self.discretize()
+        return log_vandermonde(C * B, x, L)
+
+    def forward_state(self, u: Tensor, state: Tensor) -> Tensor:
+        """The state after the sequence u (batch, d_model, L) from ``state`` (batch, d_model, n)."""
+        x, B, _ = self.discretize()
+        L = u.shape[-1]
+        return torch.exp(x * L) * state + log_vandermonde_transpose(u.flip(-1), B, x, L)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
+
+        The discretisation is remembered while no parameter changes, except where gradients are recorded.
+        """
+        self._check_step(u, state)
+        return self._cached(self._recurrence).step(u, state)
+
+    def _recurrence(self) -> DiagonalRecurrence:
+        x, B, C = self.discretize()
+        x = x.to(torch.complex128)
+        return DiagonalRecurrence(expm1(x).to(C.dtype), B, C)

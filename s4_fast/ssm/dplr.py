@@ -1,0 +1,228 @@
+"""The diagonal-plus-low-rank state space model (S4): convolution kernel, recurrence, and state after a sequence."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from s4_fast.ops import dplr_kernel
+from s4_fast.ssm import initialization
+from s4_fast.ssm.parameters import SSMParameters, as_matrices, to_pairs
+
+
+class DPLRRecurrence(NamedTuple):
+    """``s' = s + increment s - G (2 Re V s) + B u``, ``y = 2 Re C s'``: the bilinear step of A = Lambda - P P*, exact.
+
+    G and V come from the Woodbury inverse of I - dt/2 A. The increment is lambda - 1 of the diagonal part; it keeps
+    what float32 loses of lambda.
+    """
+
+    increment: Tensor  # (d_model, n)
+    G: Tensor  # (rank, d_model, n)
+    V: Tensor  # (rank, d_model, n)
+    B: Tensor  # (d_model, n)
+    C: Tensor  # (channels, d_model, n)
+
+    def advance(self, state: Tensor) -> Tensor:
+        """A_bar s for s (..., d_model, n)."""
+        out = state + self.increment * state
+        for g, v in zip(self.G, self.V, strict=True):
+            out = out - g * _overlap(v, state)
+        return out
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.advance(state) + self.B * u[..., None]
+        return _overlap(self.C, state[:, None]).squeeze(-1), state
+
+    def to(self, dtype: torch.dtype) -> DPLRRecurrence:
+        return DPLRRecurrence(*(t.to(dtype) for t in self))
+
+
+class DPLRSSM(SSMParameters):
+    r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu, Goel, Re 2022, arXiv 2111.00396).
+
+    ``C`` holds the plain output vectors while the buffer ``l_kernel`` is 0, and from the first kernel on the truncated
+    ``C_tilde = C (I - A_bar^l_kernel)``, as in state-spaces/s4. :meth:`setup` makes that change, and doubles
+    ``l_kernel`` when a longer kernel is wanted. The kernel of any length up to ``l_kernel`` is a prefix of the kernel
+    of length ``l_kernel``, so what is computed for a prefix does not depend on what follows.
+
+    Args:
+        d_model: number of features H.
+        d_state: real state size N, even; n = N/2 conjugate pairs are stored.
+        channels: number of outputs per feature.
+        init: a name known to :func:`s4_fast.ssm.initialization.dplr`, or tensors (Lambda (n,), P (rank, n), B (n,)).
+        rank: rank of the correction; LegT needs 2.
+        l_max: the length to set up for at first; None takes the first kernel's length.
+        dt_min, dt_max: the range of the log-uniform initial step size.
+        n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
+        lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
+        generator: source of the initial random numbers.
+
+    Raises:
+        ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
+    """
+
+    l_kernel: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        *,
+        channels: int = 1,
+        init: str | tuple[Tensor, Tensor, Tensor] = "legs",
+        rank: int = 1,
+        l_max: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        n_ssm: int | None = None,
+        lr: float | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        if l_max is not None and l_max < 1:
+            raise ValueError(f"l_max must be at least 1, got {l_max}")
+        w, P, B = as_matrices(init, "Lambda, P, B") or initialization.dplr(init, d_state, rank, generator=generator)
+        super().__init__(
+            w, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
+            generator=generator,
+        )  # fmt: skip
+        if P.ndim != 2 or P.shape[-1] != d_state // 2:
+            raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
+        pairs = to_pairs(P[:, None].expand(-1, self.n_ssm, -1))
+        self.P = nn.Parameter(pairs.to(self.C.dtype, copy=True))
+        self._mark()
+        self.l_max = l_max
+        self.register_buffer("l_kernel", torch.tensor(0))
+        # The buffer as a number: reading it from a GPU on every call would wait for the device.
+        self._length = 0
+
+    def discretize(self) -> DPLRRecurrence:
+        """The recurrence in the parameters' precision, differentiable; ``C`` is the plain C."""
+        return self._recurrence().to(torch.complex128 if self.C.dtype == torch.float64 else torch.complex64)
+
+    def setup(self, L: int) -> None:
+        """Make kernels up to length L available: C becomes C_tilde, or C_tilde of a doubled length.
+
+        Changes the parameter ``C`` in place. Called by :meth:`kernel` when needed; call it yourself before
+        compiling, or before wrapping the module in DistributedDataParallel.
+        """
+        if L < 1:
+            raise ValueError(f"expected a length L >= 1, got {L}")
+        if L <= self._length:
+            return
+        with torch.no_grad():
+            A_bar = self._dense(self._recurrence(plain=False))
+            row = self._row(torch.view_as_complex(self.C.double()))
+            if self._length == 0:
+                self._length = L if self.l_max is None else max(L, self.l_max)
+                row = row - row @ torch.linalg.matrix_power(A_bar, self._length)
+            while self._length < L:
+                row = row + row @ torch.linalg.matrix_power(A_bar, self._length)
+                self._length *= 2
+            self.C.copy_(to_pairs(self._unrow(row)))
+            self.l_kernel.fill_(self._length)
+
+    def kernel(self, L: int) -> Tensor:
+        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
+        if L > self._length:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"a kernel of length {L} needs setup({L}) before the module is compiled")
+            self.setup(L)
+        dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
+        return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
+
+    def forward_state(self, u: Tensor, state: Tensor) -> Tensor:
+        """The state after the sequence u (batch, d_model, L) from ``state`` (batch, d_model, n), in blocks of ~sqrt(L).
+
+        The powers of A_bar applied to B_bar over one block are formed once, so the cost is O(N L) per feature and
+        O(N sqrt(L)) multiplications depend on each other.
+        """
+        recurrence = self.discretize()
+        L = u.shape[-1]
+        block = 1 << max(0, (L - 1).bit_length() // 2)
+        A_bar = self._dense(recurrence)
+        powers, powered = self._real(recurrence.B)[..., None], A_bar
+        while powers.shape[-1] < block:
+            powers = torch.cat((powered @ powers, powers), -1)
+            powered = powered @ powered
+        s = self._real(state)
+        first = L % block
+        for start in [0, *range(first, L, block)] if first else range(0, L, block):
+            chunk = u[..., start : start + (first if start == 0 and first else block)]
+            advance = torch.linalg.matrix_power(A_bar, chunk.shape[-1]) if chunk.shape[-1] < block else powered
+            s = torch.einsum("hij,bhj->bhi", advance, s)
+            s = s + torch.einsum("hit,bht->bhi", powers[..., block - chunk.shape[-1] :], chunk.to(s.dtype))
+        return self._complex(s)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
+
+        The discretisation, and C recovered from C_tilde, are remembered while no parameter changes, except where
+        gradients are recorded.
+        """
+        self._check_step(u, state)
+        return self._cached(self.discretize).step(u, state)
+
+    def _recurrence(self, plain: bool = True) -> DPLRRecurrence:
+        """The recurrence in complex128; C is the plain C, or the stored one."""
+        wide = torch.complex128
+        half = self.dt().double() / 2
+        A, P, B, C = (
+            t.to(wide)
+            for t in (
+                self.A(),
+                self._shared(torch.view_as_complex(self.P)),
+                self._shared(torch.view_as_complex(self.B)[0]),
+                torch.view_as_complex(self.C),
+            )
+        )
+        D = 1 / (1 - half * A)
+        lam, G, Q = (1 + half * A) * D, D * half * P, P.conj()
+        M = _overlap(Q[:, None], G).squeeze(-1).permute(2, 0, 1)
+        K = torch.linalg.inv(torch.eye(P.shape[0], dtype=M.dtype, device=M.device) + M).to(wide)
+        V = Q + torch.einsum("hij,jhn->ihn", K, Q * lam - torch.einsum("hij,jhn->ihn", M.to(wide), Q))
+        b = 2 * half * D * B
+        b = b - torch.einsum("hij,ihn,jh->hn", K, G, _overlap(Q, b).squeeze(-1).to(wide))
+        recurrence = DPLRRecurrence(2 * half * A * D, G, V, b, C)
+        return recurrence._replace(C=self._plain_C(recurrence)) if plain and self._length else recurrence
+
+    def _plain_C(self, recurrence: DPLRRecurrence) -> Tensor:
+        A_bar = self._dense(recurrence)
+        truncation = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
+        truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
+        return self._unrow(torch.linalg.solve(truncation, self._row(recurrence.C), left=False))
+
+    def _dense(self, recurrence: DPLRRecurrence) -> Tensor:
+        """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""
+        n = self.d_state // 2
+        eye = torch.eye(2 * n, dtype=recurrence.B.real.dtype, device=recurrence.B.device)
+        basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, self.d_model, -1)
+        return self._real(recurrence.advance(basis)).permute(1, 2, 0)
+
+    @staticmethod
+    def _real(s: Tensor) -> Tensor:
+        return torch.cat((s.real, s.imag), -1)
+
+    @staticmethod
+    def _complex(s: Tensor) -> Tensor:
+        return torch.complex(*s.chunk(2, -1))
+
+    @classmethod
+    def _row(cls, C: Tensor) -> Tensor:
+        """C (channels, d_model, n) as the rows of 2 Re C s, (d_model, channels, N)."""
+        return cls._real(2 * C.conj()).transpose(0, 1)
+
+    @classmethod
+    def _unrow(cls, row: Tensor) -> Tensor:
+        return cls._complex(row.transpose(0, 1) / 2).conj()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._length = int(self.l_kernel)
+
+
+def _overlap(v: Tensor, s: Tensor) -> Tensor:
+    """2 Re sum_n v_n s_n, keeping the last dimension."""
+    return 2 * (v * s).sum(-1, keepdim=True).real

@@ -1,0 +1,153 @@
+"""The parameters that diagonal and DPLR state space models share: dt, A, B and C in conjugate-pair storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from s4_fast.checkpoint import AllOrNothing
+from s4_fast.ssm import initialization
+from s4_fast.ssm.discretization import check_stable
+
+T = TypeVar("T")
+
+
+class SSMParameters(AllOrNothing):
+    r"""``x' = A x + B u, y = 2 Re C x`` for ``d_model`` independent features with ``n = d_state / 2`` pairs each.
+
+    Stored with the names and shapes of state-spaces/s4, so that its checkpoints load:
+
+    - ``inv_dt`` (d_model, 1): ``log dt``,
+    - ``A_real``, ``A_imag`` (n_ssm, n): ``A = -exp(A_real) - i A_imag``, so Re A < 0 always,
+    - ``B`` (1, n_ssm, n, 2) and ``C`` (channels, d_model, n, 2): real pairs.
+
+    ``n_ssm`` independent copies of (A, B) are shared by the features in turn. ``inv_dt``, ``A_real``, ``A_imag`` and
+    ``B`` carry ``_optim = {"weight_decay": 0.0}``, with ``"lr"`` where ``lr`` is given; see
+    :func:`s4_fast.get_ssm_param_groups`.
+    """
+
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        d_model: int,
+        d_state: int,
+        *,
+        channels: int,
+        n_ssm: int | None,
+        dt_min: float,
+        dt_max: float,
+        lr: float | None,
+        generator: Generator | None,
+    ) -> None:
+        super().__init__()
+        n_ssm = d_model if n_ssm is None else n_ssm
+        _positive(d_model=d_model, d_state=d_state, channels=channels, n_ssm=n_ssm)
+        if d_model % n_ssm:
+            raise ValueError(f"n_ssm must divide d_model, got n_ssm = {n_ssm}, d_model = {d_model}")
+        if lr is not None and lr < 0:
+            raise ValueError(f"lr must not be negative, got {lr}")
+        n = d_state // 2
+        if A.shape[-1] != n or A.shape != B.shape or A.ndim > 2:
+            raise ValueError(
+                f"expected A and B of shape ({n},) or (n_ssm, {n}) for d_state = {d_state}, "
+                f"got A {tuple(A.shape)}, B {tuple(B.shape)}"
+            )
+        check_stable(A)
+        self.d_model, self.d_state, self.channels, self.n_ssm = d_model, d_state, channels, n_ssm
+        self._lr = lr
+        real, double = torch.get_default_dtype(), torch.float64
+        log_dt = initialization.log_dt((d_model, 1), dt_min, dt_max, generator)
+        C = torch.randn(channels, d_model, n, 2, dtype=double, generator=generator) * math.sqrt(0.5)
+        # The official code stores log(-Re A) of at least 1e-4: modes without decay would be log(0).
+        decay = (-A.real).clamp(min=1e-4).expand(n_ssm, n)
+        self.inv_dt = nn.Parameter(log_dt.to(real))
+        self.A_real = nn.Parameter(decay.log().to(real))
+        self.A_imag = nn.Parameter(-A.imag.expand(n_ssm, n).to(real, copy=True))
+        self.B = nn.Parameter(to_pairs(B.expand(n_ssm, n)[None]).to(real, copy=True))
+        self.C = nn.Parameter(C.to(real))
+        self._mark()
+        self._cache: tuple[Any, Any] | None = None
+
+    def _mark(self) -> None:
+        mark = {"weight_decay": 0.0} if self._lr is None else {"weight_decay": 0.0, "lr": float(self._lr)}
+        for name, parameter in self.named_parameters(recurse=False):
+            if name != "C":
+                parameter._optim = dict(mark)  # type: ignore[attr-defined]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()  # copying a parameter drops its attributes
+
+    def dt(self) -> Tensor:
+        """Step sizes, (d_model, 1)."""
+        return self.inv_dt.exp()
+
+    def A(self) -> Tensor:
+        """The diagonal (part) of A, (d_model, n), complex."""
+        return self._shared(torch.complex(-self.A_real.exp(), -self.A_imag))
+
+    def _shared(self, t: Tensor) -> Tensor:
+        """(..., n_ssm, n) -> (..., d_model, n), the copies taken in turn."""
+        repeats = self.d_model // self.n_ssm
+        return t if repeats == 1 else t.repeat(*([1] * (t.ndim - 2)), repeats, 1)
+
+    def _cached(self, compute: Callable[[], T]) -> T:
+        """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return compute()
+        key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in (*self.parameters(), *self.buffers()))
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, compute())
+        return self._cache[1]
+
+    def init_state(self, batch: int) -> Tensor:
+        """The zero state, (batch, d_model, n), complex."""
+        like = self.C
+        dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+        return torch.zeros(batch, self.d_model, self.d_state // 2, dtype=dtype, device=like.device)
+
+    def _check_step(self, u: Tensor, state: Tensor) -> None:
+        if u.ndim != 2 or u.shape[1] != self.d_model:
+            raise ValueError(f"expected u of shape (batch, {self.d_model}), got {tuple(u.shape)}")
+        expected = (u.shape[0], self.d_model, self.d_state // 2)
+        if tuple(state.shape) != expected or not state.is_complex():
+            raise ValueError(
+                f"expected a complex state of shape {expected} for u {tuple(u.shape)}, "
+                f"got {tuple(state.shape)} {state.dtype}"
+            )
+        if state.device != u.device:
+            raise ValueError(f"expected u and state on one device, got u on {u.device}, state on {state.device}")
+
+    def extra_repr(self) -> str:
+        return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def to_pairs(t: Tensor) -> Tensor:
+    return torch.view_as_real(t.to(torch.complex128).resolve_conj())
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name} must be an int, got {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if sizes["d_state"] % 2:
+        raise ValueError(f"d_state must be even (conjugate pairs are stored as halves), got {sizes['d_state']}")
+
+
+def as_matrices(init: str | Sequence[Tensor], names: str) -> Sequence[Tensor] | None:
+    """``init`` when it is given as tensors, None when it is a name; TypeError for anything else."""
+    if isinstance(init, str):
+        return None
+    if isinstance(init, Sequence) and len(init) == len(names.split(", ")) and all(isinstance(t, Tensor) for t in init):
+        return init
+    raise TypeError(f"init must be a name or tensors ({names}), got {type(init).__name__}")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from s4_fast.bench import plot, report
+from s4_fast.bench.accuracy import Errors
+from s4_fast.bench.cases import Case
+from s4_fast.bench.measure import Time
+from s4_fast.bench.results import Result, Row, compare
+
+GOALS = {"forward": 50, "forward+backward": 5, "memory": 1 / 8}
+CASE = Case("log_vandermonde", 2, 3, 50, goals=GOALS)
+MACHINE = {"cpu": "a CPU", "threads": "2", "torch": "2.6"}
+
+
+def _row(backend: str, ms: float, peak: float | None, *, automatic: bool = False, device: str = "cpu") -> Row:
+    times = Time(ms, ms * 0.9, ms * 2), Time(2 * ms, 2 * ms, 2 * ms)
+    return Row(CASE, device, backend, automatic, *times, peak, Errors(1e-7, 2e-7, "x"))
+
+
+def _results() -> list[Result]:
+    rows = [_row("direct", 100.0, 200.0), _row("pytorch", 4.0, 10.0, automatic=True), _row("keops", 8.0, None)]
+    rows += [Row(CASE, "cpu", "native", error="RuntimeError: broken"), Row(CASE, "cpu", "triton", skipped="no GPU")]
+    return compare(rows)
+
+
+def _shown(results: list[Result]) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(report.table(results))
+    return capture.get()
+
+
+def test_ratios_and_goals_of_the_automatic_choice() -> None:
+    direct, ours, other, broken, skipped = _results()
+    assert direct.ratios == {} and direct.accuracy == ""
+    assert ours.ratios == pytest.approx({"forward": 25, "forward+backward": 25, "memory": 0.05})
+    assert ours.goals_met == {"forward": False, "forward+backward": True, "memory": True}
+    assert other.goals_met == {}
+    assert "memory" not in other.ratios
+    assert [result.failed for result in (direct, ours, other, broken, skipped)] == [False, False, False, True, False]
+
+
+def test_goals_are_judged_on_a_cpu_alone() -> None:
+    rows = [_row("direct", 100.0, 200.0, device="cuda"), _row("pytorch", 4.0, 10.0, automatic=True, device="cuda")]
+    assert compare(rows)[1].goals_met == {}
+
+
+def test_table_shows_figures_verdicts_and_causes() -> None:
+    text = _shown(_results())
+    for expected in (
+        "log_vandermonde",
+        "H=2 n=3 L=50",
+        "pytorch *",
+        "~4.000",
+        "25.0x",
+        "5.0%",
+        "1.0e-07",
+        "pass",
+        "n/a",
+    ):
+        assert expected in text
+    assert "forward at least 50x: 25.0x  missed" in text
+    assert "memory at most 12.5%: 5.0%  met" in text
+    assert "on native: RuntimeError: broken" in text
+    assert "on triton: no GPU" in text
+
+
+def test_table_names_what_misses_the_contract() -> None:
+    row = _row("pytorch", 4.0, 10.0)
+    row.errors = Errors(1e-3, 1e-7, "x")
+    text = _shown(compare([row]))
+    assert "FAIL" in text
+    assert "misses the accuracy contract (output 2e-06, gradient 1e-05)" in text
+
+
+def test_csv_and_json_have_the_same_columns(tmp_path: Path) -> None:
+    results = _results()
+    report.write_csv(tmp_path / "rows.csv", results)
+    report.write_json(tmp_path / "rows.json", results, MACHINE, {"device": "cpu"})
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    document = json.loads((tmp_path / "rows.json").read_text())
+    assert document["machine"] == MACHINE
+    assert document["settings"] == {"device": "cpu"}
+    assert set(document["rows"][0]) == {*lines[0], "goals", "goals_met"}
+    assert [line["backend"] for line in lines] == ["direct", "pytorch", "keops", "native", "triton"]
+    assert float(lines[1]["forward_ms"]) == 4.0
+    assert lines[1]["goals_missed"] == "forward"
+    assert lines[2]["peak_mib"] == ""
+    assert document["rows"][3]["error"] == "RuntimeError: broken"
+    assert document["rows"][3]["forward_ms"] is None
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot.write_plot(tmp_path / "plot.png", _results(), MACHINE)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_matplotlib_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert plot.matplotlib_missing() == "a plot needs matplotlib: pip install 's4_fast[plot]'"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import s4_fast
+from s4_fast import __main__ as command
+from s4_fast import dispatch, doctor
+from s4_fast.bench.accuracy import KNOWN_LIMIT
+from s4_fast.bench.cases import OPS, Case
+
+TINY = tuple(Case(op, 2, 3, 40, dtype=dtype) for op in OPS for dtype in ("float32", "float64"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CASES", TINY)
+
+
+def _doctor() -> Result:
+    return CliRunner().invoke(command.main, ["doctor"])
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, op: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Make every backend of ``op`` but the reference return something else."""
+    right = getattr(s4_fast, op)
+
+    def broken(*args: object, backend: str, **kwargs: object) -> torch.Tensor:
+        out = right(*args, backend=backend, **kwargs)
+        return out if backend == "reference" else change(out)
+
+    monkeypatch.setattr(s4_fast, op, broken)
+
+
+def test_a_sound_installation() -> None:
+    result = _doctor()
+    assert result.exit_code == 0, result.output
+    for expected in (s4_fast.__version__, torch.__version__, "AVX" if "AVX" in result.stdout else "cpu", *OPS):
+        assert expected in result.stdout
+    assert "FAIL" not in result.stdout
+
+
+def test_every_op_is_checked_in_both_precisions_and_at_a_long_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert {(case.op, case.dtype) for case in doctor.CASES} >= {(op, d) for op in OPS for d in ("float32", "float64")}
+    assert any(case.L == 2**20 and case.decay for case in doctor.CASES)
+
+
+def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(monkeypatch, "log_vandermonde", lambda out: out * 1.0001)
+    result = _doctor()
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+    assert "log_vandermonde H=2 n=3 L=40 float32 on pytorch, cpu" in result.stdout
+
+
+def test_a_wrong_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(monkeypatch, "cauchy_bilinear", lambda out: 2 * out - out.detach())
+    assert _doctor().exit_code == 1
+
+
+def test_an_exception_is_a_failure_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(out: torch.Tensor) -> torch.Tensor:
+        raise OSError("libs4.so: undefined symbol")
+
+    _break(monkeypatch, "fft_conv", broken)
+    result = _doctor()
+    assert result.exit_code == 1
+    assert "undefined symbol" in result.stdout
+
+
+def test_unusable_backends_name_their_cause_and_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dispatch.backends()
+    found["keops"] = dispatch.Status(
+        False, (), "the package 'pykeops' is not installed", "pip install 's4_fast[keops]'"
+    )
+    monkeypatch.setattr(dispatch, "backends", lambda: found)
+    result = _doctor()
+    assert "the package 'pykeops' is not installed" in result.stdout
+    assert "pip install 's4_fast[keops]'" in result.stdout
+    assert result.exit_code == 0
+
+
+def test_keops_rounding_is_a_known_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dispatch.backends()
+    found["keops"] = dispatch.Status(True, ("log_vandermonde",))
+    monkeypatch.setattr(dispatch, "backends", lambda: found)
+    table = dispatch._implementations["log_vandermonde"]
+    monkeypatch.setitem(table, "keops", dispatch.Implementation("", lambda call: None, lambda call: False))
+    monkeypatch.setattr(dispatch, "_missing", lambda backend: "")
+    right = s4_fast.log_vandermonde
+
+    def rounded(*args: object, backend: str, **kwargs: object) -> torch.Tensor:
+        if backend != "keops":
+            return right(*args, backend=backend, **kwargs)
+        return right(*args, backend="pytorch", **kwargs) * (1 + 1e-5)
+
+    monkeypatch.setattr(s4_fast, "log_vandermonde", rounded)
+    case = Case("log_vandermonde", 2, 3, 1000)
+    verdicts = {finding.backend: finding.verdict for finding in doctor.check(case, "cpu")}
+    assert verdicts["keops"] == KNOWN_LIMIT
+    assert verdicts["pytorch"] == "pass"
+
+
+def test_a_forced_backend_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "reference")
+    result = _doctor()
+    assert f"{dispatch.ENVIRONMENT_VARIABLE}=reference" in result.stdout
+    assert result.exit_code == 0
