@@ -1,5 +1,6 @@
 """Fast kernels of structured state space models (S4, S4D) as functions of tensors, and PyTorch layers on top."""
 
+from s4_fast._version import __version__
 from s4_fast.allocator import keep_pages
 from s4_fast.dispatch import BackendUnavailableError, backends, explain, use_backend
 from s4_fast.layers import DropoutNd, S4DBlock, S4DLayer, S4Layer, S4SequenceModel
@@ -12,19 +13,18 @@ from s4_fast.ops import (
     log_vandermonde_transpose,
 )
 from s4_fast.optim import get_ssm_param_groups
-from s4_fast.ssm import DiagonalSSM, DPLRSSM
-
-__version__ = "0.1.0"
+from s4_fast.ssm import DPLRSSM, DiagonalSSM
 
 __all__ = [
-    "BackendUnavailableError",
     "DPLRSSM",
+    "BackendUnavailableError",
     "DiagonalSSM",
     "DropoutNd",
     "S4DBlock",
     "S4DLayer",
     "S4Layer",
     "S4SequenceModel",
+    "__version__",
     "backends",
     "cauchy_bilinear",
     "cauchy_mult",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,11 +76,29 @@ class Status:
 
 @dataclass(frozen=True)
 class _Requirement:
-    package: str
+    """``missing()`` says what a backend lacks on this machine, or returns the empty string; ``fix`` provides it."""
+
+    missing: Callable[[], str]
     fix: str
 
 
-_REQUIREMENTS = {"keops": _Requirement("pykeops", "pip install 's4_fast[keops]'")}
+def _package(name: str) -> Callable[[], str]:
+    return lambda: "" if importlib.util.find_spec(name) else f"the package {name!r} is not installed"
+
+
+def _cxx_compiler() -> str:
+    """KeOps compiles with ``$CXX`` or ``g++`` (``clang++`` on macOS), at its first use of a formula."""
+    names = [os.environ.get("CXX"), "g++", *(["clang++"] if sys.platform == "darwin" else [])]
+    found = any(name and shutil.which(name) for name in names)
+    return "" if found else "it compiles its formulas, and there is no C++ compiler"
+
+
+_REQUIREMENTS = {
+    "keops": (
+        _Requirement(_package("pykeops"), "pip install 's4_fast[keops]'"),
+        _Requirement(_cxx_compiler, "apt-get install g++ (or set CXX to another C++ compiler)"),
+    )
+}
 
 _implementations: dict[str, dict[str, Implementation]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
@@ -120,12 +140,18 @@ def implementations(op: str) -> tuple[str, ...]:
 @torch.compiler.assume_constant_result
 def _missing(backend: str) -> str:
     """Why ``backend`` cannot be used on this machine, or the empty string."""
-    requirement = _REQUIREMENTS.get(backend)
-    if requirement is not None and importlib.util.find_spec(requirement.package) is None:
-        return f"the package {requirement.package!r} is not installed"
+    for requirement in _REQUIREMENTS.get(backend, ()):
+        if cause := requirement.missing():
+            return cause
     if not any(backend in table for table in _implementations.values()):
         return "this version of s4_fast has no implementation for it"
     return ""
+
+
+@torch.compiler.assume_constant_result
+def _fix(backend: str) -> str:
+    """The command that provides the first thing ``backend`` lacks on this machine, or the empty string."""
+    return next((requirement.fix for requirement in _REQUIREMENTS.get(backend, ()) if requirement.missing()), "")
 
 
 def backends() -> dict[str, Status]:
@@ -134,9 +160,7 @@ def backends() -> dict[str, Status]:
     for name in BACKENDS:
         served = tuple(op for op, table in _implementations.items() if name in table)
         cause = _missing(name)
-        requirement = _REQUIREMENTS.get(name)
-        fix = requirement.fix if cause and requirement else ""
-        found[name] = Status(not cause, served, cause, fix)
+        found[name] = Status(not cause, served, cause, _fix(name) if cause else "")
     return found
 
 
@@ -176,8 +200,8 @@ def _refusal(call: Call, backend: str) -> str:
     """Why ``backend`` cannot serve ``call``, with the fixing command where there is one; else empty."""
     cause = _missing(backend)
     if cause:
-        requirement = _REQUIREMENTS.get(backend)
-        return f"{cause}; run: {requirement.fix}" if requirement else cause
+        fix = _fix(backend)
+        return f"{cause}; run: {fix}" if fix else cause
     implementation = _implementations[call.op].get(backend)
     if implementation is None:
         have = ", ".join(_implementations[call.op])

@@ -25,14 +25,17 @@ def get_ssm_param_groups(
     for name, value in (("lr", lr), ("ssm_lr", ssm_lr), ("weight_decay", weight_decay)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    ordinary, marked = [], []
+    ordinary: list[nn.Parameter] = []
+    marked: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            (marked if hasattr(parameter, "_optim") else ordinary).append(parameter)
-    for parameter in marked:
-        mark = {"lr": ssm_lr, "weight_decay": 0.0, **parameter._optim}
-        groups.setdefault((mark["lr"], mark["weight_decay"]), []).append(parameter)
-    out = [{"params": ordinary, "lr": lr, "weight_decay": weight_decay}]
-    out += [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-    return [group for group in out if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        mark = getattr(parameter, "_optim", None)
+        if mark is None:
+            ordinary.append(parameter)
+        else:
+            mark = {"lr": ssm_lr, "weight_decay": 0.0, **mark}
+            marked.setdefault((mark["lr"], mark["weight_decay"]), []).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": ordinary, "lr": lr, "weight_decay": weight_decay}]
+    groups += [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in marked.items()]
+    return [group for group in groups if group["params"]]

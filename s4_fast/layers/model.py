@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
@@ -58,9 +58,8 @@ class S4SequenceModel(AllOrNothing):
                 raise ValueError(f"{name} must be at least 1, got {size}")
         self.task, self.d_input = task, d_input
         self.encoder = nn.Linear(d_input, d_model)
-        self.blocks = nn.ModuleList(
-            S4DBlock(d_model, d_state, dropout, layer=layer, **options) for _ in range(n_layers)
-        )
+        blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **options) for _ in range(n_layers))
+        self.blocks = cast("Iterable[S4DBlock]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.ops import fft_conv
-from s4_fast.ssm import DiagonalSSM, DPLRSSM
+from s4_fast.ssm import DPLRSSM, DiagonalSSM
 
 
 class SSMLayer(AllOrNothing):

@@ -90,9 +90,7 @@ class Op:
     def _fake_backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
         *rest, _, needs = args
         tensors = rest[: len(self.tensors)]
-        return [
-            t.new_empty(t.shape) if needed else grad.new_empty(0) for t, needed in zip(tensors, needs, strict=True)
-        ]
+        return [t.new_empty(t.shape) if needed else grad.new_empty(0) for t, needed in zip(tensors, needs, strict=True)]
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         count = len(self.tensors)

@@ -11,7 +11,7 @@ from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
 from s4_fast.ops._complex import expm1
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-from s4_fast.ssm.parameters import SSMParameters, as_matrices
+from s4_fast.ssm.parameters import SSMParameters, given_tensors
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
 
@@ -62,8 +62,13 @@ class DiagonalSSM(SSMParameters):
         generator: Generator | None = None,
     ) -> None:
         if discretization not in _DISCRETIZATIONS:
-            raise ValueError(f"unknown discretization {discretization!r}; expected one of {', '.join(_DISCRETIZATIONS)}")
-        A, B = as_matrices(init, "A, B") or initialization.diagonal(init, d_state, generator=generator)
+            raise ValueError(
+                f"unknown discretization {discretization!r}; expected one of {', '.join(_DISCRETIZATIONS)}"
+            )
+        if isinstance(init, str):
+            A, B = initialization.diagonal(init, d_state, generator=generator)
+        else:
+            A, B = given_tensors(init, "A, B")
         super().__init__(
             A, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
             generator=generator,

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from s4_fast.ops import dplr_kernel
 from s4_fast.ssm import initialization
-from s4_fast.ssm.parameters import SSMParameters, as_matrices, to_pairs
+from s4_fast.ssm.parameters import SSMParameters, given_tensors, to_pairs
 
 
 class DPLRRecurrence(NamedTuple):
@@ -41,7 +41,7 @@ class DPLRRecurrence(NamedTuple):
 
 
 class DPLRSSM(SSMParameters):
-    r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu, Goel, Re 2022, arXiv 2111.00396).
+    r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu et al. 2022, arXiv 2111.00396).
 
     ``C`` holds the plain output vectors while the buffer ``l_kernel`` is 0, and from the first kernel on the truncated
     ``C_tilde = C (I - A_bar^l_kernel)``, as in state-spaces/s4. :meth:`setup` makes that change, and doubles
@@ -83,7 +83,10 @@ class DPLRSSM(SSMParameters):
     ) -> None:
         if l_max is not None and l_max < 1:
             raise ValueError(f"l_max must be at least 1, got {l_max}")
-        w, P, B = as_matrices(init, "Lambda, P, B") or initialization.dplr(init, d_state, rank, generator=generator)
+        if isinstance(init, str):
+            w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
+        else:
+            w, P, B = given_tensors(init, "Lambda, P, B")
         super().__init__(
             w, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
             generator=generator,

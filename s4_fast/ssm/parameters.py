@@ -103,7 +103,9 @@ class SSMParameters(AllOrNothing):
         """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
-        key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in (*self.parameters(), *self.buffers()))
+        key = tuple(
+            (t.data_ptr(), 0 if t.is_inference() else t._version) for t in (*self.parameters(), *self.buffers())
+        )
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, compute())
         return self._cache[1]
@@ -144,10 +146,8 @@ def _positive(**sizes: int) -> None:
         raise ValueError(f"d_state must be even (conjugate pairs are stored as halves), got {sizes['d_state']}")
 
 
-def as_matrices(init: str | Sequence[Tensor], names: str) -> Sequence[Tensor] | None:
-    """``init`` when it is given as tensors, None when it is a name; TypeError for anything else."""
-    if isinstance(init, str):
-        return None
+def given_tensors(init: Any, names: str) -> Sequence[Tensor]:
+    """``init`` if it is the tensors ``names``; TypeError otherwise."""
     if isinstance(init, Sequence) and len(init) == len(names.split(", ")) and all(isinstance(t, Tensor) for t in init):
         return init
-    raise TypeError(f"init must be a name or tensors ({names}), got {type(init).__name__}")
+    raise TypeError(f"init must be a name or the tensors ({names}), got {type(init).__name__}")

@@ -124,3 +124,4 @@ dispatch.register_op("cauchy_bilinear", lambda *args, **kwargs: _prepare_bilinea
 for _op in ("cauchy_mult", "cauchy_bilinear"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
+dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)

@@ -62,8 +62,8 @@ def dplr_kernel(
     choice = dispatch.choose(call, backend)
     dt = dt.to(call.dtype)
     if choice.backend == "reference":
-        wide = [t.to(torch.complex128) for t in (w, P, Q, B, C)]
-        return reference.dplr_kernel(*wide, dt.double(), L).to(call.dtype)
+        w, P, Q, B, C = (t.to(torch.complex128) for t in (w, P, Q, B, C))
+        return reference.dplr_kernel(w, P, Q, B, C, dt.double(), L).to(call.dtype)
     return _KERNEL(w, P, Q, B, C, dt, L, backend=choice.backend)
 
 

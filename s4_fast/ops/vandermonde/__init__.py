@@ -116,3 +116,4 @@ dispatch.register_op("log_vandermonde_transpose", lambda *args, **kwargs: _prepa
 for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
+    dispatch.register(_op, "keops", f"{__name__}.keops", preferred=lambda call: False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, conj_physical
 
 from s4_fast.ops.vandermonde.two_level import TwoLevelTables, log_powers
