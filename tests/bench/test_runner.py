@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import s4_fast
 from s4_fast import dispatch
@@ -104,3 +105,14 @@ def test_the_allocator_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Stop):
             list(runner.run([Job(TINY, "direct")], "cpu", 0.01, default_allocator=default))
     assert seen == ["0", None]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured_by_events_and_its_allocator() -> None:
+    case = Case("log_vandermonde", 16, 8, 4096)
+    direct, ours = runner.run([Job(case, "direct"), Job(case, "pytorch")], "cuda:0", 0.05)
+    assert not direct.error and not ours.error
+    assert direct.forward and direct.forward.median > 0
+    # The terms alone, complex64.
+    assert direct.peak_mib is not None and direct.peak_mib >= 16 * 8 * 4096 * 8 / 2**20

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+SEED_VARIABLE = "S4_FAST_TEST_SEED"
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(scope="session")
+def session_seed() -> int:
+    return int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+
+
+@pytest.fixture
+def generator(session_seed: int, request: pytest.FixtureRequest) -> torch.Generator:
+    """Fresh numbers in every session; a test's own do not depend on which tests run before it."""
+    print(f"replay with {SEED_VARIABLE}={session_seed}")  # shown by pytest where the test fails
+    return torch.Generator().manual_seed(session_seed ^ zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` and its relatives return with NaN, so that an entry never written is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,136 @@
+"""What the tests of the ops share: the accuracy contract, and inputs that are hard in a known way."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import s4_fast
+from s4_fast import dispatch
+
+DTYPES = (torch.complex64, torch.complex128)
+FORWARD = {torch.float32: 2e-6, torch.float64: 1e-12}
+GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-11}
+
+Tensors = dict[str, Tensor]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """norm(actual - expected) / norm(expected), in float64; NaN where ``actual`` is not finite."""
+    assert actual.shape == expected.shape
+    expected = widened(expected)
+    scale = torch.linalg.vector_norm(expected)
+    error = torch.linalg.vector_norm(widened(actual) - expected)
+    return float(error / scale if scale > 0 else error)
+
+
+def widened(t: Tensor) -> Tensor:
+    """``t`` in float64 or complex128."""
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+
+class Outcome(NamedTuple):
+    output: Tensor
+    grads: Tensors
+
+
+def evaluate(op: str, tensors: Tensors, backend: str, cotangent: Tensor, **scalars: Any) -> Outcome:
+    """The op and its gradients with respect to every tensor."""
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    output = getattr(s4_fast, op)(**leaves, **scalars, backend=backend)
+    grads = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output))
+    return Outcome(output.detach(), dict(zip(leaves, grads, strict=True)))
+
+
+def assert_contract(
+    op: str,
+    tensors: Tensors,
+    backend: str,
+    generator: torch.Generator,
+    *,
+    forward: float | None = None,
+    gradient: float | None = None,
+    **scalars: Any,
+) -> None:
+    """``backend`` runs the op and is within the contract of the reference in float64 on the same inputs."""
+    with torch.no_grad():
+        like = getattr(s4_fast, op)(**tensors, **scalars, backend=backend)
+    cotangent = torch.randn(like.shape, dtype=like.dtype, generator=generator).to(like.device)
+    with mock.patch.object(dispatch, "load", wraps=dispatch.load) as load:
+        actual = evaluate(op, tensors, backend, cotangent, **scalars)
+    assert {call.args for call in load.call_args_list} == {(op, backend)}
+    expected = evaluate(op, {k: widened(t) for k, t in tensors.items()}, "reference", widened(cotangent), **scalars)
+
+    precision = like.dtype.to_real() if like.is_complex() else like.dtype
+    errors = {"forward": relative_error(actual.output, expected.output)}
+    errors |= {f"grad {name}": relative_error(g, expected.grads[name]) for name, g in actual.grads.items()}
+    allowed = dict.fromkeys(errors, gradient or GRADIENT[precision])
+    allowed["forward"] = forward or FORWARD[precision]
+    # `not <=` where `>` would let NaN pass.
+    assert not {name: e for name, e in errors.items() if not e <= allowed[name]}, (errors, allowed)
+
+
+def backends(op: str) -> list[Any]:
+    """The backends that must hold the contract everywhere, as parameters."""
+    return [name for name in dispatch.implementations(op) if name not in ("reference", "keops")]
+
+
+def keops_missing() -> str:
+    """What KeOps lacks here, or the empty string."""
+    return dispatch.backends()["keops"].cause
+
+
+needs_keops = pytest.mark.skipif(bool(keops_missing()), reason=f"keops: {keops_missing()}")
+needs_cxx = pytest.mark.skipif(not shutil.which("g++"), reason="inductor: g++ is not installed")
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=generator)
+
+
+def uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Float64, in [low, high)."""
+    return low + (high - low) * torch.rand(*shape, dtype=torch.float64, generator=generator)
+
+
+def log_uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Float64, its logarithm uniform."""
+    return torch.exp(uniform(generator, math.log(low), math.log(high), *shape))
+
+
+# -Re x of a node's logarithm, by name. A mixed batch has all three, and decays between them.
+DECAYS: dict[str, Callable[..., Tensor]] = {
+    "none": lambda generator, *shape: torch.zeros(*shape, dtype=torch.float64),
+    "weak": lambda generator, *shape: log_uniform(generator, 1e-7, 1e-3, *shape),
+    "strong": lambda generator, *shape: log_uniform(generator, 1e-1, 1e2, *shape),
+}
+
+
+def log_nodes(generator: torch.Generator, decay: str, *shape: int, dtype: torch.dtype) -> Tensor:
+    """x = log(lambda) with phases up to pi on both sides."""
+    phase = uniform(generator, -math.pi, math.pi, *shape)
+    return torch.complex(-DECAYS[decay](generator, *shape), phase).to(dtype)
+
+
+def unusual_views(tensors: Tensors) -> dict[str, Tensors]:
+    """The same values seen through other strides and through a pending conjugation."""
+
+    def strided(t: Tensor) -> Tensor:
+        return torch.stack((t, t + 1), -1).flatten(-2)[..., ::2]
+
+    def transposed(t: Tensor) -> Tensor:
+        return t.mT.contiguous().mT
+
+    def conjugated(t: Tensor) -> Tensor:
+        return t.conj().resolve_conj().conj() if t.is_complex() else t
+
+    return {
+        view.__name__: {name: view(t) for name, t in tensors.items()} for view in (strided, transposed, conjugated)
+    }
