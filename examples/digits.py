@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -185,18 +185,19 @@ def draw(path: Path, runs: list[Run]) -> None:
     for run, colour in zip(runs, ("#1f6fb2", "#d9622b"), strict=False):
         epochs = range(1, len(run.history) + 1)
         loss.plot(epochs, [epoch.loss for epoch in run.history], color=colour, linewidth=2)
-        correct.plot(
-            epochs, [epoch.accuracy for epoch in run.history], color=colour, linewidth=2, label=run.layer.upper()
-        )
+        name = run.layer.upper()
+        correct.plot(epochs, [epoch.accuracy for epoch in run.history], color=colour, linewidth=2, label=name)
     loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
     loss.set_title("Training loss", loc="left")
     # The first epochs are guesses; showing them in full would flatten all that follows.
     correct.set_ylim(min(run.history[len(run.history) // 5].accuracy for run in runs), 1)
-    correct.yaxis.set_major_formatter(PercentFormatter(1))
+    correct.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     correct.set_title("Test accuracy", loc="left")
     correct.legend(frameon=False, loc="lower right")
     for axes in (loss, correct):
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="#e4e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Handwritten digits as sequences of 64 pixels", fontweight="bold")
@@ -281,7 +282,7 @@ def main(
             "d_state": d_state,
             "dropout": 0.1,
             "layer": name,
-            # A feature remembers about 1 / dt pixels: from its neighbours to more than the whole image.
+            # A feature remembers for about 2 / dt steps: here from 4 pixels to more than the whole image.
             "dt_min": 0.01,
             "dt_max": 0.5,
         }

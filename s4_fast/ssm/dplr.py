@@ -133,10 +133,8 @@ class DPLRSSM(SSMParameters):
         _checks.length("kernel", L)
         if L > self._length:
             if torch.compiler.is_compiling():
-                raise RuntimeError(  # without L: a length that torch.compile made symbolic cannot be formatted
-                    f"this module is set up for kernels up to length {self._length}; longer ones need setup(length) "
-                    "outside torch.compile"
-                )
+                # No L: a symbol cannot be formatted. One line: PyTorch 2.6 shows this line in place of the message.
+                raise RuntimeError(f"set up for length {self._length}; a longer kernel needs setup(length), eagerly")
             self.setup(L)
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]

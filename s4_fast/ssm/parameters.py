@@ -162,7 +162,8 @@ class SSMParameters(AllOrNothing):
 
 def new_parameter(value: Tensor) -> nn.Parameter:
     """A parameter in PyTorch's default dtype, on its default device, that shares no memory with ``value``."""
-    return nn.Parameter(value.to(torch.get_default_device(), torch.get_default_dtype(), copy=True))
+    device = torch.empty(0).device  # before PyTorch 2.7, get_default_device() does not see `with torch.device(...)`
+    return nn.Parameter(value.to(device, torch.get_default_dtype(), copy=True))
 
 
 def to_pairs(t: Tensor) -> Tensor:

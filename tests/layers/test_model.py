@@ -179,7 +179,7 @@ def assert_compiled_is_eager(model: nn.Module, compiled: nn.Module, u: Tensor, t
 
 @LAYERS
 def test_compiled_forward_and_backward_in_one_graph(layer):
-    model = build(layer)
+    model = build(layer, n_layers=1)
     model(signal(1, 30, 2))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for L in (30, 17):
@@ -198,7 +198,7 @@ def test_compiled_by_inductor(layer, task):
 
 @LAYERS
 def test_steps_after_compiled_training_use_the_new_parameters(layer):
-    model, u = build(layer, "regression").float(), torch.randn(2, 10, 2)
+    model, u = build(layer, "regression", n_layers=1).float(), torch.randn(2, 10, 2)
     model(u)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     # A fused step leaves the parameters' version counters as they are.

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from numpy.linalg import norm
 from torch import Generator, Tensor
 from torch.autograd import gradcheck
 
 import s4_fast
 from s4_fast import cauchy_bilinear, cauchy_mult
+from tests import extended
+from tests.extended import needs_extended
 from tests.helpers import (
     DTYPES,
     KEOPS,
@@ -162,6 +166,23 @@ def test_bilinear_contract_in_float64(H: int, n: int, L: int, backend: str, devi
     w = poles(generator, H, n, decay=(1e-1, 1e2), dtype=torch.complex128)
     tensors = {name: t.to(device) for name, t in bilinear_inputs(generator, w).items()}
     assert_contract("cauchy_bilinear", tensors, backend, L=L)
+
+
+@needs_extended
+@pytest.mark.parametrize("backend", [*BILINEAR, "reference"])
+@pytest.mark.parametrize("reach", [0.1, 8, 1000])
+@pytest.mark.parametrize("L", [1047, 1024, 16384])
+def test_bilinear_in_float64_is_as_good_as_its_poles(L: int, reach: float, backend: str, generator: Generator) -> None:
+    """With hardly any decay one rounding of w moves the sums next to a resonance by more than 1e-12 already."""
+    w = torch.complex(-log_uniform(generator, 1e-7, 1e-4, 20) * reach, uniform(generator, -reach, reach, 20))
+    v = normal(generator, 20, dtype=torch.complex128)
+    wide_v, wide_w = extended.widened(v), extended.widened(w)
+    truth = extended.cauchy_bilinear(wide_v, wide_w, L)
+    ups_and_downs = np.random.default_rng(generator.initial_seed()).choice([-1, 1], (5, 20))
+    neighbours = wide_w * (1 + ups_and_downs * np.longdouble(2) ** -53)
+    one_rounding = np.median(norm(extended.cauchy_bilinear(wide_v, neighbours, L) - truth, axis=-1))
+    error = norm(cauchy_bilinear(v, w, L, backend=backend).numpy() - truth)
+    assert error <= 20 * one_rounding + 1e-14 * norm(truth)
 
 
 @pytest.mark.parametrize("backend", BILINEAR)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.autograd import gradcheck
 
 from s4_fast import dplr_kernel
 from s4_fast.ssm import hippo
+from tests import extended
+from tests.extended import needs_extended
 from tests.helpers import (
     DTYPES,
     Tensors,
@@ -26,10 +29,8 @@ from tests.helpers import (
 
 BACKENDS = backends("dplr_kernel")
 FORWARD = {torch.complex64: 5e-6, torch.complex128: 1e-12}
-# Where damping is weak the sums are 1/|Re w| times the kernel. The definition itself, which does not split B, then
-# leaves this much of a float64 gradient.
-GRADIENT = {torch.complex64: 1e-5, torch.complex128: 1e-6}
-# The least -Re A: that of the official code, and the one from which on float64 reaches 1e-12.
+GRADIENT = {torch.complex64: 1e-5, torch.complex128: 1e-9}
+# The least -Re A: that of the official code, and one at which the reference in float64 is good to 1e-12.
 DAMPING = {torch.complex64: 1e-4, torch.complex128: 1e-1}
 RANK = {"legs": 1, "legt": 2, "fout": 1}
 SIZES = [(2, 64, 1), (3, 2, 2), (2, 200, 3), (3, 58, 1047), (2, 64, 4096), (1, 64, 16384)]  # (H, N, L)
@@ -90,6 +91,54 @@ def test_contract_at_a_million_steps(
     tensors = hippo_inputs(generator, measure, 1, 2, dtype, DAMPING[dtype])
     tensors = {name: t.to(device) for name, t in tensors.items()}
     assert_contract("dplr_kernel", tensors, backend, forward=FORWARD[dtype], gradient=GRADIENT[dtype], L=2**20)
+
+
+def resonant_inputs(measure: str, N: int, L: int, mode: int, step: float, dtype: torch.dtype) -> Tensors:
+    """A step next to ``step`` for which one pole, damped by 1e-4, lies on a root of unity."""
+    tensors = hippo_inputs(Generator().manual_seed(0), measure, 1, N, torch.complex128)
+    rate = nplr(measure, N, RANK[measure]).w.imag[mode]
+    k = torch.round(L / math.pi * torch.atan(rate * step / 2))
+    dt = (2 * torch.tan(math.pi * k / L) / rate).reshape(1, 1)
+    tensors |= {"w": tensors["w"] / tensors["dt"] * dt, "dt": dt}
+    return {name: t.to(dtype if t.is_complex() else dtype.to_real()) for name, t in tensors.items()}
+
+
+RESONANCES = [
+    ("legt", 58, 1047, 0, 0.1),
+    ("legt", 58, 1047, 0, 0.001),
+    ("fout", 58, 1047, 0, 0.01),
+    ("legt", 64, 1024, 3, 0.01),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("resonance", RESONANCES)
+def test_poles_on_roots_of_unity(resonance: tuple, backend: str, device: str) -> None:
+    tensors = resonant_inputs(*resonance, torch.complex64)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    assert_contract("dplr_kernel", tensors, backend, forward=FORWARD[torch.complex64], L=resonance[2])
+
+
+@needs_extended
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("resonance", RESONANCES)
+def test_poles_on_roots_of_unity_in_float64(resonance: tuple, backend: str) -> None:
+    """Each is 4e-11 to 1e-13 in the reference."""
+    tensors = resonant_inputs(*resonance, torch.complex128)
+    kernel = dplr_kernel(**tensors, L=resonance[2], backend=backend)
+    assert relative_error(kernel, extended.dplr_kernel(**tensors, L=resonance[2])) <= 1e-12
+
+
+@needs_extended
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("measure", RANK)
+@pytest.mark.parametrize(("H", "N", "L"), SIZES[:-1])
+def test_float64_with_the_damping_of_the_official_code(
+    H: int, N: int, L: int, measure: str, backend: str, device: str, generator: Generator
+) -> None:
+    tensors = hippo_inputs(generator, measure, H, N, torch.complex128)
+    kernel = dplr_kernel(**{name: t.to(device) for name, t in tensors.items()}, L=L, backend=backend)
+    assert relative_error(kernel.cpu(), extended.dplr_kernel(**tensors, L=L)) <= 1e-12
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

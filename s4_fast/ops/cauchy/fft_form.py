@@ -5,7 +5,7 @@ With lambda = (2 + w)/(2 - w) and omega^L = 1,
     2 v / ((2 - w) - omega (2 + w)) = s v / (1 - omega lambda) (1 - lambda^L) = sum_{l < L} s v (omega lambda)^l,
     s = 2 / ((2 - w)(1 - lambda^L)),
 
-so that all L/2 + 1 sums are one GEMM and one real FFT.
+so that all L/2 + 1 sums are one GEMM and one real FFT. Poles with lambda^L close to 1 are summed node by node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, conj_physical
 
 from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops.cauchy.resonances import Resonances
 from s4_fast.ops.vandermonde.two_level import TwoLevelTables, log_powers
+
+# The least |1 - lambda^L|: rounding errors grow by its inverse, those of grad_w by its inverse square. Without decay a
+# pole falls below it with a probability of 1/100.
+_RESONANT = 3e-2
 
 
 class FFTForm:
@@ -39,13 +44,19 @@ class FFTForm:
             one_minus_last = torch.where(far, 1 - last, one_minus_last)
         self.L = L
         self.tables = TwoLevelTables(powers, L, dtype, rows)
-        self.scale = 2 / ((2 - w) * one_minus_last)
+        resonant = one_minus_last.abs() < _RESONANT
+        self.resonances = Resonances(w, resonant, L) if resonant.any() else None
+        scale = 2 / ((2 - w) * one_minus_last)
         self.dx = 4 / ((2 - w) * (2 + w))
-        self.dscale = self.scale * (1 / (2 - w) + L * last / one_minus_last * self.dx)
+        dscale = scale * (1 / (2 - w) + L * last / one_minus_last * self.dx)
+        self.scale, self.dscale = scale.masked_fill(resonant, 0), dscale.masked_fill(resonant, 0)
 
     def sums(self, v: Tensor) -> Tensor:
         """v (R, H, n) -> (R, H, L//2 + 1)."""
-        return torch.fft.rfft(self.tables.synthesize(2 * v * self.scale))
+        out = torch.fft.rfft(self.tables.synthesize(2 * v * self.scale))
+        if self.resonances is not None:
+            self.resonances.add_sums(out, v)
+        return out
 
     def sums_backward(
         self, grad: Tensor, v: Tensor, need_w: bool, conjugated: bool = False
@@ -55,10 +66,14 @@ class FFTForm:
         ``conjugated`` says that ``grad`` is the conjugate of the gradient.
         """
         zeroth, first = self.tables.moments(_adjoint_rfft(grad, self.L, conjugated), first=need_w)
-        grad_v = conj_physical(2 * self.scale * zeroth)
-        if first is None:
-            return grad_v, None
-        return grad_v, conj_physical(2 * (v * (self.dscale * zeroth + self.scale * self.dx * first)).sum(0))
+        by_v = 2 * self.scale * zeroth
+        by_w = None if first is None else 2 * (self.dscale * zeroth + self.scale * self.dx * first)
+        if self.resonances is not None:
+            at = slice(None), self.resonances.h, self.resonances.n
+            by_v[at], resonant_by_w = self.resonances.moments(grad if conjugated else conj_physical(grad))
+            if by_w is not None:
+                by_w[at] = resonant_by_w
+        return conj_physical(by_v), None if by_w is None else conj_physical((v * by_w).sum(0))
 
 
 def adjoint_irfft(grad: Tensor, L: int) -> Tensor:

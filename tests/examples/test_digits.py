@@ -1,0 +1,113 @@
+"""The digits example, run as a user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import s4_fast
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "digits.py"
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("digits", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["digits"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("digits") / "new" / "folder"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(out)]
+    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def test_writes_checkpoints_and_picture(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    assert {path.name for path in out.iterdir()} == {"s4d.safetensors", "s4.safetensors", "learning_curves.png"}
+
+
+def test_says_that_recurrence_and_convolution_agree(smoke: tuple[Path, str]) -> None:
+    _, printed = smoke
+    assert printed.count("same class for 360 of 360 test images") == 2
+    assert "test accuracy" in printed
+
+
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
+def test_checkpoint_rebuilds_the_model(digits: ModuleType, smoke: tuple[Path, str], layer: str) -> None:
+    out, _ = smoke
+    model = digits.load_checkpoint(out / f"{layer}.safetensors")
+    x = digits.load_split("cpu").test_x[:20]
+    with torch.no_grad():
+        whole = model(x)
+    steps = digits.recur(model, x)
+    assert not model.training
+    assert steps.shape == (64, 20, 10)
+    assert (steps[-1] - whole).abs().max() < 1e-5
+
+
+def test_interrupted_write_leaves_the_old_checkpoint(
+    digits: ModuleType, smoke: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s4d.safetensors"
+    path.write_bytes((smoke[0] / path.name).read_bytes())
+    model = digits.load_checkpoint(path)
+    before = path.read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(digits.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        digits.save_checkpoint(path, model, {"d_input": 2})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--layer", "lstm", "lstm"),
+        ("--epochs", "0", "--epochs"),
+        ("--d-state", "3", "even"),
+        ("--lr", "nan", "nan"),
+        ("--device", "nowhere", "nowhere"),
+    ],
+)
+def test_bad_option_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: str,
+    named: str,
+) -> None:
+    monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)  # not in the process of all other tests
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path), option, value])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1

@@ -1,0 +1,60 @@
+"""The definitions at roots of unity in extended precision: the yardstick where float64 itself loses too many digits.
+
+With hardly any decay a sum next to a resonance is a quotient of rounded differences, in the reference too, and the
+DPLR kernel is the difference of such sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from torch import Tensor
+
+Array = np.ndarray
+
+needs_extended = pytest.mark.skipif(
+    np.finfo(np.longdouble).eps > 2e-19, reason="long double is no wider than double on this machine"
+)
+
+
+def widened(t: Tensor) -> Array:
+    return t.resolve_conj().numpy().astype(np.clongdouble if t.is_complex() else np.longdouble)
+
+
+def half_angles(L: int) -> tuple[Array, Array]:
+    """sin and cos of theta/2 = pi k/L, 0 <= k <= L/2."""
+    k = np.arange(L // 2 + 1, dtype=np.longdouble)
+    pi = 4 * np.arctan(np.longdouble(1))
+    return np.sin(pi * k / L), np.sin(pi * (L - 2 * k) / (2 * L))
+
+
+def cauchy_bilinear(v: Array, w: Array, L: int) -> Array:
+    """v, w (..., n) -> (..., L//2 + 1)."""
+    sin, cos = half_angles(L)
+    out = np.zeros((), np.clongdouble)
+    for i in range(w.shape[-1]):
+        for a, b in ((v[..., i, None], w[..., i, None]), (v[..., i, None].conj(), w[..., i, None].conj())):
+            out = out + a / (2j * sin - b * cos)
+    return (cos + 1j * sin) * out
+
+
+def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
+    """One input and one output, rank 1 or 2; rounded to float64."""
+    w, P, Q, B, C, dt = (widened(t) for t in (w, P, Q, B, C, dt))
+    left, right = np.concatenate((C, Q.conj())), np.concatenate((B, P))
+    sin, cos = half_angles(L)
+    h = (cos - 1j * sin) * cos
+    rho = np.stack([[cauchy_bilinear(dt * x * y, w, L) for y in right] for x in left])
+    if len(P) == 1:
+        correction = h * rho[0, 1] * rho[1, 0] / (1 + h * rho[1, 1])
+    else:
+        s = h * rho[1:, 1:]
+        s[0, 0] += 1
+        s[1, 1] += 1
+        first = s[1, 1] * rho[1, 0] - s[0, 1] * rho[2, 0]
+        second = s[0, 0] * rho[2, 0] - s[1, 0] * rho[1, 0]
+        correction = h * (rho[0, 1] * first + rho[0, 2] * second) / (s[0, 0] * s[1, 1] - s[0, 1] * s[1, 0])
+    kernel = scipy.fft.irfft(rho[0, 0] - correction, n=L)
+    return torch.from_numpy(kernel.astype(np.float64))[None, None]
