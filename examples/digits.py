@@ -172,7 +172,7 @@ def show_recurrence(model: S4SequenceModel, data: Split, console: Console) -> No
     for row in range(SIDE):
         pixels = data.test_x[0, row * SIDE : (row + 1) * SIDE, 0]
         chance, guess = steps[(row + 1) * SIDE - 1, 0].softmax(-1).max(-1)
-        shades = "".join(2 * " ░▒▓█"[round(2 * level + 2)] for level in pixels.tolist())
+        shades = "".join(2 * " .:*#"[round(2 * level + 2)] for level in pixels.tolist())
         console.print(f"    {shades}   {guess}  {chance:4.0%}")
     console.print(f"by convolution: {whole[0].argmax()}   by recurrence: {steps[-1, 0].argmax()}")
     console.print(f"same class for {agree} of {len(whole)} test images; the logits differ by at most {difference:.1e}")
@@ -270,7 +270,7 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.BadParameter(f"cannot make the folder {out}: {error.strerror}", param_hint="--out") from error
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     data = load_split(device)
     runs = []
     for name in LAYERS if layer == "both" else (layer,):

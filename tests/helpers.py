@@ -27,7 +27,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     expected = widened(expected)
     scale = torch.linalg.vector_norm(expected)
-    error = torch.linalg.vector_norm(widened(actual) - expected)
+    error = torch.linalg.vector_norm(widened(actual.detach()) - expected)
     return float(error / scale if scale > 0 else error)
 
 
