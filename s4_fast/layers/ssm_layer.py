@@ -29,12 +29,13 @@ class SSMLayer(AllOrNothing):
         """(batch, length, d_model) -> the same shape. Any length, in any order of lengths."""
         if u.ndim != 3 or u.shape[-1] != self.d_model:
             raise ValueError(f"expected u of shape (batch, length, {self.d_model}), got {tuple(u.shape)}")
-        u = u.transpose(1, 2)
+        # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
+        u = u.transpose(1, 2).contiguous()
         k = self.kernel.kernel(u.shape[-1])
         y = fft_conv(u, k[0], self.D)
         if self.bidirectional:
             y = y + fft_conv(u.flip(-1), pad(k[1], (1, -1))).flip(-1)
-        return y.transpose(1, 2)
+        return y.transpose(1, 2).contiguous()
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, d_state / 2), complex."""

@@ -1,4 +1,4 @@
-"""The canonical layout of batched ops: (c, H, m) beside a shared (H, n), so that tables over (H, n) are built once."""
+"""The canonical layout of batched ops, (c, H, m) beside a shared (H, n), so that tables over (H, n) are built once."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def fold(lead: torch.Size, shared: Tensor, *others: Tensor) -> tuple[Tensor, ...
     folded = [shared.reshape(H, shared.shape[-1])]
     folded += [t.expand(*lead, t.shape[-1]).reshape(c, H, t.shape[-1]) for t in others]
     return tuple(folded)
+
+
+def sum_over(t: Tensor, dim: int) -> Tensor:
+    """``t.sum(dim)`` without the pass over memory that it costs where there is nothing to add."""
+    return t.squeeze(dim) if t.shape[dim] == 1 else t.sum(dim)

@@ -37,7 +37,7 @@ def canonical_measure(measure: str) -> str:
 def check_even(N: int) -> None:
     """Raise ValueError unless the real state size `N` is a positive even number, i.e. made of conjugate pairs."""
     if N < 2 or N % 2:
-        raise ValueError(f"N must be a positive even number (one stored mode stands for a conjugate pair), got {N}")
+        raise ValueError(f"d_state = N must be a positive even number (a mode is stored per conjugate pair), got {N}")
 
 
 def _index(N: int) -> Tensor:

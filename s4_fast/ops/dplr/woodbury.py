@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, conj_physical
 
+from s4_fast.ops._layout import sum_over
+
 
 class Sums(NamedTuple):
     """The Cauchy sums rho at F nodes; CB is not needed by the adjoint."""
@@ -49,11 +51,11 @@ def combine_backward(grad: Tensor, rho: Sums, h: Tensor, alpha: Tensor) -> Sums:
     Without conjugation: dCB = g, dCP = g Y*, Z = S^-H (CP* g), dQB = -h* Z, dQP = -h* Z Y*.
     """
     Y, S = _correction(rho, h, alpha)
-    dCP = torch.stack([_sum(grad * y[:, None], 0) for y in Y], 1)
+    dCP = torch.stack([sum_over(grad * y[:, None], 0) for y in Y], 1)
     transposed = [list(row) for row in zip(*S, strict=True)]
-    Z = _solve(transposed, [_sum(grad * rho.CP[None, :, j], 1) for j in range(len(Y))])
+    Z = _solve(transposed, [sum_over(grad * rho.CP[None, :, j], 1) for j in range(len(Y))])
     dQB = torch.stack([z.mul_(-h) for z in Z])
-    dQP = torch.stack([torch.stack([_sum(z * y, 0) for y in Y]) for z in dQB])
+    dQP = torch.stack([torch.stack([sum_over(z * y, 0) for y in Y]) for z in dQB])
     return Sums(dCP, dQP, dQB, grad.transpose(0, 1))
 
 
@@ -84,7 +86,3 @@ def _solve(matrix: list[list[Tensor]], rhs: list[Tensor]) -> list[Tensor]:
             rhs[p].addcmul_(matrix[p][j], rhs[j], value=-1)
         rhs[p].div_(matrix[p][p])
     return rhs
-
-
-def _sum(t: Tensor, dim: int) -> Tensor:
-    return t.squeeze(dim) if t.shape[dim] == 1 else t.sum(dim)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, conj_physical
 
+from s4_fast.ops._layout import sum_over
+
 # Samples of one padded block (batch * channels * features * FFT length).
 _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 27}
 
@@ -37,12 +39,12 @@ def fft_conv_backward(
     for h in _features(B * c, H, size, u.device):
         g = torch.fft.rfft(grad[:, :, h], n=size)
         if needs[0]:
-            spectrum = (g * conj_physical(torch.fft.rfft(k[:, h, :L], n=size))).sum(1)
+            spectrum = sum_over(g * conj_physical(torch.fft.rfft(k[:, h, :L], n=size)), 1)
             grad_u[:, h] = torch.fft.irfft(spectrum, n=size)[..., :L]
             if D.numel():
-                grad_u[:, h] += (grad[:, :, h] * D[:, h, None]).sum(1)
+                grad_u[:, h] += sum_over(grad[:, :, h] * D[:, h, None], 1)
         if needs[1]:
-            spectrum = (g * conj_physical(torch.fft.rfft(u[:, h], n=size))[:, None]).sum(0)
+            spectrum = sum_over(g * conj_physical(torch.fft.rfft(u[:, h], n=size))[:, None], 0)
             grad_k[:, h, :taps] = torch.fft.irfft(spectrum, n=size)[..., :taps]
     grad_D = torch.einsum("bchl,bhl->ch", grad, u) if needs[2] and D.numel() else torch.zeros_like(D)
     return grad_u, grad_k, grad_D
