@@ -18,8 +18,9 @@ from s4_fast.ops.cauchy.resonances import Resonances
 from s4_fast.ops.vandermonde.two_level import TwoLevelTables, log_powers
 
 # The least |1 - lambda^L|: rounding errors grow by its inverse, those of grad_w by its inverse square. Without decay a
-# pole falls below it with a probability of 1/100.
+# pole falls below it with a probability of 1/100. Float32 poles summed in float64 have digits to lose.
 _RESONANT = 3e-2
+_RESONANT_WITH_SPARE_DIGITS = 1e-4
 
 
 class FFTForm:
@@ -29,6 +30,7 @@ class FFTForm:
     """
 
     def __init__(self, w: Tensor, L: int, dtype: torch.dtype, rows: int) -> None:
+        least = _RESONANT if w.dtype == dtype else _RESONANT_WITH_SPARE_DIGITS
         w = w.to(torch.complex128)
         # At w = -2 the node lambda is 0 and its logarithmic derivative infinite: step off by one rounding.
         w = torch.where(w == -2, w * (1 + 2**-52), w)
@@ -44,7 +46,7 @@ class FFTForm:
             one_minus_last = torch.where(far, 1 - last, one_minus_last)
         self.L = L
         self.tables = TwoLevelTables(powers, L, dtype, rows)
-        resonant = one_minus_last.abs() < _RESONANT
+        resonant = one_minus_last.abs() < least
         self.resonances = Resonances(w, resonant, L) if resonant.any() else None
         scale = 2 / ((2 - w) * one_minus_last)
         self.dx = 4 / ((2 - w) * (2 + w))
@@ -58,38 +60,32 @@ class FFTForm:
             self.resonances.add_sums(out, v)
         return out
 
-    def sums_backward(
-        self, grad: Tensor, v: Tensor, need_w: bool, conjugated: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """grad (R, H, L//2 + 1) -> grad_v (R, H, n), grad_w (H, n), in complex128.
+    def sums_backward(self, grad: Tensor, v: Tensor, need_w: bool) -> tuple[Tensor, Tensor | None]:
+        """grad (R, H, L//2 + 1) -> grad_v (R, H, n), grad_w (H, n), in complex128."""
+        weight = irfft_weight(self.L, grad)
+        return self.paired_backward(conj_physical(grad) / weight, weight, v, need_w)
 
-        ``conjugated`` says that ``grad`` is the conjugate of the gradient.
+    def paired_backward(self, half: Tensor, weight: Tensor, v: Tensor, need_w: bool) -> tuple[Tensor, Tensor | None]:
+        """:meth:`sums_backward` for the gradient ``(half * weight)*``, with ``weight`` of :func:`irfft_weight`.
+
+        The gradient of the signal, Re sum_k g_k exp(2 pi i k l / L), is then an inverse FFT of ``half*`` as it is.
         """
-        zeroth, first = self.tables.moments(_adjoint_rfft(grad, self.L, conjugated), first=need_w)
+        signal = torch.fft.irfft(conj_physical(half.transpose(0, 1)), n=self.L, norm="forward").transpose(0, 1)
+        zeroth, first = self.tables.moments(signal, first=need_w)
         by_v = 2 * self.scale * zeroth
         by_w = None if first is None else 2 * (self.dscale * zeroth + self.scale * self.dx * first)
         if self.resonances is not None:
             at = slice(None), self.resonances.h, self.resonances.n
-            by_v[at], resonant_by_w = self.resonances.moments(grad if conjugated else conj_physical(grad))
+            by_v[at], resonant_by_w = self.resonances.moments(half, weight)
             if by_w is not None:
                 by_w[at] = resonant_by_w
         return conj_physical(by_v), None if by_w is None else conj_physical((v * by_w).sum(0))
 
 
-def adjoint_irfft(grad: Tensor, L: int) -> Tensor:
-    """The gradient of ``irfft`` of length L with respect to its half spectrum."""
-    spectrum = torch.fft.rfft(grad, norm="forward")
-    spectrum[..., 1 : (L + 1) // 2] *= 2
-    return spectrum
-
-
-def _adjoint_rfft(grad: Tensor, L: int, conjugated: bool) -> Tensor:
-    """The gradient of a real signal of length L whose ``rfft`` has ``grad``: Re sum_k grad_k exp(2 pi i k l / L)."""
-    weight = grad.new_full((L // 2 + 1,), 0.5)
+def irfft_weight(L: int, like: Tensor) -> Tensor:
+    """How often ``irfft`` of length L counts each node, (L//2 + 1,): twice, but once for omega = 1 and omega = -1."""
+    weight = like.real.new_full((L // 2 + 1,), 2)
     weight[0] = 1
     if L % 2 == 0:
         weight[-1] = 1
-    weighted = grad * weight
-    if conjugated:
-        weighted = weighted.conj_physical_()
-    return torch.fft.irfft(weighted.transpose(0, 1), n=L, norm="forward").transpose(0, 1)
+    return weight

@@ -37,11 +37,12 @@ class Resonances:
             terms = terms * (self.e * left) + conj_physical(terms * (conj_physical(self.e) * right))
             out.index_add_(1, h, terms.to(out.dtype))
 
-    def moments(self, conj_grad: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_k (g* a + g b) and sum_k (g* da/dw + g db/dw), (R, m), for ``conj_grad`` g* (R, H, F)."""
+    def moments(self, half: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_k (g* a + g b) and sum_k (g* da/dw + g db/dw), (R, m), for g* = ``half`` (R, H, F) * ``weight`` (F,)."""
+        e = self.e * weight
         zeroth, first = [], []
-        for block, left, right in self._blocks(rows=conj_grad.shape[0]):
-            g = conj_grad[:, self.h[block]] * self.e
+        for block, left, right in self._blocks(rows=half.shape[0]):
+            g = half[:, self.h[block]] * e
             a, b = g * left, conj_physical(g) * right
             zeroth.append((a + b).sum(-1))
             first.append(((a * left + b * right) * self.cos).sum(-1))

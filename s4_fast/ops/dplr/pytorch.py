@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, conj_physical
 
-from s4_fast.ops.cauchy.fft_form import FFTForm, adjoint_irfft
+from s4_fast.ops.cauchy.fft_form import FFTForm, irfft_weight
 from s4_fast.ops.dplr.woodbury import Sums, combine, combine_backward, split
 
 _WIDE = torch.complex128
@@ -37,9 +37,9 @@ def dplr_kernel_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     kernel = _Kernel(w, P, Q, B, C, dt, L)
-    spectrum = conj_physical(adjoint_irfft(grad.double(), L))
-    grad_rho = combine_backward(spectrum, kernel.sums(with_CB=False), kernel.h, kernel.alpha)
-    return kernel.backward(grad_rho, needs)
+    half = conj_physical(torch.fft.rfft(grad.double(), norm="forward"))
+    rows = combine_backward(half, kernel.sums(with_CB=False), kernel.h, kernel.alpha)
+    return kernel.backward(rows, needs)
 
 
 class _Kernel:
@@ -65,11 +65,12 @@ class _Kernel:
         parts = rho.split([X.shape[0] * Y.shape[0] for X, Y in pairs])
         return Sums(*(p.unflatten(0, (X.shape[0], Y.shape[0])) for p, (X, Y) in zip(parts, pairs, strict=True)))
 
-    def backward(self, grad_rho: Sums, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    def backward(self, half: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """``half`` (R, H, F): the gradients of the sums, conjugated and without the weights of irfft."""
         pairs = self._pairs(with_CB=True)
         v = torch.cat([(X[:, None] * Y).flatten(0, 1) for X, Y in pairs])
-        rows = torch.cat([g.flatten(0, 1) for g in grad_rho if g is not None])
-        grad_v, grad_w = self.form.sums_backward(rows, self.dt * v, needs[0], conjugated=True)
+        weight = irfft_weight(self.form.L, half)
+        grad_v, grad_w = self.form.paired_backward(half, weight, self.dt * v, needs[0])
         grad_dt = (grad_v * conj_physical(v)).real.sum(0)
         grad_XY = (self.dt * grad_v).split([X.shape[0] * Y.shape[0] for X, Y in pairs])
         grad_X, grad_Y = [], []

@@ -45,18 +45,27 @@ def combine(rho: Sums, h: Tensor, alpha: Tensor) -> Tensor:
     return out
 
 
-def combine_backward(grad: Tensor, rho: Sums, h: Tensor, alpha: Tensor) -> Sums:
+def combine_backward(grad: Tensor, rho: Sums, h: Tensor, alpha: Tensor) -> Tensor:
     """The gradients of all sums, conjugated, for the gradient (b, c, H, F) of the spectrum, conjugated.
 
-    Without conjugation: dCB = g, dCP = g Y*, Z = S^-H (CP* g), dQB = -h* Z, dQP = -h* Z Y*.
+    Returned as rows (R, H, F) in the order of :class:`Sums`, stored as (H, R, F). Without conjugation: dCB = g,
+    dCP = g Y*, Z = S^-H (CP* g), dQB = -h* Z, dQP = -h* Z Y*.
     """
+    b, c, H, F = grad.shape
+    r = len(rho.QP)
+    rows = grad.new_empty(H, (c + r) * (b + r), F).transpose(0, 1)
+    parts = rows.split((c * r, r * r, r * b, c * b))
+    dCP, dQP, dQB, dCB = (t.unflatten(0, s) for t, s in zip(parts, ((c, r), (r, r), (r, b), (c, b)), strict=True))
     Y, S = _correction(rho, h, alpha)
-    dCP = torch.stack([sum_over(grad * y[:, None], 0) for y in Y], 1)
     transposed = [list(row) for row in zip(*S, strict=True)]
-    Z = _solve(transposed, [sum_over(grad * rho.CP[None, :, j], 1) for j in range(len(Y))])
-    dQB = torch.stack([z.mul_(-h) for z in Z])
-    dQP = torch.stack([torch.stack([sum_over(z * y, 0) for y in Y]) for z in dQB])
-    return Sums(dCP, dQP, dQB, grad.transpose(0, 1))
+    Z = _solve(transposed, [sum_over(grad * rho.CP[None, :, j], 1) for j in range(r)])
+    dCB.copy_(grad.transpose(0, 1))
+    for i in range(r):
+        dCP[:, i] = sum_over(grad * Y[i][:, None], 0)
+        torch.mul(Z[i], -h, out=dQB[i])
+        for j in range(r):
+            dQP[i, j] = sum_over(dQB[i] * Y[j], 0)
+    return rows
 
 
 def _correction(rho: Sums, h: Tensor, alpha: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:

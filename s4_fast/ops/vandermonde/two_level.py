@@ -65,7 +65,9 @@ class TwoLevelTables:
         u = u.reshape(H, c * self.M, self.T)
         fine = self.fine
         if first:
-            fine = torch.cat((fine, fine * self._indices(self.T)), dim=-1)
+            fine = fine.new_empty(self.T, H, 2 * n)
+            fine[..., :n] = self.fine
+            torch.mul(self.fine, self._indices(self.T), out=fine[..., n:])
         right = torch.view_as_real(fine).view(self.T, H, -1).transpose(0, 1)
         inner = torch.view_as_complex(torch.bmm(u, right).view(H, c, self.M, -1, 2))
         coarse = self.coarse.transpose(0, 1).unsqueeze(1)
