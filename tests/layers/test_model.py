@@ -191,9 +191,9 @@ def test_compiled_forward_and_backward_in_one_graph(layer):
 @LAYERS
 @TASKS
 def test_compiled_by_inductor(layer, task):
-    model = build(layer, task).float()
-    model(torch.randn(1, 30, 2))
-    assert_compiled_is_eager(model, torch.compile(model, fullgraph=True), torch.randn(3, 30, 2), 1e-5)
+    model = build(layer, task)
+    model(signal(1, 30, 2))
+    assert_compiled_is_eager(model, torch.compile(model, fullgraph=True), signal(3, 30, 2), 1e-12)
 
 
 @LAYERS
