@@ -1,0 +1,83 @@
+"""Device functions shared by the Triton kernels: powers of exp(x) whose phase is exact whatever the exponent.
+
+A phase is a 64-bit fixed-point fraction of a turn. Multiplied by an integer it wraps around modulo a turn, so the range
+reduction is exact and costs nothing. No result here depends on whether a product and a sum are fused.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Fusing is the default up to Triton 3.9 and not after it; the kernels count on it for their speed alone.
+LAUNCH = {"enable_fp_fusion": True}
+
+
+@triton.jit
+def _fixed_point(turns):
+    """A float64 number of turns modulo 1, in units of 2^-64."""
+    return tl.floor((turns - tl.floor(turns + 0.5)) * 18446744073709551616.0 + 0.5).to(tl.int64)
+
+
+@triton.jit
+def _phase(y):
+    """y / (2 pi) modulo 1, in units of 2^-64."""
+    wide = y.to(tl.float64)
+    if y.dtype == tl.float64:
+        # One rounded product would be wrong by 2^-54 turns, times l. So y and 1/(2 pi) are cut into parts of 24 bits
+        # and a rest, whose large products are exact.
+        high = wide.to(tl.float32).to(tl.float64)
+        low = wide - high
+        large = _fixed_point(high * 0.15915493667125702) + _fixed_point(low * 0.15915493667125702)
+        middle = _fixed_point(high * 6.4206382432985265e-09)
+        return large + middle + _fixed_point(high * 7.34273885092955e-17 + low * 6.420638316725915e-09)
+    return _fixed_point(wide * 0.15915494309189535)
+
+
+@triton.jit
+def _turn(fixed, dtype: tl.constexpr):
+    """cos and sin of 2 pi fixed / 2^64: polynomials (Cephes) on an eighth of a turn to either side."""
+    if dtype == tl.float64:
+        quarter = (fixed + 2305843009213693952) >> 62
+        r = (fixed - (quarter << 62)).to(tl.float64) * 3.4061215800865545e-19
+        z = r * r
+        sin = 2.75573136213857245213e-6 + z * (-2.50507477628578072866e-8 + z * 1.58962301576546568060e-10)
+        sin = -1.66666666666666307295e-1 + z * (8.33333333332211858878e-3 + z * (-1.98412698295895385996e-4 + z * sin))
+        cos = -2.75573141792967388112e-7 + z * (2.08757008419747316778e-9 + z * -1.13585365213876817300e-11)
+        cos = 4.16666666666665929218e-2 + z * (-1.38888888888730564116e-3 + z * (2.48015872888517045348e-5 + z * cos))
+    else:
+        high = (fixed >> 32).to(tl.int32)
+        quarter = (high + 536870912) >> 30
+        r = (high - (quarter << 30)).to(tl.float32) * 1.4629180792671596e-09
+        z = r * r
+        sin = -1.6666654611e-1 + z * (8.3321608736e-3 + z * -1.9515295891e-4)
+        cos = 4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5)
+    sin = r + r * z * sin
+    cos = 1.0 - 0.5 * z + z * z * cos
+    swap = (quarter & 1) != 0
+    re, im = tl.where(swap, sin, cos), tl.where(swap, cos, sin)
+    return tl.where(((quarter + 1) & 2) != 0, -re, re), tl.where((quarter & 2) != 0, -im, im)
+
+
+@triton.jit
+def log_node(re, im):
+    """A node's logarithm re + i im as what :func:`power` takes: its phase, and its decay in two parts."""
+    if re.dtype == tl.float64:
+        return _phase(im), re, re
+    # Twelve bits of log2 |lambda|, so that the product with l is exact, and the rest times log 2.
+    bits = re.to(tl.float64) * 1.4426950408889634
+    high = (bits.to(tl.float32).to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+    return _phase(im), high, ((bits - high.to(tl.float64)) * 0.6931471805599453).to(tl.float32)
+
+
+@triton.jit
+def power(phase, high, low, l):
+    """Real and imaginary part of lambda^l, for :func:`log_node` of lambda and int64 l >= 0."""
+    cos, sin = _turn(phase * l, high.dtype)
+    if high.dtype == tl.float64:
+        size = tl.exp(high * l.to(tl.float64))
+    else:
+        steps = l.to(tl.float32)
+        rest = low * steps
+        size = tl.exp2(high * steps) * (1.0 + rest * (1.0 + 0.5 * rest))
+    return size * cos, size * sin
