@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, conj_physical
 
-from s4_fast.ops._triton import LAUNCH, log_node, power
+from s4_fast.ops._triton import LAUNCH, load_complex, log_node, pairs, power, store_complex
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -60,7 +60,7 @@ def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
         return out
     M, T, K, warps = synthesis_tile(L, out.dtype)
     grid = (c * H, triton.cdiv(L, M * T))
-    synthesis_kernel[grid](_pairs(v), _pairs(x), out, H, n, L, scale, M, T, K, num_warps=warps, **LAUNCH)
+    synthesis_kernel[grid](pairs(v), pairs(x), out, H, n, L, scale, M, T, K, num_warps=warps, **LAUNCH)
     return out
 
 
@@ -76,37 +76,28 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
     if parts.numel() > 0:
         grid = (c * H, splits, blocks)
         moments_kernel[grid](
-            u.contiguous(), _pairs(x), parts, H, n, L, each, M, T, K, first, num_warps=warps, num_stages=1, **LAUNCH
+            u.contiguous(), pairs(x), parts, H, n, L, each, M, T, K, first, num_warps=warps, num_stages=1, **LAUNCH
         )
     sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
     return sums[0], sums[1] if first else None
 
 
 def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """M, T, the states of one product, and warps. A tile costs (M + T) powers per state for M T outputs."""
-    if L <= 256:
-        return 16, 16, 16, 1
-    if L <= 2048 or dtype == torch.float64:
+    """M, T, the states of one product, and warps. A tile costs (M + T) powers per state for M T outputs.
+
+    M stays below 64, where the compiler would change to the asynchronous matrix units of sm_90 and sm_100: for
+    operands made in registers, each split in two, that costs more than it gains, and it spills.
+    """
+    if dtype == torch.float64:
         return 32, 32, 16, 4
-    return (64, 64, 16, 4) if L <= 8192 else (128, 128, 16, 8)
+    if L <= 2048:
+        return (16, 16, 16, 1) if L <= 256 else (32, 32, 16, 2)
+    return (32, 64, 16, 4) if L <= 8192 else (32, 256, 16, 8)
 
 
 def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """M, T, the states of one program, and warps."""
-    if L <= 256:
-        return 16, 16, 16, 1
-    if L <= 2048 or dtype == torch.float64:
-        return 32, 32, 16, 4
-    return 64, 64, 16, 4
-
-
-def _pairs(t: Tensor) -> Tensor:
-    return torch.view_as_real(t.contiguous())
-
-
-@triton.jit
-def _load_complex(pointer, index, mask):
-    return tl.load(pointer + 2 * index, mask, 0.0), tl.load(pointer + 2 * index + 1, mask, 0.0)
+    """M, T, the states of one program, and warps. The T powers of a state stay in registers."""
+    return (16, 16, 16, 1) if L <= 256 else (32, 32, 16, 4)
 
 
 @triton.jit
@@ -118,19 +109,20 @@ def synthesis_kernel(
     start = (tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)) * T
     t = tl.arange(0, T).to(tl.int64)
     dtype: tl.constexpr = out.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     sums = tl.zeros((M, T), dtype)
     for k in range(0, n, K):
         state = k + tl.arange(0, K)
-        x_re, x_im = _load_complex(x, row % H * n + state, state < n)
-        v_re, v_im = _load_complex(v, row * n + state, state < n)
+        x_re, x_im = load_complex(x, row % H * n + state, state < n)
+        v_re, v_im = load_complex(v, row * n + state, state < n)
         phase, high, low = log_node(x_re, x_im)
         coarse_re, coarse_im = power(phase[None, :], high[None, :], low[None, :], start[:, None])
         fine_re, fine_im = power(phase[:, None], high[:, None], low[:, None], t[None, :])
         v_re, v_im = scale * v_re[None, :], scale * v_im[None, :]
         left_re = v_re * coarse_re - v_im * coarse_im
         left_im = v_re * coarse_im + v_im * coarse_re
-        sums = tl.dot(left_re, fine_re, sums, input_precision="tf32x3", out_dtype=dtype)
-        sums = tl.dot(-left_im, fine_im, sums, input_precision="tf32x3", out_dtype=dtype)
+        sums = tl.dot(left_re, fine_re, sums, input_precision=PRECISION, out_dtype=dtype)
+        sums = tl.dot(-left_im, fine_im, sums, input_precision=PRECISION, out_dtype=dtype)
     l = start[:, None] + t[None, :]
     tl.store(out + row * L + l, sums, l < L)
 
@@ -146,7 +138,8 @@ def moments_kernel(
     splits = tl.num_programs(1)
     state = tl.program_id(2) * K + tl.arange(0, K)
     dtype: tl.constexpr = u.dtype.element_ty
-    x_re, x_im = _load_complex(x, row % H * n + state, state < n)
+    PRECISION: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
+    x_re, x_im = load_complex(x, row % H * n + state, state < n)
     phase, high, low = log_node(x_re, x_im)
     phase, high, low = phase[None, :], high[None, :], low[None, :]
     t = tl.arange(0, T).to(tl.int64)
@@ -159,23 +152,20 @@ def moments_kernel(
         l = start[:, None] + t[None, :]
         block = tl.load(u + row * L + l, l < L, 0.0)
         coarse_re, coarse_im = power(phase, high, low, tl.minimum(start, L - 1)[:, None])
-        inner_re = tl.dot(block, fine_re, input_precision="tf32x3", out_dtype=dtype)
-        inner_im = tl.dot(block, fine_im, input_precision="tf32x3", out_dtype=dtype)
+        inner_re = tl.dot(block, fine_re, input_precision=PRECISION, out_dtype=dtype)
+        inner_im = tl.dot(block, fine_im, input_precision=PRECISION, out_dtype=dtype)
         product_re = coarse_re * inner_re - coarse_im * inner_im
         product_im = coarse_re * inner_im + coarse_im * inner_re
         zeroth_re += tl.sum(product_re, 0)
         zeroth_im += tl.sum(product_im, 0)
         if FIRST:
-            weight = t.to(dtype)[:, None]
-            inner_re = tl.dot(block, weight * fine_re, input_precision="tf32x3", out_dtype=dtype)
-            inner_im = tl.dot(block, weight * fine_im, input_precision="tf32x3", out_dtype=dtype)
+            block *= t.to(dtype)[None, :]
+            inner_re = tl.dot(block, fine_re, input_precision=PRECISION, out_dtype=dtype)
+            inner_im = tl.dot(block, fine_im, input_precision=PRECISION, out_dtype=dtype)
             offset = start.to(dtype)[:, None]
             first_re += tl.sum(coarse_re * inner_re - coarse_im * inner_im + offset * product_re, 0)
             first_im += tl.sum(coarse_re * inner_im + coarse_im * inner_re + offset * product_im, 0)
-    index = 2 * ((split * rows + row) * n + state)
-    tl.store(out + index, zeroth_re, state < n)
-    tl.store(out + index + 1, zeroth_im, state < n)
+    index = (split * rows + row) * n + state
+    store_complex(out, index, zeroth_re, zeroth_im, state < n)
     if FIRST:
-        index += 2 * splits * rows * n
-        tl.store(out + index, first_re, state < n)
-        tl.store(out + index + 1, first_im, state < n)
+        store_complex(out, index + splits * rows * n, first_re, first_im, state < n)
