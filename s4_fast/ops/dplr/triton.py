@@ -19,7 +19,7 @@ from torch import Tensor, conj_physical
 
 from s4_fast.ops._triton import LAUNCH, half_angle, load_complex, pairs, store_complex
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
-from s4_fast.ops.cauchy.triton import bilinear_sums, cauchy_bilinear_backward
+from s4_fast.ops.cauchy.triton import cauchy_bilinear_backward, row_sums
 from s4_fast.ops.dplr.woodbury import split
 
 _WIDE = torch.complex128
@@ -133,7 +133,7 @@ def _eliminated(
     r = tl.arange(0, I * J)
     row = (r // J) * (b + rank) + r % J
     present = (r // J < c + rank) & (r % J < b + rank)
-    re, im = bilinear_sums(v, w, row, present, h, H, n, cos, sin, I * J, F)
+    re, im = row_sums(v, w, row, present, h, H, n, cos, sin, "bilinear", 1, I * J, F)
     lower = (r // J >= c)[:, None]
     half_re, half_im = (cos * cos)[None, :], (-cos * sin)[None, :]
     re, im = tl.where(lower, half_re * re - half_im * im, re), tl.where(lower, half_re * im + half_im * re, im)
@@ -141,8 +141,8 @@ def _eliminated(
     re, im = tl.reshape(re, (I, J, F)), tl.reshape(im, (I, J, F))
     i, j = tl.arange(0, I)[:, None, None], tl.arange(0, J)[None, :, None]
     for step in tl.static_range(rank):
-        p: tl.constexpr = c + rank - 1 - step
-        q: tl.constexpr = b + rank - 1 - step
+        p = c + rank - 1 - step
+        q = b + rank - 1 - step
         column_re, column_im, row_re, row_im, inverse_re, inverse_im = _pivot(re, im, i, j, p, q)
         row_re, row_im = _times(row_re, row_im, inverse_re, inverse_im)
         left = (i < p) & (j < q)
@@ -184,8 +184,8 @@ def spectrum_backward_kernel(
     g_re, g_im = load_complex(grad, ((j * c + i) * H + h) * (last + 1) + k, inside)
     # Each step of the elimination backwards: d row = -(column / pivot)^H dM, then d column = -dM (row / pivot)^H.
     for step in tl.static_range(rank):
-        p: tl.constexpr = c + step
-        q: tl.constexpr = b + step
+        p = c + step
+        q = b + step
         column_re, column_im, row_re, row_im, inverse_re, inverse_im = _pivot(re, im, i, j, p, q)
         a_re, a_im = _times(column_re, column_im, inverse_re, inverse_im)
         d_re, d_im = _times(a_re, -a_im, g_re, g_im)
