@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import is_tensor_like
 
 
 class AllOrNothing(nn.Module):
@@ -15,14 +16,20 @@ class AllOrNothing(nn.Module):
         """As ``torch.nn.Module.load_state_dict``, but the module is unchanged when it raises.
 
         Raises:
-            RuntimeError: naming the missing and unexpected keys (if ``strict``) and the shapes that differ.
+            RuntimeError: naming the missing and unexpected keys (if ``strict``), the shapes that differ, and what is
+                not a tensor.
+            TypeError: ``state_dict`` is not a mapping.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"expected a mapping of names to tensors, got {type(state_dict).__name__}")
         own = self.state_dict()
-        problems = [
-            f"{key}: expected shape {tuple(own[key].shape)}, the checkpoint has {tuple(value.shape)}"
-            for key, value in state_dict.items()
-            if key in own and hasattr(value, "shape") and value.shape != own[key].shape
-        ]
+        problems = []
+        for key, tensor in own.items():
+            value = state_dict.get(key, tensor)
+            if isinstance(tensor, Tensor) and not is_tensor_like(value):
+                problems.append(f"{key}: expected a tensor, the checkpoint has {type(value).__name__}")
+            elif isinstance(tensor, Tensor) and value.shape != tensor.shape:
+                problems.append(f"{key}: expected shape {tuple(tensor.shape)}, the checkpoint has {tuple(value.shape)}")
         if strict:
             problems += [f"{key}: missing from the checkpoint" for key in own if key not in state_dict]
             problems += [f"{key}: not a key of this module" for key in state_dict if key not in own]

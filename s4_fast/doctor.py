@@ -17,7 +17,7 @@ from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
 from s4_fast.bench.cases import OPS, Arguments, Case, arguments
 
-_SIZES = {"log_vandermonde": (8, 32, 1000), "dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000)}
+_SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000)}
 CASES = (
     *(Case(op, *_SIZES.get(op, (8, 32, 1000)), batch=2, dtype=dtype) for op in OPS for dtype in ("float32", "float64")),
     Case("dplr_kernel", 2, 32, 1024, rank=2),
@@ -48,7 +48,8 @@ def examine(console: Console) -> int:
     forced = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
     if forced:
         console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={forced} decides which backend runs", style="yellow")
-    findings = [finding for device in devices for case in CASES for finding in check(case, device)]
+    with console.status("measuring"):
+        findings = [finding for device in devices for case in CASES for finding in check(case, device)]
     console.print(_accuracy(findings))
     failures = [finding for finding in findings if finding.verdict == FAIL]
     for finding in failures:
@@ -57,7 +58,9 @@ def examine(console: Console) -> int:
     if failures:
         console.print(Text(f"{len(failures)} of {len(findings)} checks failed.", style="bold red"))
     else:
-        console.print(Text(f"All {len(findings)} checks hold.", style="green"))
+        console.print(Text(f"{len(findings)} checks, no failure.", style="green"))
+    if any(finding.verdict == KNOWN_LIMIT for finding in findings):
+        console.print("known limit: PyKeOps rounds the phase of exp(x l) to float32. It is never chosen automatically.")
     return 1 if failures else 0
 
 

@@ -13,20 +13,20 @@ def get_ssm_param_groups(
     """Parameter groups for a ``torch.optim`` optimiser.
 
     Parameters marked with ``_optim`` (dt, A, B and P of the SSM modules) train with ``ssm_lr`` and without weight
-    decay, unless the mark holds an ``"lr"`` or ``"weight_decay"`` of its own; all others with ``lr`` and
-    ``weight_decay``. Frozen parameters are left out.
+    decay, unless the mark holds an ``"lr"`` or ``"weight_decay"`` of its own (other options in a mark are passed on to
+    the optimiser); all others with ``lr`` and ``weight_decay``. Frozen parameters are left out.
 
     Returns:
         The groups, ordinary parameters first, each with ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
-        ValueError: a rate or the weight decay is negative.
+        ValueError: a rate or the weight decay is negative, or not a number.
     """
     for name, value in (("lr", lr), ("ssm_lr", ssm_lr), ("weight_decay", weight_decay)):
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+        if not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
     ordinary: list[nn.Parameter] = []
-    marked: dict[tuple[float, float], list[nn.Parameter]] = {}
+    marked: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -34,8 +34,8 @@ def get_ssm_param_groups(
         if mark is None:
             ordinary.append(parameter)
         else:
-            mark = {"lr": ssm_lr, "weight_decay": 0.0, **mark}
-            marked.setdefault((mark["lr"], mark["weight_decay"]), []).append(parameter)
+            options = tuple(sorted({"lr": ssm_lr, "weight_decay": 0.0, **mark}.items()))
+            marked.setdefault(options, []).append(parameter)
     groups: list[dict[str, Any]] = [{"params": ordinary, "lr": lr, "weight_decay": weight_decay}]
-    groups += [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in marked.items()]
+    groups += [{"params": params, **dict(options)} for options, params in marked.items()]
     return [group for group in groups if group["params"]]

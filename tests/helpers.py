@@ -10,14 +10,14 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast import dispatch
 
 DTYPES = (torch.complex64, torch.complex128)
-FORWARD = {torch.float32: 2e-6, torch.float64: 1e-12}
-GRADIENT = {torch.float32: 1e-5, torch.float64: 1e-11}
+FORWARD = {"float32": 2e-6, "float64": 1e-12}
+GRADIENT = {"float32": 1e-5, "float64": 1e-11}
 
 Tensors = dict[str, Tensor]
 
@@ -41,11 +41,16 @@ class Outcome(NamedTuple):
     grads: Tensors
 
 
-def evaluate(op: str, tensors: Tensors, backend: str, cotangent: Tensor, **scalars: Any) -> Outcome:
-    """The op and its gradients with respect to every tensor."""
-    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    output = getattr(s4_fast, op)(**leaves, **scalars, backend=backend)
-    grads = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output))
+def evaluate(
+    op: str, tensors: Tensors, backend: str, *, seed: int = 0, wrt: str | None = None, **scalars: Any
+) -> Outcome:
+    """The op and its gradients, all or that of ``wrt`` alone, for a normal cotangent that float32 holds exactly."""
+    inputs = {name: t.detach().requires_grad_(wrt in (None, name)) for name, t in tensors.items()}
+    output = getattr(s4_fast, op)(**inputs, **scalars, backend=backend)
+    single = torch.complex64 if output.is_complex() else torch.float32
+    cotangent = normal(Generator().manual_seed(seed), *output.shape, dtype=single).to(output)
+    leaves = {name: t for name, t in inputs.items() if t.requires_grad}
+    grads = torch.autograd.grad(output, list(leaves.values()), cotangent)
     return Outcome(output.detach(), dict(zip(leaves, grads, strict=True)))
 
 
@@ -53,28 +58,33 @@ def assert_contract(
     op: str,
     tensors: Tensors,
     backend: str,
-    generator: torch.Generator,
     *,
     forward: float | None = None,
     gradient: float | None = None,
     **scalars: Any,
 ) -> None:
     """``backend`` runs the op and is within the contract of the reference in float64 on the same inputs."""
-    with torch.no_grad():
-        like = getattr(s4_fast, op)(**tensors, **scalars, backend=backend)
-    cotangent = torch.randn(like.shape, dtype=like.dtype, generator=generator).to(like.device)
     with mock.patch.object(dispatch, "load", wraps=dispatch.load) as load:
-        actual = evaluate(op, tensors, backend, cotangent, **scalars)
+        actual = evaluate(op, tensors, backend, **scalars)
     assert {call.args for call in load.call_args_list} == {(op, backend)}
-    expected = evaluate(op, {k: widened(t) for k, t in tensors.items()}, "reference", widened(cotangent), **scalars)
+    expected = evaluate(op, {name: widened(t) for name, t in tensors.items()}, "reference", **scalars)
 
-    precision = like.dtype.to_real() if like.is_complex() else like.dtype
+    precision = torch.finfo(actual.output.dtype).dtype
     errors = {"forward": relative_error(actual.output, expected.output)}
     errors |= {f"grad {name}": relative_error(g, expected.grads[name]) for name, g in actual.grads.items()}
     allowed = dict.fromkeys(errors, gradient or GRADIENT[precision])
     allowed["forward"] = forward or FORWARD[precision]
     # `not <=` where `>` would let NaN pass.
-    assert not {name: e for name, e in errors.items() if not e <= allowed[name]}, (errors, allowed)
+    assert not {name: error for name, error in errors.items() if not error <= allowed[name]}, (errors, allowed)
+
+
+def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scalars: Any) -> None:
+    """Asking for one gradient alone gives what asking for all of them gives."""
+    every = evaluate(op, tensors, backend, **scalars).grads
+    for name, g in every.items():
+        alone = evaluate(op, tensors, backend, wrt=name, **scalars).grads
+        assert alone.keys() == {name}
+        assert relative_error(alone[name], g) <= 1e-14
 
 
 def backends(op: str) -> list[Any]:
@@ -88,19 +98,22 @@ def keops_missing() -> str:
 
 
 needs_keops = pytest.mark.skipif(bool(keops_missing()), reason=f"keops: {keops_missing()}")
+KEOPS = pytest.param("keops", marks=needs_keops)
+# KeOps takes ten seconds to compile a formula for float64, once per machine.
+KEOPS_FLOAT64 = pytest.param("keops", marks=[needs_keops, pytest.mark.slow])
 needs_cxx = pytest.mark.skipif(not shutil.which("g++"), reason="inductor: g++ is not installed")
 
 
-def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+def normal(generator: Generator, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=generator)
 
 
-def uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
     """Float64, in [low, high)."""
     return low + (high - low) * torch.rand(*shape, dtype=torch.float64, generator=generator)
 
 
-def log_uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+def log_uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
     """Float64, its logarithm uniform."""
     return torch.exp(uniform(generator, math.log(low), math.log(high), *shape))
 
@@ -113,7 +126,7 @@ DECAYS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def log_nodes(generator: torch.Generator, decay: str, *shape: int, dtype: torch.dtype) -> Tensor:
+def log_nodes(generator: Generator, decay: str, *shape: int, dtype: torch.dtype) -> Tensor:
     """x = log(lambda) with phases up to pi on both sides."""
     phase = uniform(generator, -math.pi, math.pi, *shape)
     return torch.complex(-DECAYS[decay](generator, *shape), phase).to(dtype)
@@ -131,6 +144,4 @@ def unusual_views(tensors: Tensors) -> dict[str, Tensors]:
     def conjugated(t: Tensor) -> Tensor:
         return t.conj().resolve_conj().conj() if t.is_complex() else t
 
-    return {
-        view.__name__: {name: view(t) for name, t in tensors.items()} for view in (strided, transposed, conjugated)
-    }
+    return {view.__name__: {name: view(t) for name, t in tensors.items()} for view in (strided, transposed, conjugated)}

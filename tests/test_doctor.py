@@ -18,6 +18,12 @@ TINY = tuple(Case(op, 2, 3, 40, dtype=dtype) for op in OPS for dtype in ("float3
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CASES", TINY)
+    # PyKeOps compiles for a minute where it is installed.
+    found = dispatch.backends()
+    found["keops"] = dispatch.Status(
+        False, (), "the package 'pykeops' is not installed", "pip install 's4_fast[keops]'"
+    )
+    monkeypatch.setattr(dispatch, "backends", lambda: found)
 
 
 def _doctor() -> Result:
@@ -72,12 +78,7 @@ def test_an_exception_is_a_failure_with_its_message(monkeypatch: pytest.MonkeyPa
     assert "undefined symbol" in result.stdout
 
 
-def test_unusable_backends_name_their_cause_and_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = dispatch.backends()
-    found["keops"] = dispatch.Status(
-        False, (), "the package 'pykeops' is not installed", "pip install 's4_fast[keops]'"
-    )
-    monkeypatch.setattr(dispatch, "backends", lambda: found)
+def test_unusable_backends_name_their_cause_and_fix() -> None:
     result = _doctor()
     assert "the package 'pykeops' is not installed" in result.stdout
     assert "pip install 's4_fast[keops]'" in result.stdout

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
+FORMATS = (".png", ".svg", ".pdf")
+
 _INK, _MUTED, _BASELINE = "#1f2933", "#7b8794", "#b8c2cc"
 # Per backend: forward, forward+backward.
 _COLOURS = {

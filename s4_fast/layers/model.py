@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class S4SequenceModel(AllOrNothing):
         self.task, self.d_input = task, d_input
         self.encoder = nn.Linear(d_input, d_model)
         blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **options) for _ in range(n_layers))
-        self.blocks = cast("Iterable[S4DBlock]", nn.ModuleList(blocks))
+        self.blocks = cast("Sequence[S4DBlock]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
@@ -82,7 +82,18 @@ class S4SequenceModel(AllOrNothing):
         """One step: u (batch, d_input), state -> (batch, d_output), state.
 
         For classification the output is that of :meth:`forward` on the sequence so far.
+
+        Raises:
+            ValueError: u or state has the wrong shape.
         """
+        if u.ndim != 2 or u.shape[-1] != self.d_input:
+            raise ValueError(f"expected u of shape (batch, {self.d_input}), got {tuple(u.shape)}")
+        pooled_shape = (u.shape[0], self.head.in_features)
+        if len(state.blocks) != len(self.blocks) or tuple(state.pooled.shape) != pooled_shape:
+            raise ValueError(
+                f"expected a state of {len(self.blocks)} blocks and a pooled sum of shape {pooled_shape}, "
+                f"got {len(state.blocks)} blocks and {tuple(state.pooled.shape)}"
+            )
         x = self.encoder(u)
         states = []
         for block, s in zip(self.blocks, state.blocks, strict=True):

@@ -37,8 +37,10 @@ def sum_over_j(formula: str, i: dict[str, Tensor], j: dict[str, Tensor]) -> Tens
             "backend 'keops' cannot run on CUDA tensors: KeOps found no CUDA toolkit (libcuda, libnvrtc) when it was "
             "imported; install one and start a new process"
         )
-    # KeOps' fast math on a GPU takes sines of large arguments from the hardware, which does not reduce them.
-    reduction = Genred(formula, aliases, reduction_op="Sum", axis=1, use_fast_math=False)
+    # Compensated sums, because a gradient adds L terms in a row. No fast math, because on a GPU it takes sines from
+    # hardware that does not reduce large arguments.
+    options = {"sum_scheme": "kahan_scheme", "use_fast_math": False}
+    reduction = Genred(formula, aliases, reduction_op="Sum", axis=1, **options)
     try:
         return reduction(*(t.contiguous() for t in variables.values()), backend="GPU" if on_gpu else "CPU")
     except ModuleNotFoundError as error:

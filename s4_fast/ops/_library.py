@@ -2,7 +2,8 @@
 
 A backend module defines ``<op>(*tensors, *scalars)`` and ``<op>_backward(grad, *tensors, *scalars, needs)``.
 The latter returns one gradient per tensor, in PyTorch's convention for complex gradients (dRe + i dIm), and
-may return None where ``needs`` is False. Complex tensors cross the boundary as real pairs, ``(..., 2)``.
+may return None where ``needs`` is False. Complex tensors cross the boundary as real pairs, ``(..., 2)``. Modules
+get contiguous tensors, and never an empty batch.
 
 A backend module must conjugate with ``torch.conj_physical``: compiled graphs run custom ops with the Conjugate
 dispatch key excluded, where the lazy ``.conj()`` and ``.mH`` silently lose their conjugation.
@@ -25,7 +26,8 @@ class Op:
     """A registered op. Calling it with tensors, scalars and a backend's name runs that backend.
 
     ``complex_inputs`` says per tensor whether it is complex; ``scalars`` are schema fragments such as
-    ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns an empty output for real-pair inputs.
+    ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns an empty output for real-pair inputs. The output has no
+    entries exactly where the first tensor has none.
     """
 
     name: str
@@ -61,13 +63,14 @@ class Op:
 
     def _unpack(self, args: Sequence[Any]) -> list[Any]:
         count = len(self.tensors)
-        unpacked = [
-            torch.view_as_complex(t) if c else t for t, c in zip(args[:count], self.complex_inputs, strict=True)
-        ]
+        tensors = [t.contiguous() for t in args[:count]]
+        unpacked = [torch.view_as_complex(t) if c else t for t, c in zip(tensors, self.complex_inputs, strict=True)]
         return [*unpacked, *args[count:]]
 
     def _forward(self, *args: Any) -> Tensor:
         *rest, backend = args
+        if args[0].numel() == 0:
+            return self.fake(*rest)
         run = getattr(dispatch.load(self.name, backend), self.name)
         with torch.autocast(args[0].device.type, enabled=False):
             out = run(*self._unpack(rest))
@@ -75,7 +78,9 @@ class Op:
 
     def _backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
         *rest, backend, needs = args
-        grad = torch.view_as_complex(grad.contiguous()) if self.complex_output else grad
+        if args[0].numel() == 0:
+            return [torch.zeros_like(t) for t in self._fake_backward(grad, *args)]
+        grad = torch.view_as_complex(grad.contiguous()) if self.complex_output else grad.contiguous()
         run = getattr(dispatch.load(self.name, backend), f"{self.name}_backward")
         with torch.autocast(grad.device.type, enabled=False):
             grads = run(grad, *self._unpack(rest), tuple(needs))

@@ -8,7 +8,6 @@ import torch
 from torch import Generator, Tensor
 
 from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
-from s4_fast.ops._complex import expm1
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from s4_fast.ssm.parameters import SSMParameters, given_tensors
@@ -17,14 +16,18 @@ _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
 
 
 class DiagonalRecurrence(NamedTuple):
-    """``s' = s + lambda_minus_1 s + B u``, ``y = 2 Re C s'``; the increment keeps what float32 loses of lambda."""
+    """``s' = lambda s + B u``, ``y = 2 Re C s'``.
 
-    lambda_minus_1: Tensor  # (d_model, n)
+    The product is formed in complex128, whatever the state is stored in: float32's roundings of lambda, and of the
+    product, are not random, and add up to 2e-5 over 2000 steps of a weakly damped state.
+    """
+
+    lam: Tensor  # (d_model, n), complex128
     B: Tensor  # (d_model, n)
     C: Tensor  # (channels, d_model, n)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = state + self.lambda_minus_1 * state + self.B * u[..., None]
+        state = (self.lam * state + self.B * u[..., None]).to(state.dtype)
         return 2 * (self.C * state[:, None]).sum(-1).real, state
 
 
@@ -88,19 +91,22 @@ class DiagonalSSM(SSMParameters):
 
     def forward_state(self, u: Tensor, state: Tensor) -> Tensor:
         """The state after the sequence u (batch, d_model, L) from ``state`` (batch, d_model, n)."""
-        x, B, _ = self.discretize()
+        self._check(u, state, "L")
         L = u.shape[-1]
-        return torch.exp(x * L) * state + log_vandermonde_transpose(u.flip(-1), B, x, L)
+        if L == 0:
+            return state
+        x, B, _ = self.discretize()
+        decay = torch.exp(x.to(torch.complex128) * L)  # in float32 the phase of x L would be lost at long L
+        return decay.to(state.dtype) * state + log_vandermonde_transpose(u.flip(-1), B, x, L)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
 
         The discretisation is remembered while no parameter changes, except where gradients are recorded.
         """
-        self._check_step(u, state)
+        self._check(u, state)
         return self._cached(self._recurrence).step(u, state)
 
     def _recurrence(self) -> DiagonalRecurrence:
         x, B, C = self.discretize()
-        x = x.to(torch.complex128)
-        return DiagonalRecurrence(expm1(x).to(C.dtype), B, C)
+        return DiagonalRecurrence(torch.exp(x.to(torch.complex128)), B, C)

@@ -155,11 +155,12 @@ def _phi(z: Tensor) -> Tensor:
     """`(exp(z) - 1) / z`, accurate to rounding together with its derivatives."""
     small = z.abs() < 0.5
     # The derivative of the quotient, (exp(z) - phi(z)) / z, magnifies roundings by 1/|z|: near 0 only a series has
-    # accurate gradients. 17 terms leave less than 1e-17 in the series and its derivative.
+    # accurate gradients. So many terms leave less than the rounding in the series and its derivative.
+    terms = 17 if z.dtype == torch.complex128 else 9
     t = torch.where(small, z, 0)
     series = torch.ones_like(t)
-    for k in range(17, 1, -1):
-        series = 1 + t / k * series
+    for k in range(terms, 1, -1):
+        series = 1 + (1 / k) * t * series
     z = torch.where(small, 1, z)
     return torch.where(small, series, expm1(z) / z)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from s4_fast.ops import dplr_kernel
+from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ssm import initialization
-from s4_fast.ssm.parameters import SSMParameters, given_tensors, to_pairs
+from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, to_pairs
 
 
 class DPLRRecurrence(NamedTuple):
@@ -93,9 +93,8 @@ class DPLRSSM(SSMParameters):
         )  # fmt: skip
         if P.ndim != 2 or P.shape[-1] != d_state // 2:
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
-        pairs = to_pairs(P[:, None].expand(-1, self.n_ssm, -1))
-        self.P = nn.Parameter(pairs.to(self.C.dtype, copy=True))
-        self._mark()
+        self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
+        self._set_marks({"P": self._marks()["A_real"]})
         self.l_max = l_max
         self.register_buffer("l_kernel", torch.tensor(0))
         # The buffer as a number: reading it from a GPU on every call would wait for the device.
@@ -103,7 +102,7 @@ class DPLRSSM(SSMParameters):
 
     def discretize(self) -> DPLRRecurrence:
         """The recurrence in the parameters' precision, differentiable; ``C`` is the plain C."""
-        return self._recurrence().to(torch.complex128 if self.C.dtype == torch.float64 else torch.complex64)
+        return self._recurrence().to(self._complex_dtype())
 
     def setup(self, L: int) -> None:
         """Make kernels up to length L available: C becomes C_tilde, or C_tilde of a doubled length.
@@ -111,27 +110,33 @@ class DPLRSSM(SSMParameters):
         Changes the parameter ``C`` in place. Called by :meth:`kernel` when needed; call it yourself before
         compiling, or before wrapping the module in DistributedDataParallel.
         """
-        if L < 1:
-            raise ValueError(f"expected a length L >= 1, got {L}")
-        if L <= self._length:
+        _checks.length("setup", L)
+        self._read_length()
+        length = self._length
+        if L <= length:
             return
         with torch.no_grad():
             A_bar = self._dense(self._recurrence(plain=False))
             row = self._row(torch.view_as_complex(self.C.double()))
-            if self._length == 0:
-                self._length = L if self.l_max is None else max(L, self.l_max)
-                row = row - row @ torch.linalg.matrix_power(A_bar, self._length)
-            while self._length < L:
-                row = row + row @ torch.linalg.matrix_power(A_bar, self._length)
-                self._length *= 2
+            if length == 0:
+                length = L if self.l_max is None else self.l_max
+                row = row - row @ torch.linalg.matrix_power(A_bar, length)
+            while length < L:
+                row = row + row @ torch.linalg.matrix_power(A_bar, length)
+                length *= 2
             self.C.copy_(to_pairs(self._unrow(row)))
-            self.l_kernel.fill_(self._length)
+            self.l_kernel.fill_(length)
+            self._length = length
 
     def kernel(self, L: int) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
+        _checks.length("kernel", L)
         if L > self._length:
             if torch.compiler.is_compiling():
-                raise RuntimeError(f"a kernel of length {L} needs setup({L}) before the module is compiled")
+                raise RuntimeError(  # without L: a length that torch.compile made symbolic cannot be formatted
+                    f"this module is set up for kernels up to length {self._length}; longer ones need setup(length) "
+                    "outside torch.compile"
+                )
             self.setup(L)
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
@@ -142,9 +147,11 @@ class DPLRSSM(SSMParameters):
         The powers of A_bar applied to B_bar over one block are formed once, so the cost is O(N L) per feature and
         O(N sqrt(L)) multiplications depend on each other.
         """
-        recurrence = self.discretize()
+        self._check(u, state, "L")
+        recurrence = self._recurrence()
         L = u.shape[-1]
         block = 1 << max(0, (L - 1).bit_length() // 2)
+        # The powers are formed in float64, rounded once, and multiplied in the state's precision also under autocast.
         A_bar = self._dense(recurrence)
         powers, powered = self._real(recurrence.B)[..., None], A_bar
         while powers.shape[-1] < block:
@@ -152,11 +159,13 @@ class DPLRSSM(SSMParameters):
             powered = powered @ powered
         s = self._real(state)
         first = L % block
-        for start in [0, *range(first, L, block)] if first else range(0, L, block):
-            chunk = u[..., start : start + (first if start == 0 and first else block)]
-            advance = torch.linalg.matrix_power(A_bar, chunk.shape[-1]) if chunk.shape[-1] < block else powered
-            s = torch.einsum("hij,bhj->bhi", advance, s)
-            s = s + torch.einsum("hit,bht->bhi", powers[..., block - chunk.shape[-1] :], chunk.to(s.dtype))
+        powers, powered, u = powers.to(s.dtype), powered.to(s.dtype), u.to(s.dtype)
+        with torch.autocast(u.device.type, enabled=False):
+            if first:
+                shorter = torch.linalg.matrix_power(A_bar, first).to(s.dtype)
+                s = _times(shorter, s) + _times(powers[..., block - first :], u[..., :first])
+            for start in range(first, L, block):
+                s = _times(powered, s) + _times(powers, u[..., start : start + block])
         return self._complex(s)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,12 +174,14 @@ class DPLRSSM(SSMParameters):
         The discretisation, and C recovered from C_tilde, are remembered while no parameter changes, except where
         gradients are recorded.
         """
-        self._check_step(u, state)
+        self._check(u, state)
         return self._cached(self.discretize).step(u, state)
 
     def _recurrence(self, plain: bool = True) -> DPLRRecurrence:
         """The recurrence in complex128; C is the plain C, or the stored one."""
         wide = torch.complex128
+        if plain:
+            self._read_length()
         half = self.dt().double() / 2
         A, P, B, C = (
             t.to(wide)
@@ -219,11 +230,21 @@ class DPLRSSM(SSMParameters):
 
     @classmethod
     def _unrow(cls, row: Tensor) -> Tensor:
-        return cls._complex(row.transpose(0, 1) / 2).conj()
+        return cls._complex(row.transpose(0, 1) / 2).conj_physical()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._length = int(self.l_kernel)
+        self._read_length()
+
+    def _read_length(self) -> None:
+        """Follow the buffer, which others may have written (DistributedDataParallel does, from the first process)."""
+        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta):
+            self._length = int(self.l_kernel)
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """(d_model, i, j), (batch, d_model, j) -> (batch, d_model, i)."""
+    return torch.einsum("hij,bhj->bhi", matrices, vectors)
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:

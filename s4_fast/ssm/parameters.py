@@ -49,8 +49,8 @@ class SSMParameters(AllOrNothing):
         _positive(d_model=d_model, d_state=d_state, channels=channels, n_ssm=n_ssm)
         if d_model % n_ssm:
             raise ValueError(f"n_ssm must divide d_model, got n_ssm = {n_ssm}, d_model = {d_model}")
-        if lr is not None and lr < 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
+        if lr is not None and not lr >= 0:
+            raise ValueError(f"lr must be at least 0, got {lr}")
         n = d_state // 2
         if A.shape[-1] != n or A.shape != B.shape or A.ndim > 2:
             raise ValueError(
@@ -59,32 +59,48 @@ class SSMParameters(AllOrNothing):
             )
         check_stable(A)
         self.d_model, self.d_state, self.channels, self.n_ssm = d_model, d_state, channels, n_ssm
-        self._lr = lr
-        real, double = torch.get_default_dtype(), torch.float64
+        device = torch.device("cpu") if generator is None else generator.device
         log_dt = initialization.log_dt((d_model, 1), dt_min, dt_max, generator)
-        C = torch.randn(channels, d_model, n, 2, dtype=double, generator=generator) * math.sqrt(0.5)
+        C = torch.randn(channels, d_model, n, 2, dtype=torch.float64, generator=generator, device=device)
         # The official code stores log(-Re A) of at least 1e-4: modes without decay would be log(0).
         decay = (-A.real).clamp(min=1e-4).expand(n_ssm, n)
-        self.inv_dt = nn.Parameter(log_dt.to(real))
-        self.A_real = nn.Parameter(decay.log().to(real))
-        self.A_imag = nn.Parameter(-A.imag.expand(n_ssm, n).to(real, copy=True))
-        self.B = nn.Parameter(to_pairs(B.expand(n_ssm, n)[None]).to(real, copy=True))
-        self.C = nn.Parameter(C.to(real))
-        self._mark()
-        self._cache: tuple[Any, Any] | None = None
+        self.inv_dt = new_parameter(log_dt)
+        self.A_real = new_parameter(decay.log())
+        self.A_imag = new_parameter(-A.imag.expand(n_ssm, n))
+        self.B = new_parameter(to_pairs(B.expand(n_ssm, n)[None]))
+        self.C = new_parameter(C * math.sqrt(0.5))
+        mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
+        self._set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
+        self._cache: tuple[Any, Any, Any] | None = None
 
-    def _mark(self) -> None:
-        mark = {"weight_decay": 0.0} if self._lr is None else {"weight_decay": 0.0, "lr": float(self._lr)}
-        for name, parameter in self.named_parameters(recurse=False):
-            if name != "C":
-                parameter._optim = dict(mark)  # type: ignore[attr-defined]
+    # A copy, a move to another kind of device and load_state_dict(assign=True) make new parameters, without the marks.
+
+    def _marks(self) -> dict[str, dict[str, Any]]:
+        return {name: p._optim for name, p in self.named_parameters(recurse=False) if hasattr(p, "_optim")}
+
+    def _set_marks(self, marks: dict[str, dict[str, Any]]) -> None:
+        for name, mark in marks.items():
+            self._parameters[name]._optim = dict(mark)  # type: ignore[union-attr]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_marks": self._marks()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        marks = state.pop("_marks")
         super().__setstate__(state)
-        self._mark()  # copying a parameter drops its attributes
+        self._set_marks(marks)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        marks = self._marks()
+        super()._apply(*args, **kwargs)
+        self._set_marks(marks)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        marks = self._marks()
+        super()._load_from_state_dict(*args, **kwargs)
+        self._set_marks(marks)
+        self._cache = None  # inference tensors have no version that would show the change
 
     def dt(self) -> Tensor:
         """Step sizes, (d_model, 1)."""
@@ -92,6 +108,8 @@ class SSMParameters(AllOrNothing):
 
     def A(self) -> Tensor:
         """The diagonal (part) of A, (d_model, n), complex."""
+        if torch.is_grad_enabled():
+            self._cache = None  # an optimiser's step may follow, and fused ones do not raise the version
         return self._shared(torch.complex(-self.A_real.exp(), -self.A_imag))
 
     def _shared(self, t: Tensor) -> Tensor:
@@ -100,36 +118,51 @@ class SSMParameters(AllOrNothing):
         return t if repeats == 1 else t.repeat(*([1] * (t.ndim - 2)), repeats, 1)
 
     def _cached(self, compute: Callable[[], T]) -> T:
-        """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded."""
+        """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded.
+
+        A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
+        into ``.data`` leaves no trace.
+        """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
-        key = tuple(
-            (t.data_ptr(), 0 if t.is_inference() else t._version) for t in (*self.parameters(), *self.buffers())
-        )
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, compute())
-        return self._cache[1]
+        tensors = (*self.parameters(), *self.buffers())
+        key = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        cache = self._cache
+        if cache is None or cache[0] != key:
+            # The aliases keep the memory, so that no other tensor can come to lie at its address.
+            self._cache = cache = (key, [t.detach() for t in tensors], compute())
+        return cache[2]
+
+    def _complex_dtype(self) -> torch.dtype:
+        return torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, n), complex."""
-        like = self.C
-        dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-        return torch.zeros(batch, self.d_model, self.d_state // 2, dtype=dtype, device=like.device)
+        shape = (batch, self.d_model, self.d_state // 2)
+        return torch.zeros(shape, dtype=self._complex_dtype(), device=self.C.device)
 
-    def _check_step(self, u: Tensor, state: Tensor) -> None:
-        if u.ndim != 2 or u.shape[1] != self.d_model:
-            raise ValueError(f"expected u of shape (batch, {self.d_model}), got {tuple(u.shape)}")
+    def _check(self, u: Tensor, state: Tensor, *positions: str) -> None:
+        """Raise unless u is (batch, d_model, *positions) and state is a state of this module for that batch."""
+        if u.ndim != 2 + len(positions) or u.shape[1] != self.d_model:
+            expected_u = ", ".join(("batch", str(self.d_model), *positions))
+            raise ValueError(f"expected u of shape ({expected_u}), got {tuple(u.shape)}")
         expected = (u.shape[0], self.d_model, self.d_state // 2)
-        if tuple(state.shape) != expected or not state.is_complex():
-            raise ValueError(
-                f"expected a complex state of shape {expected} for u {tuple(u.shape)}, "
-                f"got {tuple(state.shape)} {state.dtype}"
-            )
+        if tuple(state.shape) != expected:
+            raise ValueError(f"expected state of shape {expected} for u {tuple(u.shape)}, got {tuple(state.shape)}")
+        if state.dtype != self._complex_dtype():
+            raise TypeError(f"expected state to be {self._complex_dtype()}, got {state.dtype}")
+        if torch.promote_types(u.dtype, self.C.dtype) != self.C.dtype:
+            raise TypeError(f"expected u to be {self.C.dtype}, got {u.dtype}")
         if state.device != u.device:
             raise ValueError(f"expected u and state on one device, got u on {u.device}, state on {state.device}")
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def new_parameter(value: Tensor) -> nn.Parameter:
+    """A parameter in PyTorch's default dtype, on its default device, that shares no memory with ``value``."""
+    return nn.Parameter(value.to(torch.get_default_device(), torch.get_default_dtype(), copy=True))
 
 
 def to_pairs(t: Tensor) -> Tensor:

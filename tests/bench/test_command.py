@@ -74,6 +74,7 @@ def test_list_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--backend=numpy"], "'pytorch'"),
         (["--device=tpu"], "tpu"),
         (["--device=cuda:99"], "CUDA devices"),
+        (["--plot=plot.doc"], ".png, .svg, .pdf"),
         (["--csv=/no/such/folder/rows.csv"], "does not exist"),
     ],
 )

@@ -27,20 +27,21 @@ class FFTForm:
         w = w.to(torch.complex128)
         # At w = -2 the node lambda is 0 and its logarithmic derivative infinite: step off by one rounding.
         w = torch.where(w == -2, w * (1 + 2**-52), w)
-        # Beyond |w| = 2 the phase of lambda is close to pi, where rounding it would cost more than rounding w: there
-        # take the logarithm of -lambda, which is small.
-        far = w.abs() > 2
+        # For large w the phase of lambda is close to pi, where rounding it would cost more than rounding w does: there
+        # take the logarithm of -lambda, which is small. Around w = -2 it would be the less accurate of the two.
+        far = w.abs() > 3
         x = log_bilinear(torch.where(far, 4 / w, w))
         powers = log_powers(x, L)
         powers[0] = torch.where(far, -powers[0], powers[0])
-        one_minus = -expm1(L * x)
+        last, one_minus_last = torch.exp(L * x), -expm1(L * x)  # lambda^L, 1 - lambda^L
         if L % 2:
-            one_minus = torch.where(far, 1 + torch.exp(L * x), one_minus)
+            last = torch.where(far, -last, last)
+            one_minus_last = torch.where(far, 1 - last, one_minus_last)
         self.L = L
         self.tables = TwoLevelTables(powers, L, dtype, rows)
-        self.scale = 2 / ((2 - w) * one_minus)
+        self.scale = 2 / ((2 - w) * one_minus_last)
         self.dx = 4 / ((2 - w) * (2 + w))
-        self.dscale = self.scale * (1 / (2 - w) + L * (1 - one_minus) / one_minus * self.dx)
+        self.dscale = self.scale * (1 / (2 - w) + L * last / one_minus_last * self.dx)
 
     def sums(self, v: Tensor) -> Tensor:
         """v (R, H, n) -> (R, H, L//2 + 1)."""

@@ -50,7 +50,5 @@ def _with_conjugates(v: Tensor, w: Tensor, symmetric: bool) -> tuple[Tensor, Ten
 
 def _sums(formula: str, v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """The formula summed over the last dimension of v (c, H, n) and w (H, n) at z (1 or H, m), (c, H, m)."""
-    if v.numel() == 0:
-        return v.new_empty(*v.shape[:-1], z.shape[-1])
     out = sum_over_j(formula, {"z": pairs(z)[None]}, {"v": pairs(v), "w": pairs(w)[None]})
     return torch.view_as_complex(out)

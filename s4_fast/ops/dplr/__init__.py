@@ -83,7 +83,7 @@ def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, 
             raise ValueError(f"{op}: expected {name} of shape (k, {H}, {n}) to fit w, got {tuple(t.shape)}")
     if P.shape != Q.shape:
         raise ValueError(f"{op}: expected P and Q of one shape, got {_checks.shape_of(P=P, Q=Q)}")
-    if tuple(dt.shape) not in ((H, 1), (H, n)):
+    if dt.ndim != 2 or dt.shape[0] != H or (dt.shape[1] != 1 and dt.shape[1] != n):
         raise ValueError(f"{op}: expected dt of shape ({H}, 1) or ({H}, {n}), got {tuple(dt.shape)}")
     shape = {"H": H, "n": n, "L": L, "rank": P.shape[0], "b": B.shape[0], "c": C.shape[0]}
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))

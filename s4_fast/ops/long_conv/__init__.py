@@ -55,9 +55,9 @@ def _prepare(u: Tensor, k: Tensor, D: Tensor | None = None) -> dispatch.Call:
     dtype = _checks.common_dtype(op, real=tuple(tensors), **tensors)
     if u.ndim != 3 or u.shape[-1] < 1:
         raise ValueError(f"{op}: expected u of shape (B, H, L) with L >= 1, got {tuple(u.shape)}")
-    if k.ndim not in (2, 3) or k.shape[-2] != u.shape[1] or k.shape[-1] < 1:
+    if k.ndim not in (2, 3) or k.shape[-2] != u.shape[1] or 0 in (*k.shape[:-2], k.shape[-1]):
         raise ValueError(
-            f"{op}: expected k of shape (H, Lk) or (c, H, Lk) with H = {u.shape[1]}, Lk >= 1, got {tuple(k.shape)}"
+            f"{op}: expected k of shape (H, Lk) or (c, H, Lk) with H = {u.shape[1]}, c, Lk >= 1, got {tuple(k.shape)}"
         )
     if D is not None and D.shape != k.shape[:-1]:
         raise ValueError(f"{op}: expected D of shape {tuple(k.shape[:-1])} to fit k, got {tuple(D.shape)}")

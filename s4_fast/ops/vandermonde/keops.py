@@ -42,17 +42,12 @@ def log_vandermonde_transpose_backward(
 
 def _synthesize(v: Tensor, x: Tensor, L: int) -> Tensor:
     """Re sum_n v_n exp(x_n l), (c, H, L)."""
-    if v.numel() == 0:
-        return v.real.new_empty(*v.shape[:-1], L)
     nodes = {"v": pairs(v), "x": pairs(x)[None]}
     return sum_over_j(f"ComplexReal(ComplexMult(v, {_POWER}))", {"l": _indices(L, x)}, nodes)[..., 0]
 
 
 def _moments(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """sum_l u_l exp(x_n l) and sum_l l u_l exp(x_n l), (c, H, n)."""
-    if u.numel() == 0:
-        empty = x.new_empty(*u.shape[:-1], x.shape[-1])
-        return empty, empty
     signal = {"u": u[..., None], "l": _indices(u.shape[-1], x)}
     out = sum_over_j(f"TensorProd(Concat(u, u * l), {_POWER})", {"x": pairs(x)[None]}, signal)
     zeroth, first = torch.view_as_complex(out.unflatten(-1, (2, 2))).unbind(-1)

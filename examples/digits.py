@@ -1,0 +1,304 @@
+"""Handwritten digits, one pixel at a time: train S4D and S4, save them, classify with the recurrence.
+
+    pip install scikit-learn safetensors matplotlib rich click
+    python examples/digits.py --layer both
+
+The data are the 1797 real 8x8 images that scikit-learn ships, read row by row as sequences of 64 grey values. The model
+never sees where a row ends: it has to remember. It is trained as a convolution over whole sequences, then reloaded and
+run as a recurrence that takes one pixel at a time and can name a class after each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import save
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import s4_fast
+from s4_fast import S4SequenceModel
+
+SIDE = 8
+LAYERS = ("s4d", "s4")
+BATCH = 64
+WEIGHT_DECAY = 0.05
+
+
+class Split(NamedTuple):
+    """Images as sequences (count, 64, 1) in [-1, 1], and their classes."""
+
+    train_x: Tensor
+    test_x: Tensor
+    train_y: Tensor
+    test_y: Tensor
+
+
+def load_split(device: str) -> Split:
+    """The digits, a fifth of each class held out. Always the same split, whatever the seed of the training."""
+    images, classes = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32)[..., None] / 8 - 1
+    y = torch.tensor(classes)
+    parts = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
+    return Split(*(part.to(device) for part in parts))
+
+
+class Epoch(NamedTuple):
+    loss: float
+    accuracy: float
+
+
+def train(model: S4SequenceModel, data: Split, epochs: int, lr: float, ssm_lr: float) -> Iterator[Epoch]:
+    """Train, yielding after every epoch the mean training loss and the accuracy on the test images."""
+    # dt, A and B decide how far the model remembers: they learn more slowly than the rest, and never decay.
+    groups = s4_fast.get_ssm_param_groups(model, lr=lr, ssm_lr=ssm_lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(groups)
+    steps = -(-len(data.train_x) // BATCH) * epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=[group["lr"] for group in groups], total_steps=steps, pct_start=0.2
+    )
+    for _ in range(epochs):
+        model.train()
+        total = torch.zeros((), device=data.train_x.device)
+        for rows in torch.randperm(len(data.train_x), device=data.train_x.device).split(BATCH):
+            loss = cross_entropy(model(data.train_x[rows]), data.train_y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(rows)
+        yield Epoch(total.item() / len(data.train_x), accuracy(model, data.test_x, data.test_y))
+
+
+@torch.no_grad()
+def accuracy(model: S4SequenceModel, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    return (model(x).argmax(-1) == y).float().mean().item()
+
+
+def save_checkpoint(path: Path, model: S4SequenceModel, arguments: dict[str, Any]) -> None:
+    """Write the weights, and as metadata the arguments that build the model.
+
+    An interruption leaves the old file or the new one, never half of one.
+    """
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_bytes(save(model.state_dict(), metadata={"model": json.dumps(arguments)}))
+    os.replace(unfinished, path)
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
+    """A fresh model in evaluation mode, from nothing but the file."""
+    with safe_open(path, framework="pt", device=device) as file:
+        model = S4SequenceModel(**json.loads(file.metadata()["model"])).to(device)
+        model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    return model.eval()
+
+
+@torch.no_grad()
+def recur(model: S4SequenceModel, x: Tensor) -> Tensor:
+    """Logits after each pixel, (length, count, classes): the model as a recurrence with a state of fixed size."""
+    state = model.init_state(len(x))
+    logits = []
+    for pixel in x.unbind(1):
+        y, state = model.step(pixel, state)
+        logits.append(y)
+    return torch.stack(logits)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: what the table and the figure show."""
+
+    layer: str
+    history: list[Epoch]
+    seconds: float
+    checkpoint: Path
+
+
+def fit(layer: str, arguments: dict[str, Any], data: Split, out: Path, console: Console, **settings: Any) -> Run:
+    """Train one model, show its progress, and keep the checkpoint of the epoch with the lowest training loss."""
+    checkpoint = out / f"{layer}.safetensors"
+    model = build(arguments).to(data.train_x.device)
+    history: list[Epoch] = []
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(layer, total=settings["epochs"])
+        for epoch in train(model, data, **settings):
+            if not math.isfinite(epoch.loss):
+                raise click.ClickException(f"{layer} diverged in epoch {len(history) + 1}; try a lower --lr")
+            # Not by test accuracy: the best of many test results would be flattered.
+            if not history or epoch.loss < min(past.loss for past in history):
+                save_checkpoint(checkpoint, model, arguments)
+            history.append(epoch)
+            progress.print(f"{layer:3} epoch {len(history):3}   loss {epoch.loss:.4f}   test {epoch.accuracy:6.1%}")
+            progress.advance(task)
+    return Run(layer, history, time.perf_counter() - start, checkpoint)
+
+
+def build(arguments: dict[str, Any]) -> S4SequenceModel:
+    try:
+        return S4SequenceModel(**arguments)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def show_recurrence(model: S4SequenceModel, data: Split, console: Console) -> None:
+    """Compare the recurrence with the convolution on all test images, and watch it read the first one."""
+    with torch.no_grad():
+        whole = model(data.test_x)
+    steps = recur(model, data.test_x)
+    difference = (steps[-1] - whole).abs().max().item()
+    agree = (steps[-1].argmax(-1) == whole.argmax(-1)).sum().item()
+    console.print(f"the first test image, a {data.test_y[0]}, and the class after each row:")
+    for row in range(SIDE):
+        pixels = data.test_x[0, row * SIDE : (row + 1) * SIDE, 0]
+        chance, guess = steps[(row + 1) * SIDE - 1, 0].softmax(-1).max(-1)
+        shades = "".join(2 * " ░▒▓█"[round(2 * level + 2)] for level in pixels.tolist())
+        console.print(f"    {shades}   {guess}  {chance:4.0%}")
+    console.print(f"by convolution: {whole[0].argmax()}   by recurrence: {steps[-1, 0].argmax()}")
+    console.print(f"same class for {agree} of {len(whole)} test images; the logits differ by at most {difference:.1e}")
+
+
+def draw(path: Path, runs: list[Run]) -> None:
+    """Training loss and test accuracy of all runs, side by side."""
+    figure = Figure(figsize=(10, 4), layout="constrained", facecolor="white")
+    loss, correct = figure.subplots(1, 2)
+    for run, colour in zip(runs, ("#1f6fb2", "#d9622b"), strict=False):
+        epochs = range(1, len(run.history) + 1)
+        loss.plot(epochs, [epoch.loss for epoch in run.history], color=colour, linewidth=2)
+        correct.plot(
+            epochs, [epoch.accuracy for epoch in run.history], color=colour, linewidth=2, label=run.layer.upper()
+        )
+    loss.set_yscale("log")
+    loss.set_title("Training loss", loc="left")
+    # The first epochs are guesses; showing them in full would flatten all that follows.
+    correct.set_ylim(min(run.history[len(run.history) // 5].accuracy for run in runs), 1)
+    correct.yaxis.set_major_formatter(PercentFormatter(1))
+    correct.set_title("Test accuracy", loc="left")
+    correct.legend(frameon=False, loc="lower right")
+    for axes in (loss, correct):
+        axes.set_xlabel("epoch")
+        axes.grid(color="#e4e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Handwritten digits as sequences of 64 pixels", fontweight="bold")
+    figure.savefig(path, dpi=120)
+
+
+def table(runs: list[Run], data: Split) -> Table:
+    """What the saved checkpoints reach, not what was best on the way."""
+    out = Table("model", "test accuracy", "parameters", "training, s")
+    for run in runs:
+        model = load_checkpoint(run.checkpoint, str(data.test_x.device))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        correct = accuracy(model, data.test_x, data.test_y)
+        out.add_row(run.layer.upper(), f"{correct:.1%}", f"{parameters:,}", f"{run.seconds:.0f}")
+    return out
+
+
+def usable_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        kind = torch.device(value).type
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from error
+    if kind not in ("cpu", "cuda"):
+        raise click.BadParameter(f"expected cpu, cuda or cuda:<index>, got {value!r}")
+    return value
+
+
+def positive(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"expected a positive number, got {value}")
+    return value
+
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--layer", type=click.Choice([*LAYERS, "both"]), default="both", help="Which model to train.")
+@click.option("--epochs", type=COUNT, default=30)
+@click.option("--d-model", type=COUNT, default=64, help="Features per layer.")
+@click.option("--d-state", type=COUNT, default=16, help="State size per feature, even.")
+@click.option("--layers", type=COUNT, default=3, help="Number of blocks.")
+@click.option("--lr", callback=positive, default=0.01, help="Highest learning rate of the schedule.")
+@click.option("--ssm-lr", callback=positive, default=0.002, help="The same for dt, A and B.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the weights and the order of images.")
+@click.option("--device", default="cpu", callback=usable_device, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default="runs/digits", help="Where the results go."
+)
+@click.option("--smoke", is_flag=True, help="A tiny model and two epochs: does everything work? Takes seconds.")
+def main(
+    layer: str,
+    epochs: int,
+    d_model: int,
+    d_state: int,
+    layers: int,
+    lr: float,
+    ssm_lr: float,
+    seed: int,
+    device: str,
+    out: Path,
+    smoke: bool,
+) -> None:
+    """Train S4D and S4 on handwritten digits read pixel by pixel, then classify with the recurrence."""
+    if smoke:
+        epochs, d_model, d_state, layers = 2, 8, 4, 1
+    s4_fast.keep_pages()  # on the CPU: this program owns its memory, so let it keep what it frees
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"cannot make the folder {out}: {error.strerror}", param_hint="--out") from error
+    console = Console(highlight=False)
+    data = load_split(device)
+    runs = []
+    for name in LAYERS if layer == "both" else (layer,):
+        arguments = {
+            "d_input": 1,
+            "d_model": d_model,
+            "d_output": 10,
+            "n_layers": layers,
+            "d_state": d_state,
+            "dropout": 0.1,
+            "layer": name,
+            # A feature remembers about 1 / dt pixels: from its neighbours to more than the whole image.
+            "dt_min": 0.01,
+            "dt_max": 0.5,
+        }
+        torch.manual_seed(seed)
+        runs.append(fit(name, arguments, data, out, console, epochs=epochs, lr=lr, ssm_lr=ssm_lr))
+    for run in runs:
+        console.print(f"\n{run.layer.upper()}, reloaded from {run.checkpoint}", style="bold")
+        show_recurrence(load_checkpoint(run.checkpoint, device), data, console)
+    draw(out / "learning_curves.png", runs)
+    console.print(table(runs, data), f"learning curves: {out / 'learning_curves.png'}", sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:  # one line, without click's usage text
+        click.echo(f"digits.py: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit("\ninterrupted; what was saved before is whole")

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s4_fast import S4SequenceModel
+from tests.helpers import needs_cxx, relative_error
+
+LAYERS = pytest.mark.parametrize("layer", ["s4d", "s4"])
+TASKS = pytest.mark.parametrize("task", ["classification", "regression"])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def build(layer: str = "s4d", task: str = "classification", **options) -> S4SequenceModel:
+    options = {"d_input": 2, "d_model": 4, "d_output": 3, "n_layers": 2, "d_state": 8, **options}
+    return S4SequenceModel(**options, task=task, layer=layer).double()
+
+
+def signal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@LAYERS
+@TASKS
+def test_output_shapes(layer, task):
+    y = build(layer, task)(signal(5, 12, 2))
+    assert y.shape == ((5, 3) if task == "classification" else (5, 12, 3))
+    assert build(layer, task)(signal(0, 12, 2)).shape[0] == 0
+
+
+@LAYERS
+def test_the_model_is_its_parts(layer):
+    model, u = build(layer), signal(5, 12, 2)
+    x = model.encoder(u)
+    for block in model.blocks:
+        x = block(x)
+    x = model.norm(x)
+    assert torch.equal(model(u), model.head(x.mean(1)))
+    model.task = "regression"
+    assert torch.equal(model(u), model.head(x))
+
+
+@LAYERS
+@TASKS
+def test_each_step_is_forward_on_the_sequence_so_far(layer, task):
+    model, u = build(layer, task, dropout=0.3).eval(), signal(3, 20, 2)
+    state = model.init_state(3)
+    with torch.no_grad():
+        for position in range(20):
+            y, state = model.step(u[:, position], state)
+            want = model(u[:, : position + 1])
+            assert relative_error(y, want if task == "classification" else want[:, -1]) < 1e-11
+    assert state.steps == 20
+
+
+@LAYERS
+@TASKS
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradients_reach_every_parameter(layer, task, bidirectional):
+    model = build(layer, task, bidirectional=bidirectional, dropout=0.1)
+    u = signal(3, 12, 2).requires_grad_()
+    model(u).square().sum().backward()
+    for name, t in [*model.named_parameters(), ("u", u)]:
+        assert t.grad is not None and t.grad.isfinite().all() and (t.grad != 0).any(), name
+
+
+@LAYERS
+def test_any_length_in_any_order(layer):
+    model, u = build(layer, "regression"), signal(2, 60, 2)
+    with torch.no_grad():
+        want = copy.deepcopy(model)(u)
+        for L in (1, 8, 60, 13):
+            assert relative_error(model(u[:, :L]), want[:, :L]) < 1e-10
+
+
+@LAYERS
+def test_autocast(layer):
+    model = build(layer).float()
+    u = torch.randn(3, 12, 2)
+    want = model(u)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(u)
+    assert relative_error(got.detach(), want.detach()) < 0.05
+    got.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "ranking"}, r"'ranking'; expected one of classification, regression"),
+        ({"layer": "s5"}, r"'s5'; expected one of s4d, s4"),
+        ({"d_input": 0}, r"d_input must be at least 1, got 0"),
+        ({"d_output": 0}, r"d_output must be at least 1, got 0"),
+        ({"n_layers": 0}, r"n_layers must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"\[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize("shape", [(12, 2), (3, 12, 3), (3, 2, 12, 1)])
+def test_wrong_inputs_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(batch, length, 2\), got \("):
+        build()(signal(*shape))
+
+
+@LAYERS
+def test_a_wrong_step_is_refused_with_its_shapes(layer):
+    model = build(layer)
+    state = model.init_state(3)
+    with pytest.raises(ValueError, match=r"\(batch, 2\), got \(3, 5\)"):
+        model.step(signal(3, 5), state)
+    with pytest.raises(ValueError, match=r"2 blocks .* \(2, 4\), got 2 blocks and \(3, 4\)"):
+        model.step(signal(2, 2), state)
+    with pytest.raises(ValueError, match=r"2 blocks .* got 1 blocks"):
+        model.step(signal(3, 2), state._replace(blocks=state.blocks[:1]))
+    with pytest.raises(ValueError, match=r"state of shape \(3, 4, 4\) .* got \(2, 4, 4\)"):
+        model.step(signal(3, 2), state._replace(blocks=(state.blocks[0], state.blocks[1][:2])))
+
+
+# Checkpoints
+
+
+@LAYERS
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_checkpoint_that_does_not_fit_is_named_and_changes_nothing(layer, strict):
+    model = build(layer)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    checkpoint = build(layer, d_state=6, d_output=5).state_dict()
+    with pytest.raises(RuntimeError) as error:
+        model.load_state_dict(checkpoint, strict=strict)
+    lines = str(error.value).splitlines()[1:]
+    names = [f"blocks.{i}.layer.kernel.{name}" for i in (0, 1) for name in ("A_real", "A_imag", "B", "C")]
+    names += [f"blocks.{i}.layer.kernel.P" for i in (0, 1) if layer == "s4"] + ["head.weight", "head.bias"]
+    assert {line.split(":")[0].strip() for line in lines} == set(names)
+    assert "  head.bias: expected shape (3,), the checkpoint has (5,)" in lines
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@LAYERS
+@pytest.mark.parametrize("copy_of", ["state_dict", "deepcopy", "pickle"])
+def test_a_copy_computes_the_same(layer, copy_of):
+    model, u = build(layer, lr=1e-4), signal(2, 20, 2)
+    want = model(u)
+    if copy_of == "state_dict":
+        double = build(layer, lr=1e-4)
+        double.load_state_dict(model.state_dict())
+    else:
+        double = copy.deepcopy(model) if copy_of == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert torch.equal(double(u), want)
+    marks = [[getattr(p, "_optim", None) for p in m.parameters()] for m in (model, double)]
+    assert marks[0] == marks[1] and sum(mark is not None for mark in marks[0]) == (8 if layer == "s4d" else 10)
+
+
+# torch.compile
+
+
+def assert_compiled_is_eager(model: nn.Module, compiled: nn.Module, u: Tensor, tolerance: float) -> None:
+    results = []
+    for module in (model, compiled):
+        model.zero_grad()
+        y = module(u)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
+    for eager, got in zip(*results, strict=True):
+        assert relative_error(got, eager) < tolerance
+
+
+@LAYERS
+def test_compiled_forward_and_backward_in_one_graph(layer):
+    model = build(layer)
+    model(signal(1, 30, 2))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for L in (30, 17):
+        assert_compiled_is_eager(model, compiled, signal(3, L, 2), 1e-12)
+
+
+@pytest.mark.slow
+@needs_cxx
+@LAYERS
+@TASKS
+def test_compiled_by_inductor(layer, task):
+    model = build(layer, task).float()
+    model(torch.randn(1, 30, 2))
+    assert_compiled_is_eager(model, torch.compile(model, fullgraph=True), torch.randn(3, 30, 2), 1e-5)
+
+
+@LAYERS
+def test_steps_after_compiled_training_use_the_new_parameters(layer):
+    model, u = build(layer, "regression").float(), torch.randn(2, 10, 2)
+    model(u)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    # A fused step leaves the parameters' version counters as they are.
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            return model.step(u[:, 0], model.init_state(2))[0]
+
+    for _ in range(2):
+        before = step()
+        compiled(u).square().sum().backward()
+        optimiser.step()
+        with torch.no_grad():
+            assert relative_error(step(), model(u)[:, 0]) < 1e-5
+        assert relative_error(step(), before) > 1e-2

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+from torch.autograd import gradcheck
+
+import s4_fast
+from s4_fast import cauchy_bilinear, cauchy_mult
+from tests.helpers import (
+    DTYPES,
+    KEOPS,
+    KEOPS_FLOAT64,
+    Tensors,
+    assert_contract,
+    assert_gradients_one_by_one,
+    backends,
+    evaluate,
+    log_uniform,
+    needs_keops,
+    normal,
+    uniform,
+    unusual_views,
+)
+
+MULT = backends("cauchy_mult")
+BILINEAR = backends("cauchy_bilinear")
+# (H, n, L): as many nodes, or roots of unity.
+SIZES = [(2, 29, 1), (3, 1, 2), (2, 100, 3), (1, 256, 17), (3, 29, 1047), (2, 100, 4096), (1, 3, 2**20)]
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def poles(generator: Generator, *shape: int, decay: tuple[float, float], dtype: torch.dtype) -> Tensor:
+    """dt A with Im up to 8, that is, phases of lambda up to 0.84 pi, on both sides."""
+    return torch.complex(-log_uniform(generator, *decay, *shape), uniform(generator, -8, 8, *shape)).to(dtype)
+
+
+def mult_inputs(generator: Generator, H: int, n: int, Lz: int, dtype: torch.dtype) -> Tensors:
+    w = poles(generator, H, n, decay=(1e-3, 1), dtype=dtype)
+    return {"v": normal(generator, H, n, dtype=dtype), "z": 4 * normal(generator, Lz, dtype=dtype), "w": w}
+
+
+def bilinear_inputs(generator: Generator, w: Tensor) -> Tensors:
+    return {"v": normal(generator, *w.shape, dtype=w.dtype), "w": w}
+
+
+# ----------------------------------------------------------------------------------------------------- cauchy_mult
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("H", "n", "Lz"), SIZES)
+def test_mult_contract(
+    H: int, n: int, Lz: int, symmetric: bool, backend: str, device: str, generator: Generator
+) -> None:
+    tensors = {name: t.to(device) for name, t in mult_inputs(generator, H, n, Lz, torch.complex64).items()}
+    assert_contract("cauchy_mult", tensors, backend, symmetric=symmetric)
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS_FLOAT64])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("H", "n", "Lz"), SIZES[:-1])
+def test_mult_contract_in_float64(
+    H: int, n: int, Lz: int, symmetric: bool, backend: str, device: str, generator: Generator
+) -> None:
+    tensors = {name: t.to(device) for name, t in mult_inputs(generator, H, n, Lz, torch.complex128).items()}
+    assert_contract("cauchy_mult", tensors, backend, symmetric=symmetric)
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS])
+@pytest.mark.parametrize("distance", [1e-2, 1e-5])
+def test_mult_next_to_poles(distance: float, backend: str, device: str, generator: Generator) -> None:
+    """z - w is exact there, so that being close costs nothing."""
+    tensors = mult_inputs(generator, 2, 29, 58, torch.complex64)
+    turn = torch.polar(torch.ones(58), 2 * math.pi * torch.rand(58, generator=generator))
+    tensors["z"] = tensors["w"].flatten() * (1 + distance * turn)
+    assert_contract("cauchy_mult", {name: t.to(device) for name, t in tensors.items()}, backend)
+
+
+@pytest.mark.parametrize("backend", [*MULT, "reference", KEOPS])
+def test_mult_at_a_pole_is_not_finite(backend: str) -> None:
+    w = torch.tensor([-0.5 + 1j, -0.5 + 2j])
+    y = cauchy_mult(torch.ones_like(w), torch.cat((w, w + 1)), w, backend=backend)
+    assert y.isfinite().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS])
+@pytest.mark.parametrize("view", ["strided", "transposed", "conjugated"])
+def test_mult_memory_layout_does_not_matter(view: str, backend: str, generator: Generator) -> None:
+    tensors = mult_inputs(generator, 3, 5, 11, torch.complex64)
+    tensors["z"] = normal(generator, 3, 11, dtype=torch.complex64)
+    assert_contract("cauchy_mult", unusual_views(tensors)[view], backend)
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS])
+@pytest.mark.parametrize(
+    ("v_lead", "z_lead", "w_lead"),
+    [
+        ((), (), ()),
+        ((2, 3), (), (3,)),
+        ((2, 3), (1, 1), (3,)),
+        ((2, 3), (3,), (3,)),
+        ((3,), (3,), ()),
+        ((3,), (2, 1), (3,)),
+        ((), (2, 3), (3,)),
+        ((4, 2, 3), (3,), (4, 1, 1)),
+    ],
+)
+def test_mult_leading_dimensions_broadcast(
+    v_lead: tuple[int, ...], z_lead: tuple[int, ...], w_lead: tuple[int, ...], backend: str, generator: Generator
+) -> None:
+    tensors = {
+        "v": normal(generator, *v_lead, 5, dtype=torch.complex64),
+        "z": 4 * normal(generator, *z_lead, 11, dtype=torch.complex64),
+        "w": poles(generator, *w_lead, 5, decay=(1e-2, 1), dtype=torch.complex64),
+    }
+    assert_contract("cauchy_mult", tensors, backend)
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS])
+def test_mult_expanded_inputs(backend: str, generator: Generator) -> None:
+    tensors = mult_inputs(generator, 1, 5, 11, torch.complex64)
+    expanded = {name: t.expand(4, 3, t.shape[-1]) for name, t in tensors.items()}
+    assert_contract("cauchy_mult", expanded, backend)
+
+
+@pytest.mark.parametrize("backend", [*MULT, "reference", KEOPS_FLOAT64])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("z_lead", [(), (2,)])
+def test_mult_gradcheck(z_lead: tuple[int, ...], symmetric: bool, backend: str, generator: Generator) -> None:
+    tensors = mult_inputs(generator, 2, 3, 5, torch.complex128)
+    v = normal(generator, 2, 2, 3, dtype=torch.complex128)
+    arguments = [t.requires_grad_() for t in (v, tensors["z"].expand(*z_lead, 5).clone(), tensors["w"])]
+    assert gradcheck(lambda *args: cauchy_mult(*args, symmetric, backend=backend), arguments)
+
+
+@pytest.mark.parametrize("backend", [*MULT, KEOPS_FLOAT64])
+def test_mult_gradients_one_by_one(backend: str, generator: Generator) -> None:
+    assert_gradients_one_by_one("cauchy_mult", mult_inputs(generator, 2, 3, 5, torch.complex128), backend)
+
+
+# ------------------------------------------------------------------------------------------------- cauchy_bilinear
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize("decay", [(1e-7, 1e-4), (1e-2, 1e2)], ids=["weak", "strong"])
+@pytest.mark.parametrize(("H", "n", "L"), SIZES)
+def test_bilinear_contract(
+    H: int, n: int, L: int, decay: tuple[float, float], backend: str, device: str, generator: Generator
+) -> None:
+    w = poles(generator, H, n, decay=decay, dtype=torch.complex64)
+    tensors = {name: t.to(device) for name, t in bilinear_inputs(generator, w).items()}
+    assert_contract("cauchy_bilinear", tensors, backend, L=L)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize(("H", "n", "L"), SIZES)
+def test_bilinear_contract_in_float64(H: int, n: int, L: int, backend: str, device: str, generator: Generator) -> None:
+    w = poles(generator, H, n, decay=(1e-1, 1e2), dtype=torch.complex128)
+    tensors = {name: t.to(device) for name, t in bilinear_inputs(generator, w).items()}
+    assert_contract("cauchy_bilinear", tensors, backend, L=L)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize("offset", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("L", [64, 1047])
+def test_bilinear_resonance(L: int, offset: float, backend: str, generator: Generator) -> None:
+    """Poles next to a node: 1 - lambda^L is almost 0, and the sum at that node almost a pole."""
+    k = torch.arange(1, L // 2, 3)
+    phase = 2 * torch.tan(math.pi / L * k.double()) * (1 + offset)
+    w = torch.complex(-1e-5 * (1 + phase), phase).to(torch.complex64)
+    assert_contract("cauchy_bilinear", bilinear_inputs(generator, w), backend, L=L)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("L", [1, 2, 3, 64, 1047])
+def test_bilinear_where_lambda_is_zero(L: int, dtype: torch.dtype, backend: str, generator: Generator) -> None:
+    w = torch.tensor([-2, -2 + 1e-6, -2 + 1e-6j, -0.5 + 1j], dtype=dtype)
+    assert_contract("cauchy_bilinear", bilinear_inputs(generator, w), backend, L=L)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+def test_bilinear_is_finite_at_minus_one(backend: str, generator: Generator) -> None:
+    """omega = -1, where z = 2 (1 - omega)/(1 + omega) is infinite: 2 v/((2 - w) + (2 + w)) = v/2."""
+    v, w = bilinear_inputs(generator, poles(generator, 5, decay=(1e-2, 1), dtype=torch.complex128)).values()
+    assert cauchy_bilinear(v, w, 64, backend=backend)[-1].item() == pytest.approx(v.real.sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize("view", ["strided", "transposed", "conjugated"])
+def test_bilinear_memory_layout_does_not_matter(view: str, backend: str, generator: Generator) -> None:
+    tensors = bilinear_inputs(generator, poles(generator, 3, 5, decay=(1e-3, 1), dtype=torch.complex64))
+    assert_contract("cauchy_bilinear", unusual_views(tensors)[view], backend, L=50)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+@pytest.mark.parametrize(
+    ("v_lead", "w_lead"), [((), ()), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 3), ()), ((4, 2, 3), (4, 1, 3))]
+)
+def test_bilinear_leading_dimensions_broadcast(
+    v_lead: tuple[int, ...], w_lead: tuple[int, ...], backend: str, generator: Generator
+) -> None:
+    w = poles(generator, *w_lead, 5, decay=(1e-3, 1), dtype=torch.complex64)
+    tensors = {"v": normal(generator, *v_lead, 5, dtype=torch.complex64), "w": w}
+    assert_contract("cauchy_bilinear", tensors, backend, L=50)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+def test_bilinear_expanded_inputs(backend: str, generator: Generator) -> None:
+    tensors = bilinear_inputs(generator, poles(generator, 1, 5, decay=(1e-3, 1), dtype=torch.complex64))
+    expanded = {name: t.expand(4, 3, 5) for name, t in tensors.items()}
+    assert_contract("cauchy_bilinear", expanded, backend, L=50)
+
+
+@pytest.mark.parametrize("backend", [*BILINEAR, "reference"])
+@pytest.mark.parametrize("L", [1, 2, 7, 8])
+def test_bilinear_gradcheck(L: int, backend: str, generator: Generator) -> None:
+    w = poles(generator, 2, 3, decay=(1e-1, 1), dtype=torch.complex128)
+    arguments = [normal(generator, 2, 2, 3, dtype=torch.complex128).requires_grad_(), w.requires_grad_()]
+    assert gradcheck(lambda v, w: cauchy_bilinear(v, w, L, backend=backend), arguments)
+
+
+@pytest.mark.parametrize("backend", BILINEAR)
+def test_bilinear_gradients_one_by_one(backend: str, generator: Generator) -> None:
+    tensors = bilinear_inputs(generator, poles(generator, 2, 3, decay=(1e-3, 1), dtype=torch.complex128))
+    assert_gradients_one_by_one("cauchy_bilinear", tensors, backend, L=8)
+
+
+# ------------------------------------------------------------------------------------------------------------ both
+
+
+@pytest.mark.parametrize("backend", [*MULT, "reference", KEOPS])
+@pytest.mark.parametrize(("c", "H"), [(0, 3), (2, 0)])
+@pytest.mark.parametrize("op", ["cauchy_mult", "cauchy_bilinear"])
+def test_empty_batch(op: str, c: int, H: int, backend: str, generator: Generator) -> None:
+    if op == "cauchy_bilinear" and backend == "keops":
+        pytest.skip("keops does not implement cauchy_bilinear")
+    tensors = mult_inputs(generator, H, 5, 11, torch.complex64)
+    tensors["v"] = normal(generator, c, H, 5, dtype=torch.complex64)
+    scalars = {"L": 20} if op == "cauchy_bilinear" else {}
+    if scalars:
+        del tensors["z"]
+    output, grads = evaluate(op, tensors, backend, **scalars)
+    assert output.shape == (c, H, 11)
+    assert all(torch.equal(g, torch.zeros_like(tensors[name])) for name, g in grads.items())
+
+
+W = torch.zeros(2, 3, dtype=torch.complex64)
+Z = torch.zeros(5, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize(
+    ("v", "w", "error", "message"),
+    [
+        (W, W[:, :2], ValueError, r"one last dimension n >= 1 .* v \(2, 3\), w \(2, 2\)"),
+        (W[:, :0], W[:, :0], ValueError, r"n >= 1 .* v \(2, 0\)"),
+        (W, W[0, 0], ValueError, r"last dimension n, got v \(2, 3\), w \(\)"),
+        (W, W[:1].expand(4, 3), ValueError, r"do not broadcast: v \(2, 3\),.* w \(4, 3\)"),
+        (W.real, W, TypeError, r"v to be complex64 or complex128, got float32 of shape \(2, 3\)"),
+        (W, W.real.int(), TypeError, r"w to be complex64 or complex128, got int32 of shape \(2, 3\)"),
+        (W, W.to(torch.complex128), TypeError, "one precision, got v complex64,.* w complex128"),
+        (W, W.to("meta"), ValueError, "one device, got v on cpu,.* w on meta"),
+    ],
+)
+def test_bad_poles(v: Tensor, w: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^cauchy_mult: .*{message}"):
+        cauchy_mult(v, Z, w)
+    with pytest.raises(error, match=f"^cauchy_bilinear: .*{message}"):
+        cauchy_bilinear(v, w, 5)
+
+
+@pytest.mark.parametrize(
+    ("z", "error", "message"),
+    [
+        (Z[:0], ValueError, r"z of shape \(\.\.\., Lz\) with Lz >= 1, got \(0,\)"),
+        (Z[0], ValueError, r"z of shape \(\.\.\., Lz\) with Lz >= 1, got \(\)"),
+        (Z.expand(3, 5), ValueError, r"do not broadcast: v \(2, 3\), z \(3, 5\), w \(2, 3\)"),
+        (Z.real, TypeError, r"z to be complex64 or complex128, got float32 of shape \(5,\)"),
+        (Z.to(torch.complex128), TypeError, "one precision, got v complex64, z complex128, w complex64"),
+        (Z.to("meta"), ValueError, "one device, got v on cpu, z on meta, w on cpu"),
+    ],
+)
+def test_bad_nodes(z: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^cauchy_mult: .*{message}"):
+        cauchy_mult(W, z, W)
+
+
+@pytest.mark.parametrize(
+    ("L", "error", "message"),
+    [
+        (0, ValueError, "L >= 1, got L = 0"),
+        (-3, ValueError, "L >= 1, got L = -3"),
+        (5.0, TypeError, "L to be an int, got float"),
+        (True, TypeError, "L to be an int, got bool"),
+    ],
+)
+def test_bad_length(L: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^cauchy_bilinear: .*{message}"):
+        cauchy_bilinear(W, W, L)
+
+
+@needs_keops
+def test_keops_names_the_backends_that_have_the_bilinear_form() -> None:
+    with pytest.raises(
+        s4_fast.BackendUnavailableError, match=r"'keops' .* cannot run cauchy_bilinear: .* reference, pytorch"
+    ):
+        cauchy_bilinear(W, W, 5, backend="keops")

@@ -1,0 +1,216 @@
+"""What every op owes PyTorch: torch.library's checks, torch.compile, autocast, and no silent second derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradgradcheck
+
+import s4_fast
+from s4_fast import dispatch
+from tests.helpers import DTYPES, Tensors, needs_cxx, normal, relative_error
+
+L, H, N = 12, 2, 3
+
+
+def inputs(op: str, dtype: torch.dtype = torch.complex64) -> Tensors:
+    """Small inputs whose leading dimensions do not need broadcasting: the canonical layout of the op."""
+    generator = torch.Generator().manual_seed(0)
+
+    def real(*shape: int) -> Tensor:
+        return normal(generator, *shape, dtype=dtype.to_real())
+
+    def complex_(*shape: int) -> Tensor:
+        return normal(generator, *shape, dtype=dtype)
+
+    x = torch.complex(-0.1 - real(H, N).abs(), real(H, N))
+    return {
+        "log_vandermonde": lambda: {"v": complex_(2, H, N), "x": x},
+        "log_vandermonde_transpose": lambda: {"u": real(2, H, L), "v": complex_(2, H, N), "x": x},
+        "cauchy_mult": lambda: {"v": complex_(2, H, N), "z": 4 * complex_(1, L), "w": x},
+        "cauchy_bilinear": lambda: {"v": complex_(2, H, N), "w": x},
+        "dplr_kernel": lambda: {
+            "w": x,
+            "P": complex_(1, H, N),
+            "Q": complex_(1, H, N),
+            "B": complex_(2, H, N),
+            "C": complex_(2, H, N),
+            "dt": 0.1 + real(H, 1).abs(),
+        },
+        "fft_conv": lambda: {"u": real(2, H, L), "k": real(2, H, L), "D": real(2, H)},
+    }[op]()
+
+
+SCALARS = {
+    "log_vandermonde": (L,),
+    "log_vandermonde_transpose": (L,),
+    "cauchy_mult": (True,),
+    "cauchy_bilinear": (L,),
+    "dplr_kernel": (L,),
+    "fft_conv": (),
+}
+OPS = tuple(SCALARS)
+COMPILERS = ["aot_eager", pytest.param("inductor", marks=needs_cxx)]
+
+
+def call(op: str, *tensors: Tensor, backend: str | None = None) -> Tensor:
+    return getattr(s4_fast, op)(*tensors, *SCALARS[op], backend=backend)
+
+
+def differentiate(function: Callable[..., Tensor | list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
+    """Outputs, then the gradients of every tensor for fixed cotangents."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    outputs = function(*leaves)
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [normal(generator, *y.shape, dtype=y.dtype) for y in outputs]
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        assert relative_error(a, e) <= 1e-6
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_graphs() -> None:
+    """What an earlier test compiled would make a later one recompile, with other sizes symbolic."""
+    torch.compiler.reset()
+
+
+def test_the_list_of_ops_is_complete() -> None:
+    assert set(OPS) == set(dispatch.ops()) == set(s4_fast.ops.__all__)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str, dtype: torch.dtype) -> None:
+    pairs = [torch.view_as_real(t) if t.is_complex() else t for t in inputs(op, dtype).values()]
+    arguments = [t.clone().requires_grad_() for t in pairs]
+    torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*arguments, *SCALARS[op], "pytorch"))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_of_the_adjoint(op: str) -> None:
+    pairs = [torch.view_as_real(t) if t.is_complex() else t for t in inputs(op).values()]
+    grad = torch.randn_like(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))
+    adjoint = getattr(torch.ops.s4_fast, f"{op}_backward")
+    for needs in [[True] * len(pairs), [True] + [False] * (len(pairs) - 1)]:
+        torch.library.opcheck(adjoint, (grad, *pairs, *SCALARS[op], "pytorch", needs))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_fake_outputs_have_the_layout_of_real_ones(op: str) -> None:
+    tensors = inputs(op)
+    meta = call(op, *(t.to("meta") for t in tensors.values()))
+    real = call(op, *tensors.values())
+    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_graph_is_the_eager_one(op: str, compiler: str, dynamic: bool) -> None:
+    tensors = list(inputs(op).values())
+    compiled = torch.compile(lambda *args: call(op, *args), fullgraph=True, backend=compiler, dynamic=dynamic)
+    assert_same(differentiate(compiled, tensors), differentiate(lambda *args: call(op, *args), tensors))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_graph_keeps_pending_conjugations(op: str, compiler: str) -> None:
+    """Conjugated views outside and inside of the graph."""
+
+    def function(*args: Tensor) -> Tensor:
+        return call(op, *(2 * t.conj() for t in args))
+
+    tensors = [t.conj() for t in inputs(op).values()]
+    compiled = torch.compile(function, fullgraph=True, backend=compiler)
+    assert_same(differentiate(compiled, tensors), differentiate(function, tensors))
+    assert_same([function(*tensors)], [call(op, *(2 * t for t in inputs(op).values()))])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_graph_of_the_reference(op: str) -> None:
+    tensors = list(inputs(op).values())
+    compiled = torch.compile(lambda *args: call(op, *args, backend="reference"), fullgraph=True, backend="aot_eager")
+    assert_same(differentiate(compiled, tensors), differentiate(lambda *args: call(op, *args), tensors))
+
+
+def test_one_graph_serves_every_length() -> None:
+    """L is symbolic in the op: a longer kernel does not compile again and again."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    v, x = inputs("log_vandermonde").values()
+    compiled = torch.compile(s4_fast.log_vandermonde, fullgraph=True, backend=counter, dynamic=True)
+    for length in (5, 8, 13, 21):
+        assert_same([compiled(v, x, length)], [s4_fast.log_vandermonde(v, x, length)])
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_second_derivative_is_refused_by_name(op: str) -> None:
+    first = next(iter(inputs(op).values())).requires_grad_()
+    output = call(op, first, *list(inputs(op).values())[1:])
+    (grad,) = torch.autograd.grad(output.abs().square().sum(), first, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"second derivatives of {op} .* backend='reference' has them"):
+        grad.abs().sum().backward()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_has_second_derivatives(op: str) -> None:
+    tensors = [t.requires_grad_() for t in inputs(op, torch.complex128).values()]
+    assert gradgradcheck(lambda *args: call(op, *args, backend="reference"), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "reference"])
+@pytest.mark.parametrize("op", OPS)
+def test_autocast_computes_in_float32(op: str, backend: str) -> None:
+    """Also in the backward pass, where autocast has ended but its effect on the graph has not."""
+    tensors = list(inputs(op).values())
+
+    def function(*args: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(op, *args, backend=backend)
+
+    assert_same(
+        differentiate(function, tensors), differentiate(lambda *args: call(op, *args, backend=backend), tensors)
+    )
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "reference"])
+@pytest.mark.parametrize("op", ["log_vandermonde_transpose", "fft_conv"])
+def test_autocast_accepts_a_half_precision_signal(op: str, backend: str) -> None:
+    u, *rest = inputs(op).values()
+    half = u.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = call(op, half, *rest, backend=backend)
+    assert_same([y], [call(op, half.detach().float(), *rest, backend=backend)])
+    y.abs().sum().backward()
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+
+
+def test_inference_mode_and_no_grad_build_no_graph() -> None:
+    v, x = (t.requires_grad_() for t in inputs("log_vandermonde").values())
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not s4_fast.log_vandermonde(v, x, L).requires_grad
+
+
+def test_poisoned_memory_is_seen(poisoned_memory: None) -> None:
+    """The fixture that the tests of the ops rely on: whatever allocates without writing yields NaN."""
+    like = torch.ones(3, dtype=torch.complex64)
+    fresh = [torch.empty(3), torch.empty(3, dtype=torch.complex128), like.new_empty(3), torch.empty_like(like)]
+    fresh += [torch.empty_strided((3,), (2,)), torch.empty(0).resize_(3)]
+    half_written = torch.empty(6)
+    torch.mul(torch.ones(3), 2, out=half_written[:3])
+    assert all(t.isnan().all() for t in [*fresh, half_written[3:]])
+
+
+def test_an_unwritten_entry_fails_the_contract(poisoned_memory: None) -> None:
+    assert not relative_error(torch.empty(3), torch.ones(3)) <= 1e9

@@ -1,0 +1,613 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from s4_fast import DPLRSSM, DiagonalSSM, fft_conv
+from s4_fast.ssm import initialization
+from s4_fast.ssm.discretization import bilinear
+from s4_fast.ssm.parameters import SSMParameters
+from tests.helpers import relative_error
+
+DATA = Path(__file__).parents[1] / "data"
+INITS = [("legs", 1), ("legt", 2), ("fout", 1), ("legs", 3)]
+C128 = torch.complex128
+
+
+def build(generator: torch.Generator, init: str = "legs", rank: int = 1, **options) -> DPLRSSM:
+    options = {"d_model": 4, "d_state": 16, "channels": 2, "n_ssm": 2, **options}
+    return DPLRSSM(**options, init=init, rank=rank, generator=generator).double()
+
+
+def dense(ssm: DPLRSSM) -> tuple[Tensor, Tensor, Tensor]:
+    """A_bar (H, N, N), B_bar (H, N), C (c, H, N) on all conjugate pairs, differentiable in the parameters."""
+
+    def both(t: Tensor) -> Tensor:
+        return torch.cat((t, t.conj()), -1)
+
+    def shared(t: Tensor) -> Tensor:
+        return both(torch.cat([t] * (ssm.d_model // ssm.n_ssm), -2))
+
+    P = shared(torch.view_as_complex(ssm.P))
+    A = torch.diag_embed(shared(torch.complex(-ssm.A_real.exp(), -ssm.A_imag)))
+    A = A - torch.einsum("rhi,rhj->hij", P, P.conj())
+    A_bar, B_bar = bilinear(A, shared(torch.view_as_complex(ssm.B)[0]), ssm.inv_dt.exp()[:, 0])
+    C = both(torch.view_as_complex(ssm.C))
+    if ssm.l_kernel:
+        truncation = torch.eye(ssm.d_state) - torch.linalg.matrix_power(A_bar, int(ssm.l_kernel))
+        C = torch.linalg.solve(truncation, C.transpose(0, 1), left=False).transpose(0, 1)
+    return A_bar, B_bar, C
+
+
+def definition(ssm: DPLRSSM, L: int) -> Tensor:
+    """K[l] = C A_bar^l B_bar, by powers."""
+    A_bar, state, C = dense(ssm)
+    taps = []
+    for _ in range(L):
+        taps.append(torch.einsum("chn,hn->ch", C, state).real)
+        state = torch.einsum("hij,hj->hi", A_bar, state)
+    return torch.stack(taps, -1)
+
+
+def run(ssm: SSMParameters, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (batch, channels, d_model, L) and the last state of stepping through u."""
+    outputs = []
+    for position in range(u.shape[-1]):
+        y, state = ssm.step(u[..., position], state)
+        outputs.append(y)
+    return torch.stack(outputs, -1), state
+
+
+def gradients(ssm: DPLRSSM, output: Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+    """Of a weighted sum of the output, also where the output does not depend on a leaf."""
+    leaves = {**dict(ssm.named_parameters()), **{f"input {i}": t for i, t in enumerate(inputs)}}
+    weights = torch.polar(torch.ones(()).double(), torch.arange(output.numel()).double()).view(output.shape)
+    loss = (output * weights).real.sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True))
+
+
+def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    errors = {name: relative_error(got[name].detach(), want[name].detach()) for name in want}
+    assert max(errors.values()) < tolerance, errors
+
+
+class Golden:
+    def __init__(self, path: Path) -> None:
+        self.arrays = np.load(path)
+        self.options = json.loads(str(self.arrays["config"]))["kwargs"]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.tensor(self.arrays[key])
+
+    def load(self, when: str, dtype: torch.dtype = torch.float64) -> DPLRSSM:
+        prefix = f"{when}.layer.kernel."
+        state_dict = {key.removeprefix(prefix): self[key] for key in self.arrays if key.startswith(prefix)}
+        options = {name: self.options[name] for name in ("d_model", "d_state", "l_max") if name in self.options}
+        ssm = DPLRSSM(**options, channels=len(state_dict["C"])).to(dtype)
+        ssm.load_state_dict(state_dict)
+        return ssm
+
+
+@pytest.fixture(params=sorted(path.stem for path in DATA.glob("dplr_*.npz")))
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(DATA / f"{request.param}.npz")
+
+
+# Checkpoints of the official code
+
+
+@pytest.mark.parametrize("when", ["sd", "sd_after"])  # before and after the first forward: C, and C_tilde in its place
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
+def test_official_checkpoints_give_the_official_kernel(golden, when, dtype, tolerance):
+    kernel = golden["k"]
+    with torch.no_grad():
+        got = golden.load(when, dtype).kernel(kernel.shape[-1])
+    assert relative_error(got, kernel) < tolerance
+
+
+def test_first_kernel_leaves_the_official_state_dict(golden):
+    ssm = golden.load("sd")
+    ssm.kernel(golden["k"].shape[-1])
+    want = golden.load("sd_after")
+    assert ssm.l_kernel == want.l_kernel and ssm.l_kernel.dtype == torch.int64
+    assert relative_error(ssm.C.detach(), want.C.detach()) < 1e-10
+
+
+@pytest.mark.parametrize("when", ["sd", "sd_after"])
+def test_official_checkpoints_step_to_the_official_state(golden, when):
+    if "step_state" not in golden.arrays:
+        pytest.skip("the official bidirectional layer cannot step")
+    ssm = golden.load(when)
+    with torch.no_grad():
+        _, state = run(ssm, golden["u"], ssm.init_state(2))
+        A_bar, B_bar, _ = dense(ssm)
+    assert relative_error(state, golden["step_state"][..., : state.shape[-1]]) < 1e-10
+    assert relative_error(A_bar, golden["step_dA"]) < 1e-10
+    assert relative_error(B_bar, golden["step_dB"]) < 1e-10
+
+
+# Kernel, step and state against the definition
+
+
+@pytest.mark.parametrize(("init", "rank"), INITS)
+@pytest.mark.parametrize("L", [2, 40, 41])
+def test_kernel_is_made_of_powers_of_the_dense_discretisation(init, rank, L, generator):
+    ssm = build(generator, init, rank)
+    with torch.no_grad():
+        plain = definition(ssm, L)
+    got = ssm.kernel(L)
+    assert got.shape == (2, 4, L)
+    assert relative_error(got.detach(), plain) < 1e-11
+    # FouT has a mode that stands still, w = -1e-4: its gradient loses |1 - lambda^L|^-2 of float64's digits.
+    assert_close(gradients(ssm, got), gradients(ssm, definition(ssm, L)), 1e-5 if init == "fout" else 1e-9)
+
+
+@pytest.mark.parametrize(("init", "rank"), INITS)
+@pytest.mark.parametrize("set_up", [False, True])
+def test_stepping_is_the_convolution(init, rank, set_up, generator):
+    ssm = build(generator, init, rank)
+    with torch.no_grad():
+        kernel = definition(ssm, 90)
+        if set_up:
+            ssm.kernel(90)
+        u = torch.randn(3, 4, 90, dtype=torch.float64, generator=generator)
+        y, _ = run(ssm, u, ssm.init_state(3))
+    assert relative_error(y, fft_conv(u, kernel)) < 1e-12
+
+
+# FouT turns by up to pi 32 dt a step, with little damping: the rounding of dt A alone is 3e-6.
+@pytest.mark.parametrize(("init", "rank", "tolerance"), [("legs", 1, 4e-6), ("legt", 2, 4e-6), ("fout", 1, 1e-5)])
+def test_stepping_in_float32_stays_the_convolution_for_2000_steps(init, rank, tolerance, generator):
+    ssm = build(generator, init, rank, d_model=2, d_state=64).float()
+    u = torch.randn(1, 2, 2000, generator=generator)
+    with torch.no_grad():
+        y, state = run(ssm, u, ssm.init_state(1))
+        assert relative_error(y, fft_conv(u, ssm.kernel(2000))) < tolerance
+        assert relative_error(ssm.forward_state(u, ssm.init_state(1)), state) < tolerance
+
+
+@pytest.mark.parametrize(("init", "rank"), INITS)
+@pytest.mark.parametrize("split", [0, 1, 23, 49, 50])
+def test_forward_state_is_stepping_and_splits_anywhere(init, rank, split, generator):
+    ssm = build(generator, init, rank)
+    u = torch.randn(3, 4, 50, dtype=torch.float64, generator=generator)
+    start = torch.randn(3, 4, 8, dtype=C128, generator=generator)
+    with torch.no_grad():
+        _, want = run(ssm, u, start)
+        got = ssm.forward_state(u[..., split:], ssm.forward_state(u[..., :split], start))
+    assert relative_error(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("length", [0, 30])
+def test_gradients_of_step_and_forward_state_are_those_of_the_dense_recurrence(length, generator):
+    ssm = build(generator, "legt", 2)
+    if length:
+        ssm.setup(length)
+    u = torch.randn(2, 4, 12, dtype=torch.float64, generator=generator, requires_grad=True)
+    start = torch.randn(2, 4, 8, dtype=C128, generator=generator, requires_grad=True)
+    A_bar, B_bar, C = dense(ssm)
+    state, outputs = torch.cat((start, start.conj()), -1), []
+    for position in range(12):
+        state = torch.einsum("hij,bhj->bhi", A_bar, state) + B_bar * u[..., position, None]
+        outputs.append(torch.einsum("chn,bhn->bch", C, state).real)
+    y, last = run(ssm, u, start)
+    for got, want in ((y, torch.stack(outputs, -1)), (last, state[..., :8]), (ssm.forward_state(u, start), last)):
+        assert_close(gradients(ssm, got, u, start), gradients(ssm, want, u, start), 1e-9)
+
+
+# Lengths and C_tilde
+
+
+@pytest.mark.parametrize(("init", "rank"), INITS)
+@pytest.mark.parametrize("first", [1, 8, 100])
+def test_kernels_do_not_depend_on_the_order_of_lengths(init, rank, first, generator):
+    ssm = build(generator, init, rank)
+    with torch.no_grad():
+        want = definition(ssm, 300)
+        for L in (first, 150, 37, 300, 1):
+            assert relative_error(ssm.kernel(L), want[..., :L]) < 1e-10, L
+
+
+@pytest.mark.parametrize(("init", "rank", "tolerance"), [("legs", 1, 2e-6), ("legt", 2, 2e-6), ("fout", 1, 1e-5)])
+def test_kernels_in_float32_do_not_depend_on_the_order_of_lengths(init, rank, tolerance, generator):
+    ssm = build(generator, init, rank, d_state=64).float()
+    with torch.no_grad():
+        want = copy.deepcopy(ssm).kernel(500)
+        for L in (1, 8, 100, 500, 37):
+            assert relative_error(ssm.kernel(L), want[..., :L]) < tolerance, L
+
+
+@pytest.mark.parametrize(
+    ("l_max", "lengths", "l_kernel"),
+    [
+        (None, [10], [10]),
+        (None, [10, 7, 11, 21, 80, 81], [10, 10, 20, 40, 80, 160]),
+        (None, [1, 100], [1, 128]),
+        (64, [10, 64, 65], [64, 64, 128]),
+        (64, [100], [128]),
+    ],
+)
+def test_l_kernel_grows_as_in_the_official_code(l_max, lengths, l_kernel, generator):
+    ssm = build(generator, l_max=l_max)
+    assert ssm.l_kernel == 0
+    seen = []
+    for L in lengths:
+        ssm.kernel(L)
+        seen.append(int(ssm.l_kernel))
+    assert seen == l_kernel
+
+
+def test_a_shorter_kernel_is_a_prefix_bit_by_bit(generator):
+    ssm = build(generator)
+    full = ssm.kernel(50)
+    assert torch.equal(ssm.kernel(20), full[..., :20])
+
+
+@pytest.mark.parametrize("lengths", [[1], [10, 80]])
+def test_C_is_recovered_from_C_tilde(lengths, generator):
+    ssm = build(generator)
+    plain = torch.view_as_complex(ssm.C.detach().clone())
+    for L in lengths:
+        ssm.kernel(L)
+    assert relative_error(torch.view_as_complex(ssm.C.detach()), plain) > 1e-3
+    recovered = ssm.discretize().C
+    assert relative_error(recovered.detach(), plain) < 1e-11
+    torch.view_as_real(recovered)  # not a lazily conjugated view
+
+
+def test_a_checkpoint_carries_its_length(generator):
+    ssm = build(generator)
+    want = ssm.kernel(30).detach()
+    other = build(generator)
+    other.kernel(7)
+    other.load_state_dict(ssm.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other.kernel(30), want)
+        assert relative_error(other.kernel(60)[..., :30], want) < 1e-11
+
+
+def test_a_set_up_that_fails_changes_nothing(generator, monkeypatch):
+    ssm = build(generator)
+    before = ssm.C.detach().clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "matrix_power", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            ssm.setup(10)
+    assert torch.equal(ssm.C, before) and ssm.l_kernel == 0
+    with torch.no_grad():
+        assert relative_error(ssm.kernel(10), definition(ssm, 10)) < 1e-11
+
+
+def test_tensors_written_from_outside_are_followed(generator):
+    # DistributedDataParallel copies the parameters and buffers of the first process into the others.
+    source, target = build(generator), build(generator)
+    source.kernel(30)
+    with torch.no_grad():
+        for theirs, own in zip(source.state_dict().values(), target.state_dict().values(), strict=True):
+            own.copy_(theirs)
+        u, state = torch.randn(1, 4, dtype=torch.float64, generator=generator), source.init_state(1)
+        assert torch.equal(target.step(u, state)[0], source.step(u, state)[0])
+        assert torch.equal(target.kernel(30), source.kernel(30))
+        assert target.l_kernel == 30
+
+
+def test_a_longer_kernel_between_forward_and_backward_is_refused(generator):
+    # Growing replaces C in place, so the first kernel's gradient would be of another function.
+    ssm = build(generator)
+    loss = ssm.kernel(10).sum() + ssm.kernel(11).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# What DPLRSSM and DiagonalSSM share
+
+BOTH = pytest.mark.parametrize("cls", [DiagonalSSM, DPLRSSM])
+Change = Callable[[SSMParameters, SSMParameters], object]
+
+
+def optimise(ssm: SSMParameters, optimiser: type[torch.optim.Optimizer], **options) -> None:
+    with torch.enable_grad():
+        step = optimiser(ssm.parameters(), lr=0.1, **options)
+        ssm.kernel(6).square().sum().backward()
+        step.step()
+
+
+def assign_data(ssm: SSMParameters, times: int) -> None:
+    for _ in range(times):
+        ssm.C.data = ssm.C.data * 2
+
+
+CHANGES: dict[str, Change] = {
+    "SGD": lambda ssm, other: optimise(ssm, torch.optim.SGD, foreach=True),
+    "AdamW": lambda ssm, other: optimise(ssm, torch.optim.AdamW, fused=True),
+    "load_state_dict": lambda ssm, other: ssm.load_state_dict(other.state_dict()),
+    "assign": lambda ssm, other: ssm.load_state_dict(other.state_dict(), assign=True),
+    "to": lambda ssm, other: ssm.to(torch.float64),
+    "data": lambda ssm, other: assign_data(ssm, 1),
+    "in place": lambda ssm, other: ssm.A_imag.mul_(2),
+    "detached": lambda ssm, other: ssm.inv_dt.detach().sub_(1),
+    "longer kernel": lambda ssm, other: ssm.kernel(20),
+}
+
+
+def make(cls: type[SSMParameters], generator: torch.Generator, **options) -> SSMParameters:
+    return cls(**{"d_model": 4, "d_state": 8, **options}, generator=generator)
+
+
+def output(ssm: SSMParameters) -> Tensor:
+    """Of two steps, the second from a state that depends on A and B."""
+    u = torch.ones(1, 4, 2, dtype=ssm.C.dtype)
+    return run(ssm, u, ssm.init_state(1))[0]
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[SSMParameters], list[int]]:
+    """The list that grows by an entry whenever the module is discretised."""
+
+    def watch(ssm: SSMParameters) -> list[int]:
+        calls: list[int] = []
+        discretize = ssm.discretize
+        monkeypatch.setattr(ssm, "discretize", lambda: (calls.append(1), discretize())[1])
+        return calls
+
+    return watch
+
+
+@BOTH
+def test_steps_discretise_once_while_nothing_changes(cls, generator, count):
+    ssm = make(cls, generator)
+    calls = count(ssm)
+    with torch.no_grad():
+        for _ in range(3):
+            output(ssm)
+    with torch.inference_mode():
+        output(ssm)
+    assert len(calls) == 1
+    ssm.train()
+    ssm.state_dict()
+    copy.deepcopy(ssm)
+    with torch.no_grad():
+        output(ssm)
+    assert len(calls) == 1
+
+
+@BOTH
+def test_steps_that_record_gradients_discretise_each_time(cls, generator, count):
+    ssm = make(cls, generator)
+    with torch.no_grad():
+        output(ssm)
+    calls = count(ssm)
+    output(ssm).sum().backward()
+    assert len(calls) == 2
+    assert all(p.grad is not None for p in ssm.parameters())
+
+
+@BOTH
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES)
+def test_steps_notice_changed_parameters(cls, change, context, generator):
+    ssm, other = make(cls, generator), make(cls, generator)
+    other.kernel(11)
+    with torch.no_grad():
+        before = output(ssm)
+    if change in ("SGD", "AdamW", "assign", "data") and context is torch.inference_mode:
+        pytest.skip("not possible in inference mode")
+    with context():
+        CHANGES[change](ssm, other)
+    with torch.no_grad():
+        after, want = output(ssm), output(copy.deepcopy(ssm))
+    assert torch.equal(after, want)
+    kept = change == "to" or (change == "longer kernel")
+    assert torch.allclose(after.float(), before, rtol=1e-4, atol=1e-6) == kept
+
+
+@BOTH
+def test_steps_notice_new_memory_at_an_old_address(cls, generator):
+    # Whether the allocator returns the address again is its choice: of 20 times, it mostly does some.
+    ssm = make(cls, generator, d_state=64)
+    with torch.no_grad():
+        for _ in range(20):
+            before = output(ssm)
+            assign_data(ssm, 2)
+            assert relative_error(output(ssm), 4 * before) < 1e-4
+
+
+@BOTH
+def test_inference_tensors_are_loaded_like_others(cls, generator):
+    with torch.inference_mode():
+        ssm, other = make(cls, generator), make(cls, generator)
+        other.kernel(9)
+        output(ssm)
+        ssm.load_state_dict(other.state_dict())
+        assert torch.equal(output(ssm), output(other))
+
+
+@BOTH
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda ssm: pickle.loads(pickle.dumps(ssm))])
+def test_copies_keep_the_marks_and_forget_the_cache(cls, duplicate, generator):
+    ssm = make(cls, generator, lr=2e-4)
+    ssm.B._optim["lr"] = 5e-4  # as somebody may have set it
+    with torch.no_grad():
+        ssm.kernel(10)
+        want = output(ssm)
+        double = duplicate(ssm)
+        assert double._cache is None
+        assert torch.equal(output(double), want)
+        double.C.mul_(2)
+        assert torch.equal(output(ssm), want)
+    assert marks(double) == marks(ssm)
+    assert double.B._optim is not ssm.B._optim
+
+
+def marks(ssm: SSMParameters) -> dict[str, dict[str, float]]:
+    return {name: dict(getattr(p, "_optim", {})) for name, p in ssm.named_parameters()}
+
+
+@BOTH
+@pytest.mark.parametrize(("lr", "mark"), [(None, {"weight_decay": 0.0}), (2e-4, {"weight_decay": 0.0, "lr": 2e-4})])
+def test_all_parameters_but_C_are_marked(cls, lr, mark, generator):
+    ssm = make(cls, generator, lr=lr)
+    assert marks(ssm) == {name: {} if name == "C" else mark for name in dict(ssm.named_parameters())}
+
+
+@BOTH
+def test_marks_survive_what_replaces_parameters(cls, generator):
+    with torch.device("meta"):
+        ssm = make(cls, generator, lr=2e-4)
+    want, checkpoint = marks(ssm), make(cls, generator).state_dict()
+    assert marks(ssm.to_empty(device="cpu")) == want
+    ssm.load_state_dict(checkpoint, assign=True)
+    assert marks(ssm) == want
+    assert marks(ssm.double()) == want
+
+
+@BOTH
+def test_modules_are_made_on_the_default_device_and_filled_later(cls, generator):
+    source = make(cls, generator)
+    want = source.kernel(12)
+    for assign in (False, True):
+        with torch.device("meta"):
+            ssm = make(cls, generator)
+        assert {t.device.type for t in ssm.state_dict().values()} == {"meta"}
+        if not assign:
+            ssm.to_empty(device="cpu")
+        ssm.load_state_dict(source.state_dict(), assign=assign)
+        assert torch.equal(ssm.kernel(12), want)
+
+
+@BOTH
+def test_modules_follow_the_default_dtype(cls, generator):
+    torch.set_default_dtype(torch.float64)
+    try:
+        ssm = make(cls, generator)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in ssm.parameters()} == {torch.float64}
+    assert ssm.kernel(5).dtype == torch.float64 and ssm.init_state(2).dtype == C128
+
+
+@BOTH
+def test_a_generator_fixes_the_initial_values(cls):
+    one, same, other = (make(cls, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["C"], other["C"]) and not torch.equal(one["inv_dt"], other["inv_dt"])
+
+
+@BOTH
+def test_autocast_does_not_touch_the_precision(cls, generator):
+    ssm = make(cls, generator)
+    u, state = torch.randn(2, 4, 30, generator=generator).bfloat16(), ssm.init_state(2)
+    with torch.no_grad():
+        want = ssm.kernel(30), ssm.forward_state(u.float(), state), ssm.step(u[..., 0].float(), state)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            got = ssm.kernel(30), ssm.forward_state(u, state), ssm.step(u[..., 0], state)[0]
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == w.dtype and torch.equal(g, w)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("u", "state", "error", "message"),
+    [
+        ((2, 5), (2, 4, 4), ValueError, r"u of shape \(batch, 4(, L)?\), got \(2, 5"),
+        ((2,), (2, 4, 4), ValueError, r"u of shape \(batch, 4(, L)?\), got \(2"),
+        ((2, 4), (1, 4, 4), ValueError, r"state of shape \(2, 4, 4\) .* got \(1, 4, 4\)"),
+        ((2, 4), (2, 4, 8), ValueError, r"state of shape \(2, 4, 4\) .* got \(2, 4, 8\)"),
+        ((2, 4), (4, 4), ValueError, r"state of shape \(2, 4, 4\) .* got \(4, 4\)"),
+        ((2, 4), torch.zeros(2, 4, 4), TypeError, r"complex64, got torch.float32"),
+        ((2, 4), torch.zeros(2, 4, 4, dtype=C128), TypeError, r"complex64, got torch.complex128"),
+        (torch.zeros(2, 4, 3, dtype=torch.float64), (2, 4, 4), TypeError, r"u to be torch.float32, got torch.float64"),
+        ((2, 4), torch.zeros(2, 4, 4, dtype=torch.complex64, device="meta"), ValueError, r"u on cpu, state on meta"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_their_shapes(cls, u, state, error, message, generator):
+    ssm = make(cls, generator)
+    u = u if isinstance(u, Tensor) else torch.zeros(*u, 3)
+    state = state if isinstance(state, Tensor) else torch.zeros(state, dtype=torch.complex64)
+    with pytest.raises(error, match=message):
+        ssm.forward_state(u, state)
+    with pytest.raises(error, match=message):
+        ssm.step(u[..., 0], state)
+
+
+# Construction
+
+
+def test_parameters_have_the_official_names_and_shapes(generator):
+    shapes = {name: tuple(t.shape) for name, t in build(generator, "legt", 2).state_dict().items()}
+    assert shapes == {
+        "inv_dt": (4, 1), "A_real": (2, 8), "A_imag": (2, 8), "B": (1, 2, 8, 2), "C": (2, 4, 8, 2),
+        "P": (2, 2, 8, 2), "l_kernel": (),
+    }  # fmt: skip
+
+
+def test_init_takes_tensors(generator):
+    w, P, B = initialization.dplr("legs", 16)
+    given, named = (make(DPLRSSM, torch.Generator().manual_seed(0), d_state=16, init=i) for i in ((w, P, B), "legs"))
+    assert all(torch.equal(given.state_dict()[name], t) for name, t in named.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"init": "nope"}, ValueError, r"'fout'.*'lagt'.*'legs'.*'legt'.*'nope'"),
+        ({"init": "diag-nope"}, ValueError, r"'inv'.*'legs'.*'lin'.*'nope'"),
+        ({"init": torch.ones(8)}, TypeError, r"name or the tensors \(Lambda, P, B\)"),
+        ({"init": (torch.full((8,), 0.1 + 1j), torch.ones(1, 8) + 0j, torch.ones(8) + 0j)}, ValueError, r"Re <= 0"),
+        ({"init": (torch.full((8,), -1 + 1j), torch.ones(8) + 0j, torch.ones(8) + 0j)}, ValueError, r"\(rank, 8\)"),
+        ({"init": "legt"}, ValueError, r"'legt' needs rank >= 2, got rank = 1"),
+        ({"d_state": 7}, ValueError, r"even.*7"),
+        ({"n_ssm": 3}, ValueError, r"n_ssm = 3, d_model = 4"),
+        ({"l_max": 0}, ValueError, r"l_max must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        DPLRSSM(**{"d_model": 4, "d_state": 16, **options})
+
+
+@pytest.mark.parametrize("L", [0, -1])
+@pytest.mark.parametrize("set_up", [False, True])
+def test_lengths_below_one_are_refused(L, set_up, generator):
+    ssm = build(generator)
+    if set_up:
+        ssm.setup(5)
+    for call in (ssm.kernel, ssm.setup):
+        with pytest.raises(ValueError, match=f"L >= 1, got L = {L}"):
+            call(L)
+
+
+# torch.compile
+
+
+def test_compiled_kernel_and_gradients_after_set_up(generator):
+    ssm = build(generator, "legt", 2)
+    ssm.setup(40)
+    compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
+    for L in (33, 40):
+        got, want = compiled(L), ssm.kernel(L)
+        assert relative_error(got.detach(), want.detach()) < 1e-14
+        assert_close(gradients(ssm, got), gradients(ssm, want), 1e-13)
+
+
+def test_a_compiled_module_says_what_a_longer_kernel_needs(generator):
+    ssm = build(generator)
+    ssm.setup(20)
+    compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
+    compiled(20)
+    for L in (40, 41):  # the second length is a symbol to torch.compile
+        with pytest.raises(RuntimeError, match=r"kernels up to length 20; longer ones need setup\(length\)"):
+            compiled(L)
+    assert ssm.l_kernel == 20
+    ssm.setup(40)
+    assert compiled(40).shape[-1] == 40
