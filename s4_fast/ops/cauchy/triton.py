@@ -63,31 +63,29 @@ def _sums(v: Tensor, z: Tensor, w: Tensor, L: int, form: str, power: int = 1) ->
     rows, H, n = v.shape
     nodes = L // 2 + 1 if form == "bilinear" else L
     out = v.new_empty(rows, H, nodes)
-    if out.numel() > 0:
-        R = min(4, triton.next_power_of_2(rows))
-        sums_kernel[(H, triton.cdiv(nodes, NODES), triton.cdiv(rows, R))](
-            *(pairs(v), pairs(z), pairs(w), torch.view_as_real(out)),
-            *(rows, H, n, L, z.shape[0], form, power, R, NODES),
-            num_warps=4,
-            **LAUNCH,
-        )
+    R = min(4, triton.next_power_of_2(rows))
+    sums_kernel[(H, triton.cdiv(nodes, NODES), triton.cdiv(rows, R))](
+        *(pairs(v), pairs(z), pairs(w), torch.view_as_real(out)),
+        *(rows, H, n, L, z.shape[0], form, power, R, NODES),
+        num_warps=4,
+        **LAUNCH,
+    )
     return out
 
 
 def _sums_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor, L: int, form: str) -> tuple[Tensor, Tensor]:
     """The gradients of v and w."""
     rows, H, n = v.shape
-    R = min(4, triton.next_power_of_2(rows)) if rows else 1
+    R = min(4, triton.next_power_of_2(rows))
     chunks, blocks, steps = triton.cdiv(rows, R), triton.cdiv(n, STATES), triton.cdiv(grad.shape[-1], LANES)
-    splits = min(steps, max(1, _PROGRAMS // max(1, H * blocks * chunks)))
+    splits = min(steps, max(1, _PROGRAMS // (H * blocks * chunks)))
     grad_v, grad_w = v.new_empty(splits, rows, H, n), v.new_empty(splits, chunks, H, n)
-    if grad_v.numel() > 0:
-        sums_backward_kernel[(H, blocks, splits * chunks)](
-            *(pairs(grad), pairs(v), pairs(z), pairs(w), torch.view_as_real(grad_v), torch.view_as_real(grad_w)),
-            *(rows, H, n, L, z.shape[0], splits, form, R, STATES, LANES),
-            num_warps=4,
-            **LAUNCH,
-        )
+    sums_backward_kernel[(H, blocks, splits * chunks)](
+        *(pairs(grad), pairs(v), pairs(z), pairs(w), torch.view_as_real(grad_v), torch.view_as_real(grad_w)),
+        *(rows, H, n, L, z.shape[0], splits, form, R, STATES, LANES),
+        num_warps=4,
+        **LAUNCH,
+    )
     return grad_v.sum(0), grad_w.sum((0, 1)).to(w.dtype)
 
 

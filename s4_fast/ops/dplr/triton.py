@@ -117,7 +117,7 @@ def _pivot(re, im, i, j, p, q):
 
 
 @triton.jit
-def _nodes(h, L, F: tl.constexpr):
+def _nodes(L, F: tl.constexpr):
     """The program's F nodes k (beyond the last one: the last one's values), with cos and sin of pi k / L."""
     k = tl.program_id(1).to(tl.int64) * F + tl.arange(0, F)
     cos, sin = half_angle(tl.minimum(k, L // 2), L)
@@ -158,7 +158,7 @@ def spectrum_kernel(
 ):  # fmt: skip
     """F nodes of the spectrum (b, c, H, L//2 + 1) of one feature."""
     h = tl.program_id(0).to(tl.int64)
-    k, cos, sin = _nodes(h, L, F)
+    k, cos, sin = _nodes(L, F)
     re, im = _eliminated(v, w, shift, h, H, n, cos, sin, b, c, rank, I, J, F)
     i, j = tl.arange(0, I)[:, None, None], tl.arange(0, J)[None, :, None]
     last = L // 2
@@ -175,7 +175,7 @@ def spectrum_backward_kernel(
 ):  # fmt: skip
     """The gradients of all sums, ((c + rank) (b + rank), H, L//2 + 1), for that of the spectrum, at F nodes."""
     h = tl.program_id(0).to(tl.int64)
-    k, cos, sin = _nodes(h, L, F)
+    k, cos, sin = _nodes(L, F)
     re, im = _eliminated(v, w, shift, h, H, n, cos, sin, b, c, rank, I, J, F)
     i, j = tl.arange(0, I)[:, None, None], tl.arange(0, J)[None, :, None]
     last = L // 2

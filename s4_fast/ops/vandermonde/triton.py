@@ -55,9 +55,7 @@ _PROGRAMS = 1024
 def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
     """scale Re sum_n v_n lambda_n^l: v (c, H, n), x (H, n) -> (c, H, L)."""
     c, H, n = v.shape
-    out = v.real.new_empty(c, H, L)
-    if out.numel() == 0:
-        return out
+    out = v.new_empty(c, H, L, dtype=v.real.dtype)
     M, T, K, warps = synthesis_tile(L, out.dtype)
     grid = (c * H, triton.cdiv(L, M * T))
     synthesis_kernel[grid](pairs(v), pairs(x), out, H, n, L, scale, M, T, K, num_warps=warps, **LAUNCH)
@@ -69,15 +67,13 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
     (c, H, L), n = u.shape, x.shape[-1]
     M, T, K, warps = moments_tile(L, u.dtype)
     tiles, blocks = triton.cdiv(L, M * T), triton.cdiv(n, K)
-    splits = min(tiles, max(1, _PROGRAMS // max(1, c * H * blocks)))
+    splits = min(tiles, max(1, _PROGRAMS // (c * H * blocks)))
     each = triton.cdiv(tiles, splits)
     splits = triton.cdiv(tiles, each)
     parts = u.new_empty(1 + first, splits, c, H, n, 2)
-    if parts.numel() > 0:
-        grid = (c * H, splits, blocks)
-        moments_kernel[grid](
-            u.contiguous(), pairs(x), parts, H, n, L, each, M, T, K, first, num_warps=warps, num_stages=1, **LAUNCH
-        )
+    moments_kernel[(c * H, splits, blocks)](
+        u, pairs(x), parts, H, n, L, each, M, T, K, first, num_warps=warps, num_stages=1, **LAUNCH
+    )
     sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
     return sums[0], sums[1] if first else None
 
@@ -102,14 +98,15 @@ def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 
 @triton.jit
 def synthesis_kernel(
-    v, x, out, H, n, L, scale: tl.constexpr, M: tl.constexpr, T: tl.constexpr, K: tl.constexpr
+    v, x, out, H, n, L,
+    scale: tl.constexpr, M: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One tile of M x T consecutive outputs of one row (c, h)."""
     row = tl.program_id(0).to(tl.int64)
     start = (tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)) * T
     t = tl.arange(0, T).to(tl.int64)
     dtype: tl.constexpr = out.dtype.element_ty
-    PRECISION: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
+    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     sums = tl.zeros((M, T), dtype)
     for k in range(0, n, K):
         state = k + tl.arange(0, K)
@@ -121,24 +118,28 @@ def synthesis_kernel(
         v_re, v_im = scale * v_re[None, :], scale * v_im[None, :]
         left_re = v_re * coarse_re - v_im * coarse_im
         left_im = v_re * coarse_im + v_im * coarse_re
-        sums = tl.dot(left_re, fine_re, sums, input_precision=PRECISION, out_dtype=dtype)
-        sums = tl.dot(-left_im, fine_im, sums, input_precision=PRECISION, out_dtype=dtype)
+        sums = tl.dot(left_re, fine_re, sums, input_precision=precision, out_dtype=dtype)
+        sums = tl.dot(-left_im, fine_im, sums, input_precision=precision, out_dtype=dtype)
     l = start[:, None] + t[None, :]
     tl.store(out + row * L + l, sums, l < L)
 
 
 @triton.jit
 def moments_kernel(
-    u, x, out, H, n, L, each, M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr
+    u, x, out, H, n, L, each,
+    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, first: tl.constexpr,
 ):  # fmt: skip
-    """The sums of K states over ``each`` tiles of one row (c, h), into out[moment, split, row, state]."""
+    """The sums of K states over ``each`` tiles of one row (c, h), into out[moment, split, row, state].
+
+    A tile is first summed over t, which is a product with one table for all tiles, then over m.
+    """
     rows = tl.num_programs(0).to(tl.int64)
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
     state = tl.program_id(2) * K + tl.arange(0, K)
     dtype: tl.constexpr = u.dtype.element_ty
-    PRECISION: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
+    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     x_re, x_im = load_complex(x, row % H * n + state, state < n)
     phase, high, low = log_node(x_re, x_im)
     phase, high, low = phase[None, :], high[None, :], low[None, :]
@@ -148,24 +149,24 @@ def moments_kernel(
     zeroth_re, zeroth_im = tl.zeros((K,), dtype), tl.zeros((K,), dtype)
     first_re, first_im = tl.zeros((K,), dtype), tl.zeros((K,), dtype)
     for tile in range(split * each, (split + 1) * each):
-        start = (tl.full((), tile, tl.int64) * M + tl.arange(0, M)) * T
+        start = (tile * M + tl.arange(0, M).to(tl.int64)) * T
         l = start[:, None] + t[None, :]
         block = tl.load(u + row * L + l, l < L, 0.0)
         coarse_re, coarse_im = power(phase, high, low, tl.minimum(start, L - 1)[:, None])
-        inner_re = tl.dot(block, fine_re, input_precision=PRECISION, out_dtype=dtype)
-        inner_im = tl.dot(block, fine_im, input_precision=PRECISION, out_dtype=dtype)
+        inner_re = tl.dot(block, fine_re, input_precision=precision, out_dtype=dtype)
+        inner_im = tl.dot(block, fine_im, input_precision=precision, out_dtype=dtype)
         product_re = coarse_re * inner_re - coarse_im * inner_im
         product_im = coarse_re * inner_im + coarse_im * inner_re
         zeroth_re += tl.sum(product_re, 0)
         zeroth_im += tl.sum(product_im, 0)
-        if FIRST:
+        if first:
             block *= t.to(dtype)[None, :]
-            inner_re = tl.dot(block, fine_re, input_precision=PRECISION, out_dtype=dtype)
-            inner_im = tl.dot(block, fine_im, input_precision=PRECISION, out_dtype=dtype)
+            inner_re = tl.dot(block, fine_re, input_precision=precision, out_dtype=dtype)
+            inner_im = tl.dot(block, fine_im, input_precision=precision, out_dtype=dtype)
             offset = start.to(dtype)[:, None]
             first_re += tl.sum(coarse_re * inner_re - coarse_im * inner_im + offset * product_re, 0)
             first_im += tl.sum(coarse_re * inner_im + coarse_im * inner_re + offset * product_im, 0)
     index = (split * rows + row) * n + state
     store_complex(out, index, zeroth_re, zeroth_im, state < n)
-    if FIRST:
+    if first:
         store_complex(out, index + splits * rows * n, first_re, first_im, state < n)
