@@ -98,8 +98,8 @@ def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 
 @triton.jit
 def synthesis_kernel(
-    v, x, out, H, n, L,
-    scale: tl.constexpr, M: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
+    v, x, out, H, n, L, scale,
+    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One tile of M x T consecutive outputs of one row (c, h)."""
     row = tl.program_id(0).to(tl.int64)
