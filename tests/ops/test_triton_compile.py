@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from torch import Tensor
 from s4_fast import dispatch
 
 MISSING = dispatch.backends()["triton"].cause
+VERSION = () if MISSING else tuple(map(int, metadata.version("triton").split(".")[:2]))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 pytestmark = [
@@ -36,10 +38,7 @@ class Launch:
         bound = dict(zip(kernel.arg_names, args, strict=True))
         constant = {p.name for p in kernel.params if p.is_constexpr}
         self.constants = {name: value for name, value in bound.items() if name in constant}
-        self.types = {
-            name: "constexpr" if name in constant else self._type(value)
-            for name, value in bound.items()
-        }
+        self.types = {name: "constexpr" if name in constant else self._type(value) for name, value in bound.items()}
 
     @staticmethod
     def _type(value: Any) -> str:
@@ -94,9 +93,12 @@ def resources(launch: Launch, architecture: int, folder: Path) -> dict[str, int]
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    positions = {name: (launch.kernel.arg_names.index(name),) for name in launch.constants}
-    constants = {positions[name]: value for name, value in launch.constants.items()}
-    source = ASTSource(launch.kernel, signature=launch.types, constexprs=constants)
+    positions = {(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()}
+    if VERSION < (3, 3):
+        types = {name: t for name, t in launch.types.items() if t != "constexpr"}
+        source = ASTSource(launch.kernel, types, launch.constants)
+    else:
+        source = ASTSource(launch.kernel, launch.types, positions)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -115,10 +117,8 @@ def resources(launch: Launch, architecture: int, folder: Path) -> dict[str, int]
 @pytest.mark.parametrize("real", [torch.float32, torch.float64])
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_no_kernel_spills(architecture: int, real: torch.dtype, every: bool, tmp_path: Path) -> None:
-    import triton
-
-    if architecture >= 100 and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
-        pytest.skip(f"Triton {triton.__version__} does not know sm_{architecture}")
+    if architecture >= 100 and VERSION < (3, 3):
+        pytest.skip(f"Triton {metadata.version('triton')} does not know sm_{architecture}")
     table = {repr(launch): launch for launch in cases(real, every)}
     used = {name: resources(launch, architecture, tmp_path) for name, launch in table.items()}
     for name, values in used.items():

@@ -38,9 +38,7 @@ SMALL = [(2, 29, 1), (2, 3, 17), (1, 32, 129)]
 CASES = [(*size, torch.complex64) for size in (*SMALL, (1, 3, 1047), (1, 1, 4099))]
 CASES += [(*size, torch.complex128) for size in SMALL]
 CASES += [
-    pytest.param(*size, dtype, marks=slow)
-    for size in [(1, 3, 4099), (2, 29, 1047), (1, 100, 4099)]
-    for dtype in DTYPES
+    pytest.param(*size, dtype, marks=slow) for size in [(1, 3, 4099), (2, 29, 1047), (1, 100, 4099)] for dtype in DTYPES
 ]
 
 pytestmark = [

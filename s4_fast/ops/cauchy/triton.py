@@ -108,10 +108,7 @@ def _reciprocals(w_re, w_im, a, b, form: tl.constexpr, dtype: tl.constexpr):
     else:
         re, first, second = a - w_re, b - w_im, b + w_im
     r = 1.0 / (re * re + first * first)
-    if form == "single":
-        q = r * 0.0
-    else:
-        q = 1.0 / (re * re + second * second)
+    q = r * 0.0 if form == "single" else 1.0 / (re * re + second * second)
     return re * r, -first * r, re * q, -second * q
 
 

@@ -5,9 +5,10 @@ The spectrum (woodbury.py) is the Schur complement, k = M_00 - M_01 M_11^-1 M_10
     M = [ rho_CB'            rho_CP      ]
         [ h rho_QB' - alpha  I + h rho_QP ],
 
-which Gaussian elimination leaves in place of M_00. One kernel writes the finished spectrum. Its adjoint recomputes the sums and writes their gradients, which the
-backward kernel of the Cauchy sums reduces over the nodes. Sums, correction and reductions are float64: the Woodbury
-quotient amplifies their rounding, for the gradient of weakly damped poles (LegT) by up to 10^6.
+which Gaussian elimination leaves in place of M_00. One kernel writes the finished spectrum. Its adjoint recomputes the
+sums and writes their gradients, which the backward kernel of the Cauchy sums reduces over the nodes. All of it is
+float64: the Woodbury quotient amplifies the rounding of the sums, for the gradient of weakly damped poles (LegT) by up
+to 10^6.
 """
 
 from __future__ import annotations
