@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s4_fast.ops._triton_calls import version
+
 # Fusing is the default up to Triton 3.9 and not after it; the kernels count on it for their speed alone.
 LAUNCH = {"enable_fp_fusion": True}
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies. Triton 3.2 aborts on the split products of tables made in registers."""
+    return "ieee" if dtype == torch.float64 or version() < (3, 3) else "tf32x3"
 
 
 @triton.jit

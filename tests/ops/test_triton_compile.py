@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
+from s4_fast.ops._triton_calls import version
 
 MISSING = dispatch.backends()["triton"].cause
-VERSION = () if MISSING else tuple(map(int, metadata.version("triton").split(".")[:2]))
+VERSION = () if MISSING else version()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 pytestmark = [
@@ -73,7 +74,8 @@ def cases(real: torch.dtype, every: bool) -> Iterator[Launch]:
     def ones(*shape: int) -> Tensor:
         return torch.ones(shape, dtype=wide)
 
-    for L in (20000, *((200, 2000, 4000) if every else ())):
+    lengths = (20000, *((200, 2000, 4000) if every else ()))
+    for L in lengths if real == torch.float32 or VERSION >= (3, 5) else ():
         v, x = ones(1, 1, 3), ones(1, 3)
         yield from launches("log_vandermonde", v, x, L)
         yield from launches("log_vandermonde_transpose", ones(1, 1, L).real, v, x, L)
@@ -124,5 +126,5 @@ def test_no_kernel_spills(architecture: int, real: torch.dtype, every: bool, tmp
     for name, values in used.items():
         print(f"sm_{architecture}", values, name)
     kernels = {launch.kernel.__name__ for launch in table.values()}
-    assert len(kernels) == 6, kernels
+    assert len(kernels) == (6 if real == torch.float32 or VERSION >= (3, 5) else 4), kernels
     assert not {name: values for name, values in used.items() if values["stack"] or values["local"]}

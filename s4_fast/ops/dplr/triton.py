@@ -24,7 +24,6 @@ from s4_fast.ops.cauchy.triton import cauchy_bilinear_backward, row_sums
 from s4_fast.ops.dplr.woodbury import split
 
 _WIDE = torch.complex128
-_NODES = 128
 
 
 def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
@@ -74,9 +73,11 @@ class _Factors:
         """Run ``kernel`` on every node of every feature."""
         H, n = w.shape
         rows, columns = (triton.next_power_of_2(size + self.rank) for size in (self.c, self.b))
-        kernel[(H, triton.cdiv(L // 2 + 1, _NODES))](
+        # A thread keeps the whole M of its node where that is small, and half of it where it is not.
+        nodes = 128 if rows * columns <= 8 else 64
+        kernel[(H, triton.cdiv(L // 2 + 1, nodes))](
             *(pairs(self.v), pairs(w), self.shift, *tensors, H, n, L),
-            *(self.b, self.c, self.rank, rows, columns, _NODES),
+            *(self.b, self.c, self.rank, rows, columns, nodes),
             num_warps=4,
             **LAUNCH,
         )

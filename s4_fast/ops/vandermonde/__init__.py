@@ -118,5 +118,5 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
     dispatch.register(_op, "keops", f"{__name__}.keops", preferred=lambda call: False)
     dispatch.register(
-        _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses, preferred=_triton_calls.preferred
+        _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
     )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, conj_physical
 
-from s4_fast.ops._triton import LAUNCH, load_complex, log_node, pairs, power, store_complex
+from s4_fast.ops._triton import LAUNCH, load_complex, log_node, pairs, power, product_precision, store_complex
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -58,7 +58,9 @@ def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
     out = v.new_empty(c, H, L, dtype=v.real.dtype)
     M, T, K, warps = synthesis_tile(L, out.dtype)
     grid = (c * H, triton.cdiv(L, M * T))
-    synthesis_kernel[grid](pairs(v), pairs(x), out, H, n, L, scale, M, T, K, num_warps=warps, **LAUNCH)
+    synthesis_kernel[grid](
+        *(pairs(v), pairs(x), out, H, n, L, scale, M, T, K, product_precision(out.dtype)), num_warps=warps, **LAUNCH
+    )
     return out
 
 
@@ -72,7 +74,10 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
     splits = triton.cdiv(tiles, each)
     parts = u.new_empty(1 + first, splits, c, H, n, 2)
     moments_kernel[(c * H, splits, blocks)](
-        u, pairs(x), parts, H, n, L, each, M, T, K, first, num_warps=warps, num_stages=1, **LAUNCH
+        *(u, pairs(x), parts, H, n, L, each, M, T, K, product_precision(u.dtype), first),
+        num_warps=warps,
+        num_stages=1,
+        **LAUNCH,
     )
     sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
     return sums[0], sums[1] if first else None
@@ -93,20 +98,21 @@ def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 
 def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     """M, T, the states of one program, and warps. The T powers of a state stay in registers."""
+    if dtype == torch.float64:
+        return 16, 32, 16, 4
     return (16, 16, 16, 1) if L <= 256 else (32, 32, 16, 4)
 
 
 @triton.jit
 def synthesis_kernel(
     v, x, out, H, n, L, scale,
-    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
+    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """One tile of M x T consecutive outputs of one row (c, h)."""
     row = tl.program_id(0).to(tl.int64)
     start = (tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)) * T
     t = tl.arange(0, T).to(tl.int64)
     dtype: tl.constexpr = out.dtype.element_ty
-    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     sums = tl.zeros((M, T), dtype)
     for k in range(0, n, K):
         state = k + tl.arange(0, K)
@@ -127,7 +133,7 @@ def synthesis_kernel(
 @triton.jit
 def moments_kernel(
     u, x, out, H, n, L, each,
-    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, first: tl.constexpr,
+    M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, precision: tl.constexpr, first: tl.constexpr,
 ):  # fmt: skip
     """The sums of K states over ``each`` tiles of one row (c, h), into out[moment, split, row, state].
 
@@ -139,7 +145,6 @@ def moments_kernel(
     splits = tl.num_programs(1)
     state = tl.program_id(2) * K + tl.arange(0, K)
     dtype: tl.constexpr = u.dtype.element_ty
-    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     x_re, x_im = load_complex(x, row % H * n + state, state < n)
     phase, high, low = log_node(x_re, x_im)
     phase, high, low = phase[None, :], high[None, :], low[None, :]
