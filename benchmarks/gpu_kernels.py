@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for gpu_kernels.json and gpu_kernels.png")
     parser.add_argument("--seconds", type=float, default=0.3, help="about how long each timing may take")
     options = parser.parse_args()
-    rows = []
+    described, rows = machine.describe("cuda"), list[dict[str, Any]]()
     for op in OPS:
         for H in FEATURES:
             for L in LENGTHS:
@@ -102,9 +102,8 @@ def main() -> None:
                 rows += [row(case, inputs, name, run, options.seconds) for name, run in functions.items()]
                 rows.append(copy_row(case, inputs, options.seconds))
                 print("\n".join(json.dumps(r) for r in rows[-4:]), flush=True)
-    described = machine.describe("cuda")
-    text = json.dumps({"machine": described, "rows": rows}, indent=1)
-    (options.out / "gpu_kernels.json").write_text(text + "\n")
+                text = json.dumps({"machine": described, "rows": rows}, indent=1)
+                (options.out / "gpu_kernels.json").write_text(text + "\n")
     if not plot.matplotlib_missing():
         write_plot(options.out / "gpu_kernels.png", rows, described["gpu"])
     if any("error" in r or r.get("verdict") == accuracy.FAIL for r in rows if r["implementation"] == "triton"):
