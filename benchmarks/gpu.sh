@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that must be seen on a GPU, in one call: the tests, the doctor and the benchmark.
+# Everything that must be seen on a GPU, in one call: the tests, the doctor, the kernels and the benchmark.
 # Runs from a source tree with a python3 that has torch, click, rich and pytest: no network, no install.
 set -u
 
 if [ $# -lt 1 ]; then
     echo "usage: $0 OUT_DIR [options of 'python -m s4_fast bench', such as --quick]" >&2
-    echo "Writes logs, bench.json and bench.csv into OUT_DIR. PYTHON chooses the interpreter (default: python3)." >&2
+    echo "Writes logs, bench.json, bench.csv and gpu_kernels.json into OUT_DIR. PYTHON chooses the interpreter (default: python3)." >&2
     exit 2
 fi
 
@@ -59,6 +59,7 @@ fi
 step machine describe_machine
 step tests "$python" -m pytest -q tests
 step doctor "$python" -m s4_fast doctor
+step kernels "$python" benchmarks/gpu_kernels.py "$out"
 step bench "$python" -m s4_fast bench --device cuda --json "$out/bench.json" --csv "$out/bench.csv" \
     ${plot[@]+"${plot[@]}"} "$@"
 

@@ -97,7 +97,8 @@ _REQUIREMENTS = {
     "keops": (
         _Requirement(_package("pykeops"), "pip install 's4_fast[keops]'"),
         _Requirement(_cxx_compiler, "apt-get install g++ (or set CXX to another C++ compiler)"),
-    )
+    ),
+    "triton": (_Requirement(_package("triton"), "pip install 's4_fast[triton]'"),),
 }
 
 _implementations: dict[str, dict[str, Implementation]] = {}

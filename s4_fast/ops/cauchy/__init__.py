@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks
+from s4_fast.ops import _checks, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.cauchy import reference
@@ -124,4 +124,7 @@ dispatch.register_op("cauchy_bilinear", lambda *args, **kwargs: _prepare_bilinea
 for _op in ("cauchy_mult", "cauchy_bilinear"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
+    dispatch.register(
+        _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses, preferred=_triton_calls.preferred
+    )
 dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks
+from s4_fast.ops import _checks, _triton_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.dplr import reference
 
@@ -87,6 +89,21 @@ def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, 
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))
 
 
+def _triton_refuses(call: dispatch.Call) -> str | None:
+    rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
+    sums = math.prod(1 << (size + rank - 1).bit_length() for size in (b, c))
+    if sums > 16:
+        return f"its {rank + b} x {rank + c} sums per node do not fit in registers (rank {rank}, {b} B and {c} C)"
+    return _triton_calls.refuses(call)
+
+
 dispatch.register_op("dplr_kernel", _prepare)
 dispatch.register("dplr_kernel", "reference", f"{__name__}.reference")
 dispatch.register("dplr_kernel", "pytorch", f"{__name__}.pytorch")
+dispatch.register(
+    "dplr_kernel",
+    "triton",
+    f"{__name__}.triton",
+    refuses=_triton_refuses,
+    preferred=_triton_calls.preferred,
+)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks
+from s4_fast.ops import _checks, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.vandermonde import reference
@@ -117,3 +117,6 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
     dispatch.register(_op, "keops", f"{__name__}.keops", preferred=lambda call: False)
+    dispatch.register(
+        _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
+    )

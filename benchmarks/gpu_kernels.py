@@ -1,0 +1,114 @@
+"""The Triton kernels on a GPU against three yardsticks, as JSON and a plot: python benchmarks/gpu_kernels.py OUT_DIR.
+
+The yardsticks are the ``pytorch`` backend, ``torch.compile`` of the direct evaluation, and a copy on the device of as
+many bytes as the output has: the least that writing it can cost. Errors are relative to the definition in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s4_fast.bench import accuracy, direct, evaluate, machine, measure, plot
+from s4_fast.bench.cases import Arguments, Case, arguments
+
+OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel")
+FEATURES, STATES, LENGTHS = (128, 1024), 32, (1024, 4096, 16384, 65536)
+COMPILED, COPY = "compiled direct", "copy"
+COLOURS = {"triton": "#1f8a5b", "pytorch": "#d9622b", COMPILED: "#9aa5b1", COPY: "#1f2933"}
+
+
+def implementations(op: str) -> dict[str, Callable[..., torch.Tensor]]:
+    """What is measured, by name."""
+    ours = {name: evaluate.implementation(op, name) for name in ("triton", "pytorch")}
+    return {**ours, COMPILED: torch.compile(getattr(direct, op), dynamic=False)}
+
+
+def row(
+    case: Case, inputs: Arguments, name: str, function: Callable[..., torch.Tensor], seconds: float
+) -> dict[str, Any]:
+    """Milliseconds (median, p20, p80), MiB and errors of one implementation; what failed and why where it did."""
+    result: dict[str, Any] = {"op": case.op, "H": case.H, "n": case.n, "L": case.L, "implementation": name}
+    forward, both = evaluate.forward(function, inputs), evaluate.forward_backward(function, inputs)
+    expected = accuracy.reference(case, inputs) if name == "triton" else None
+    try:
+        result["forward"] = measure.timed(forward, "cuda", seconds)._asdict()
+        result["forward_mib"] = measure.peak_memory(forward, "cuda")
+        if expected is not None:
+            result["errors"] = accuracy.errors(both(), expected)._asdict()
+            result["verdict"] = accuracy.verdict(case, name, accuracy.Errors(**result["errors"]))
+        result["forward+backward"] = measure.timed(both, "cuda", seconds)._asdict()
+        result["forward+backward_mib"] = measure.peak_memory(both, "cuda")
+    except (torch.OutOfMemoryError, RuntimeError) as error:  # the direct evaluation does not fit at the large sizes
+        result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        torch.cuda.empty_cache()
+    return result
+
+
+def copy_row(case: Case, inputs: Arguments, seconds: float) -> dict[str, Any]:
+    """The time of copying a tensor of the output's size on the device."""
+    source = evaluate.forward(evaluate.implementation(case.op, "triton"), inputs)()
+    target = torch.empty_like(source)
+    time = measure.timed(lambda: target.copy_(source), "cuda", seconds)
+    return {
+        **{"op": case.op, "H": case.H, "n": case.n, "L": case.L, "implementation": COPY},
+        **{"forward": time._asdict(), "bytes": source.numel() * source.element_size()},
+    }
+
+
+def write_plot(path: Path, rows: list[dict[str, Any]], gpu: str) -> None:
+    """Median times over L, one panel per op and H."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(OPS), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(FEATURES), len(OPS), squeeze=False)
+    for i, H in enumerate(FEATURES):
+        for j, op in enumerate(OPS):
+            axes = panels[i][j]
+            for name, colour in COLOURS.items():
+                for kind, style in (("forward", "-o"), ("forward+backward", "--s")):
+                    chosen = [r for r in rows if (r["op"], r["H"], r["implementation"]) == (op, H, name) and kind in r]
+                    times = [r[kind]["median"] for r in chosen]
+                    axes.loglog([r["L"] for r in chosen], times, style, color=colour, label=f"{name}, {kind}", ms=3)
+            axes.set_title(f"{op}, H = {H}, n = {STATES}", fontsize=9)
+            axes.set_xlabel("L")
+            axes.set_ylabel("ms")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(gpu)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for gpu_kernels.json and gpu_kernels.png")
+    parser.add_argument("--seconds", type=float, default=0.3, help="about how long each timing may take")
+    options = parser.parse_args()
+    described, rows = machine.describe("cuda"), list[dict[str, Any]]()
+    for op in OPS:
+        for H in FEATURES:
+            for L in LENGTHS:
+                case = Case(op, H, STATES, L)
+                inputs = arguments(case, "cuda")
+                functions = implementations(op)
+                torch.compiler.reset()
+                rows += [row(case, inputs, name, run, options.seconds) for name, run in functions.items()]
+                rows.append(copy_row(case, inputs, options.seconds))
+                print("\n".join(json.dumps(r) for r in rows[-4:]), flush=True)
+                text = json.dumps({"machine": described, "rows": rows}, indent=1)
+                (options.out / "gpu_kernels.json").write_text(text + "\n")
+    if not plot.matplotlib_missing():
+        write_plot(options.out / "gpu_kernels.png", rows, described["gpu"])
+    if any("error" in r or r.get("verdict") == accuracy.FAIL for r in rows if r["implementation"] == "triton"):
+        raise SystemExit("a Triton kernel failed or missed the accuracy contract")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Which calls the Triton kernels serve. Importing this does not import Triton."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+import torch
+
+from s4_fast.dispatch import Call
+
+
+def refuses(call: Call) -> str | None:
+    """Why Triton cannot run ``call`` where its tensors are, or None."""
+    if call.device == "cuda":
+        return "its kernels are written for NVIDIA GPUs; this PyTorch is built for AMD" if torch.version.hip else None
+    if call.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"the tensors are on {call.device!r} and Triton runs on CUDA devices (on a CPU with TRITON_INTERPRET=1)"
+
+
+@torch.compiler.assume_constant_result
+def version() -> tuple[int, ...]:
+    """Major and minor version of the installed Triton."""
+    return tuple(int(part) for part in metadata.version("triton").split(".")[:2])
+
+
+def refuses_products(call: Call) -> str | None:
+    """The same for calls that are served by matrix products."""
+    if call.dtype == torch.float64 and version() < (3, 5):
+        return f"its matrix products in float64 need Triton 3.5; this is {metadata.version('triton')}"
+    return refuses(call)
+
+
+def preferred(call: Call) -> bool:
+    """Never by itself: the kernels have run in the interpreter, and not yet on a GPU."""
+    return False
