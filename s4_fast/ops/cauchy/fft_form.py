@@ -89,3 +89,8 @@ def irfft_weight(L: int, like: Tensor) -> Tensor:
     if L % 2 == 0:
         weight[-1] = 1
     return weight
+
+
+def adjoint_irfft(grad: Tensor, L: int) -> Tensor:
+    """The gradient of ``irfft`` of length L with respect to its half spectrum."""
+    return torch.fft.rfft(grad, norm="forward") * irfft_weight(L, grad)
