@@ -1,0 +1,109 @@
+/* The native library of s4_fast: kernels of structured state space models behind a C interface.
+ *
+ * Every integer is int64_t. Tensors are contiguous, row-major, and may not overlap; complex numbers are pairs of reals.
+ * `dtype` says what "real" means in a call: S4_FAST_FLOAT32 or S4_FAST_FLOAT64. Arguments marked "or NULL" may be absent.
+ * A function returns 0, or a code other than 0 after which s4_fast_error() says what went wrong; nothing throws.
+ *
+ * The functions of the two families take the same arguments up to the last ones: the CPU functions end with the number
+ * of threads to use. The CUDA functions take device pointers and end with (workspace, workspace_bytes, device, stream):
+ * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise they
+ * launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never synchronise,
+ * so that they can be captured into a CUDA graph.
+ *
+ * Gradients follow PyTorch: the gradient of a complex number is dRe + i dIm.
+ */
+#ifndef S4_FAST_H
+#define S4_FAST_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define S4_FAST_API __attribute__((visibility("default")))
+#else
+#define S4_FAST_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { S4_FAST_FLOAT32 = 0, S4_FAST_FLOAT64 = 1 };
+
+/* The version of the package that this library was built with. */
+S4_FAST_API const char *s4_fast_version(void);
+
+/* What went wrong in the last call that failed on this thread; valid until the next one. */
+S4_FAST_API const char *s4_fast_error(void);
+
+/* The instruction set that the CPU kernels use: "avx512", "avx2" or "portable". The best that the processor has, unless
+ * s4_fast_cpu_use(name) has chosen another one for this process (NULL: the best again). */
+S4_FAST_API const char *s4_fast_cpu_isa(void);
+S4_FAST_API int s4_fast_cpu_use(const char *isa);
+
+/* ---- Vandermonde products ------------------------------------------------------------------------------------- */
+
+/* out[c, h, l] = scale Re sum_n v[c, h, n] exp(x[h, n] l):  v (c, H, n) complex, x (H, n) complex, out (c, H, L) real. */
+S4_FAST_API int s4_fast_cpu_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
+                                        const void *x, double scale, void *out, int64_t threads);
+
+/* zeroth[c, h, n] = sum_l u[c, h, l] exp(x[h, n] l), first[c, h, n] (or NULL) = sum_l l u[c, h, l] exp(x[h, n] l). */
+S4_FAST_API int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u,
+                                    const void *x, void *zeroth, void *first, int64_t threads);
+
+/* ---- The recurrence of a diagonal SSM -------------------------------------------------------------------------- */
+
+/* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.
+ * u (batch, H, L) real; x, B, C (H, n) complex; D (H,) real or NULL; state = s_{-1} (batch, H, n) complex or NULL for 0;
+ * y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL. */
+S4_FAST_API int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
+                                 const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
+                                 void *final, int64_t threads);
+
+/* The gradients of u, x, B, C, D and state, each or NULL, of the shapes and types of what they belong to, for those of y
+ * (grad_y) and of the final state (grad_final, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
+                                          const void *grad_y, const void *grad_final, const void *u, const void *x,
+                                          const void *B, const void *C, const void *D, const void *state, void *grad_u,
+                                          void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
+                                          int64_t threads);
+
+/* lambda = exp(x) as pairs of doubles, whatever dtype is: x (count,) complex. */
+S4_FAST_API int s4_fast_cpu_exp(int64_t dtype, int64_t count, const void *x, double *lambda, int64_t threads);
+
+/* One step: next = lambda state + B u, y = 2 Re sum_n C next + D u.  u, y (batch, H) real; state, next (batch, H, n)
+ * complex, which may be the same memory; lambda (H, n) pairs of doubles from s4_fast_*_exp. */
+S4_FAST_API int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *u, const void *state,
+                                 const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
+                                 int64_t threads);
+
+/* ---- Diagonal plus low rank (S4) ------------------------------------------------------------------------------- */
+
+/* The spectrum k[b, c, h, f], f = 0 .. L/2, of a DPLR kernel: the Schur complement M_00 - M_01 M_11^-1 M_10 of
+ *     M = shift + (h on the lower `rank` rows, else 1) * rho,   h = (1 + omega_f)/2,   M_00 of shape (c, b),
+ * with rho[i, j] the Cauchy sum of v[i, j, h, :] and the poles w at omega_f = exp(-2 pi i f / L), conjugates included,
+ *     rho = e^{i theta/2} sum_n v/(2 i s - w c),  s, c = sin, cos(theta/2).
+ * v (c + rank, b + rank, H, n) pairs of doubles; w (H, n) complex; shift (c + rank, b + rank, H) doubles;
+ * spectrum (b, c, H, L/2 + 1) complex. All arithmetic is in double. */
+S4_FAST_API int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                          int64_t L, const double *v, const void *w, const double *shift,
+                                          void *spectrum, int64_t threads);
+
+/* grad_v like v, and grad_w (H, n) pairs of doubles or NULL, for the gradient of the spectrum. */
+S4_FAST_API int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H,
+                                                   int64_t n, int64_t L, const void *grad_spectrum, const double *v,
+                                                   const void *w, const double *shift, double *grad_v, double *grad_w,
+                                                   int64_t threads);
+
+/* One step of s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u,  y_c = 2 Re sum_n C_c s'.
+ * u (batch, H) real; state, next (batch, H, n), which may be the same memory; increment, B (H, n); G, V (rank, H, n);
+ * C (c, H, n); y (batch, c, H) real. */
+S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                      const void *u, const void *state, const void *increment, const void *G,
+                                      const void *V, const void *B, const void *C, void *y, void *next,
+                                      int64_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
