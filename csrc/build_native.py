@@ -105,8 +105,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         return
     try:
         compiler = _compiler()
-        record["compiler"] = shlex.join(compiler)
-        record["compiler"] += f" ({_version_line(compiler)})"
+        record["compiler"] = _version_line(compiler)
         isas = list(ISAS) if platform.machine() == "x86_64" else ["portable"]
         cpu = _compile(_cpu_commands(compiler, isas), objects)
         _link(compiler, cpu, library)
@@ -123,8 +122,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         return
     try:
         nvcc = _nvcc()
-        record["nvcc"] = shlex.join(nvcc)
-        record["nvcc"] += f" ({_version_line(nvcc)})"
+        record["nvcc"] = _version_line(nvcc)
         architectures = _known_architectures(nvcc, chosen)
         cuda = _compile(_cuda_commands(nvcc, architectures), objects)
         _link([*nvcc, "-cudart=static"], [*cpu, *cuda], library)
@@ -317,7 +315,9 @@ def _objects_folder() -> Iterator[Path]:
 
 
 def _show(error: BuildError | OSError) -> None:
-    print(getattr(error, "output", "") or error, file=sys.stderr, flush=True)
+    """What the compiler said, of which the message is a line."""
+    if isinstance(error, BuildError):
+        print(error.output, file=sys.stderr, flush=True)
 
 
 def _summary(record: Record) -> str:

@@ -152,17 +152,18 @@ def call(name: str, like: Tensor, *args: Tensor | torch.dtype | float | None) ->
 
 
 def _to_c(argument: Tensor | torch.dtype | float | None, device: torch.device) -> Any:
-    if isinstance(argument, Tensor):
-        assert argument.device == device
-        assert argument.is_contiguous() and not argument.is_conj() and not argument.is_neg()
-        return ctypes.c_void_p(argument.data_ptr())
+    # Tensors last: of what is not a tensor, isinstance(_, Tensor) is slow to tell.
+    if argument is None:
+        return None
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     if isinstance(argument, float):
         return ctypes.c_double(argument)
-    if argument is None:
-        return None
-    return ctypes.c_int64(_DTYPES[argument])
+    if isinstance(argument, torch.dtype):
+        return ctypes.c_int64(_DTYPES[argument])
+    assert argument.device == device
+    assert argument.is_contiguous() and not argument.is_conj() and not argument.is_neg()
+    return ctypes.c_void_p(argument.data_ptr())
 
 
 def _check(code: int) -> None:
