@@ -36,56 +36,55 @@ class Chunks:
         self.dtype = B.dtype
         self.carried = powers[(T - 1).bit_length() :]
         self.power = power_table(powers[: T.bit_length()], T + 1, B, torch.complex128).transpose(0, 1)
-        self.rising = self.power[:, 1:]
-        self.falling = self.power[:, :T].flip(1)
-        lags = 2 * torch.einsum("hdn,hn->hd", self.power[:, :T], self.B * self.C).real
+        input_powers = self.B[:, None] * self.power[:, :T]
+        lags = 2 * torch.bmm(input_powers, self.C[..., None])[..., 0].real
         if D.numel():
             lags[:, 0] += D
         # Row j holds K[t - j]: windows of K behind T - 1 zeros.
         self.toeplitz = pad(lags.to(B.real.dtype), (T - 1, 0)).unfold(-1, T, 1).flip(1)
+        self.falling = input_powers.to(self.dtype).flip(1)  # B lambda^(T-1-j)
+        self.rising = (2 * self.C[:, None] * self.power[:, 1:]).to(self.dtype)  # 2 C lambda^(t+1)
 
     def cut(self, u: Tensor) -> Tensor:
-        """(batch, H, M r) -> (H, batch, M, r)."""
-        return u.transpose(0, 1).unflatten(-1, (-1, min(self.T, u.shape[-1])))
+        """(batch, H, M r) -> (H, batch, M, r), with rows that flatten to a view."""
+        u = u.transpose(0, 1)
+        if u.shape[1] > 1:
+            u = u.contiguous()
+        return u.unflatten(-1, (-1, min(self.T, u.shape[-1])))
 
     def inputs(self, u: Tensor) -> Tensor:
         """B sum_j lambda^(r-1-j) u[j]: what each chunk adds to the state, (H, batch, M, n)."""
-        return self.B[:, None, None] * self._project(u, self.falling[:, self.T - u.shape[-1] :])
+        return _project(u, self.falling[:, self.T - u.shape[-1] :])
 
     def outputs(self, u: Tensor, states: Tensor) -> Tensor:
         """y of chunks u that begin in ``states``, (batch, H, M r)."""
         r = u.shape[-1]
-        y = torch.bmm(_rows(u), self.toeplitz[:, :r, :r])
-        y.baddbmm_(_real_rows(states), self._matrix(2 * self.C[:, None] * self.rising[:, :r]))
-        return y.view(u.shape).flatten(2).transpose(0, 1)
+        return _respond(u, self.toeplitz[:, :r, :r], states, self.rising[:, :r])
 
     def adjoint_inputs(self, dy: Tensor) -> Tensor:
         """2 C sum_t lambda^(t+1) dy[t]: what each chunk adds to the conjugated gradient of the state before it."""
-        return 2 * self.C[:, None, None] * self._project(dy, self.rising[:, : dy.shape[-1]])
+        return _project(dy, self.rising[:, : dy.shape[-1]])
 
     def adjoint_outputs(self, dy: Tensor, adjoints: Tensor) -> Tensor:
         """The gradient of u, ``adjoints`` being the conjugated gradients of the states after the chunks."""
         r = dy.shape[-1]
-        grad = torch.bmm(_rows(dy), self.toeplitz[:, :r, :r].mT)
-        grad.baddbmm_(_real_rows(adjoints), self._matrix(self.B[:, None] * self.falling[:, self.T - r :]))
-        return grad.view(dy.shape).flatten(2).transpose(0, 1)
+        return _respond(dy, self.toeplitz[:, :r, :r].mT, adjoints, self.falling[:, self.T - r :])
 
-    def carry(self, increments: Tensor, start: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        """s_m = lambda^r s_{m-1} + increments_m from ``start``: s_{m-1} for every m, and the last s (complex128)."""
-        accumulate_(increments, self.power[:, r], self.carried, start)
-        before = torch.empty_like(increments, dtype=self.dtype)
+    def carry(self, increments: Tensor, start: Tensor, r: int, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """s_m = lambda^r s_{m-1} + increments_m from ``start``: s_{m-1} for every m, and the last s (complex128).
+
+        With ``reverse``, from the last m to the first.
+        """
+        s = increments.to(torch.complex128)
+        accumulate_(s, self.power[:, r], self.carried, start, reverse)
+        before = torch.empty_like(increments)
+        if reverse:
+            before[:, :, -1] = start
+            before[:, :, :-1] = s[:, :, 1:]
+            return before, s[:, :, 0]
         before[:, :, 0] = start
-        before[:, :, 1:] = increments[:, :, :-1]
-        return before, increments[:, :, -1]
-
-    def _project(self, signal: Tensor, table: Tensor) -> Tensor:
-        """sum_t signal[t] table[t], (H, batch, M, n)."""
-        pairs = torch.view_as_real(table.to(self.dtype)).flatten(2)
-        return torch.view_as_complex(torch.bmm(_rows(signal), pairs).view(*signal.shape[:3], -1, 2))
-
-    def _matrix(self, table: Tensor) -> Tensor:
-        """(H, r, n) -> (H, 2n, r), so that Re sum_n s_n table_n is the product with the real pairs of s."""
-        return torch.view_as_real(conj_physical(table).to(self.dtype)).flatten(2).mT
+        before[:, :, 1:] = s[:, :, :-1]
+        return before, s[:, :, -1]
 
 
 class Moments:
@@ -103,6 +102,7 @@ class Moments:
         self.through = torch.zeros_like(chunks.B)
 
     def add(self, u: Tensor, states: Tensor, dy: Tensor, adjoints: Tensor) -> None:
+        """Add chunks of input ``u`` and gradient ``dy`` between their states and adjoints."""
         r = u.shape[-1]
         products = _sum_of_products(_rows(u), _rows(dy))
         # Column d of the sheared matrix holds the products of lag d.
@@ -115,36 +115,55 @@ class Moments:
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, B and C, (H, n) complex128."""
         B, C, power = self.chunks.B, self.chunks.C, self.chunks.power
-        index = torch.arange(power.shape[1], dtype=torch.float64, device=power.device)
-        weighted = power * index[:, None]
-        lags = self.lags.to(power.dtype)
-        grad_C = 2 * ((power * self.outgoing).sum(1) + B * torch.einsum("hdn,hd->hn", power, lags))
-        grad_B = (power * self.incoming).sum(1) + 2 * C * torch.einsum("hdn,hd->hn", power, lags)
-        grad_x = self.through + 2 * C * (weighted * self.outgoing).sum(1) + B * (weighted * self.incoming).sum(1)
-        grad_x += 2 * C * B * torch.einsum("hdn,hd->hn", weighted, lags)
-        return conj_physical(grad_x), conj_physical(grad_B), conj_physical(grad_C)
+        exponents = torch.arange(power.shape[1], dtype=torch.float64, device=power.device)
+        weights = torch.stack((torch.ones_like(exponents), exponents)).to(power.dtype)
+        out, out_first = torch.matmul(weights, power * self.outgoing).unbind(1)
+        into, into_first = torch.matmul(weights, power * self.incoming).unbind(1)
+        lag, lag_first = torch.bmm(weights * self.lags[:, None], power).unbind(1)
+        grad_x = self.through + 2 * C * out_first + B * into_first + 2 * C * B * lag_first
+        return conj_physical(grad_x), conj_physical(into + 2 * C * lag), conj_physical(2 * (out + B * lag))
 
 
-def accumulate_(s: Tensor, step: Tensor, powers: Sequence[Tensor], start: Tensor) -> None:
+def accumulate_(s: Tensor, step: Tensor, powers: Sequence[Tensor], start: Tensor, reverse: bool) -> None:
     """s_m += step s_{m-1} in place along dimension 2 of s (H, batch, M, n), with s_{-1} = ``start`` (H, batch, n).
 
-    ``step`` and ``powers`` = [step^(2^k)] are (H, n).
+    ``step`` and ``powers`` = [step^(2^k)] are (H, n). With ``reverse``, m counts from the end.
     """
     radix = 1 << _RADIX_BITS
     groups = s.shape[2] // radix
-    done = 0
-    if groups > 1:
-        done = groups * radix
-        grouped = s[:, :, :done].unflatten(2, (groups, radix))
+    done = groups * radix if groups > 1 else 0
+
+    def at(m: int) -> int:
+        return -1 - m if reverse else m
+
+    if done:
+        grouped = (s[:, :, -done:] if reverse else s[:, :, :done]).unflatten(2, (groups, radix))
         for r in range(1, radix):
-            grouped[:, :, :, r].addcmul_(step[:, None, None], grouped[:, :, :, r - 1])
-        ends = grouped[:, :, :, -1]
-        accumulate_(ends, powers[_RADIX_BITS], powers[_RADIX_BITS:], start)
-        before = torch.cat((start[:, :, None], ends[:, :, :-1]), 2)
+            grouped[:, :, :, at(r)].addcmul_(step[:, None, None], grouped[:, :, :, at(r - 1)])
+        ends = grouped[:, :, :, at(radix - 1)]
+        accumulate_(ends, powers[_RADIX_BITS], powers[_RADIX_BITS:], start, reverse)
         table = power_table(powers[:_RADIX_BITS], radix, step, s.dtype)[1:].transpose(0, 1)
-        grouped[:, :, :, :-1].addcmul_(table[:, None, None], before[:, :, :, None])
+        if reverse:
+            before = torch.cat((ends[:, :, 1:], start[:, :, None]), 2)
+            grouped[:, :, :, 1:].addcmul_(table.flip(1)[:, None, None], before[:, :, :, None])
+        else:
+            before = torch.cat((start[:, :, None], ends[:, :, :-1]), 2)
+            grouped[:, :, :, :-1].addcmul_(table[:, None, None], before[:, :, :, None])
     for m in range(done, s.shape[2]):
-        s[:, :, m].addcmul_(step[:, None], s[:, :, m - 1] if m else start)
+        s[:, :, at(m)].addcmul_(step[:, None], s[:, :, at(m - 1)] if m else start)
+
+
+def _project(signal: Tensor, table: Tensor) -> Tensor:
+    """sum_t signal[t] table[t], (H, batch, M, n)."""
+    pairs = torch.view_as_real(table).flatten(2)
+    return torch.view_as_complex(torch.bmm(_rows(signal), pairs).view(*signal.shape[:3], -1, 2))
+
+
+def _respond(signal: Tensor, toeplitz: Tensor, states: Tensor, table: Tensor) -> Tensor:
+    """sum_j toeplitz[j, t] signal[j] + Re sum_n states table[t], (batch, H, M r)."""
+    out = torch.bmm(_rows(signal), toeplitz)
+    out.baddbmm_(_real_rows(states), torch.view_as_real(conj_physical(table)).flatten(2).mT)
+    return out.view(signal.shape).flatten(2).transpose(0, 1)
 
 
 def _rows(signal: Tensor) -> Tensor:
@@ -163,7 +182,9 @@ def _complex(t: Tensor) -> Tensor:
 
 def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     """sum_i a[i, p] b[i, q]: (H, rows, p), (H, rows, q) -> (H, p, q) float64."""
-    total = a.new_zeros(a.shape[0], a.shape[2], b.shape[2], dtype=torch.float64)
-    for left, right in zip(a.split(_ROWS, 1), b.split(_ROWS, 1), strict=True):
+    parts = zip(a.split(_ROWS, 1), b.split(_ROWS, 1), strict=True)
+    first, *rest = parts
+    total = torch.bmm(first[0].mT, first[1]).double()
+    for left, right in rest:
         total += torch.bmm(left.mT, right)
     return total

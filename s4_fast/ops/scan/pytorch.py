@@ -16,7 +16,7 @@ from s4_fast.ops.vandermonde.two_level import log_powers
 
 _WIDE = torch.complex128
 # Numbers in the signals and states of one block of features.
-_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 27}
+_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 27}
 
 
 def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,7 @@ def ssm_scan_backward(
         carried = conj_physical(grad_final[:, h].to(_WIDE)).transpose(0, 1)
         for piece in reversed(pieces):
             dy = chunks.cut(grad_y[:, h, piece])
-            adjoints, carried = chunks.carry(chunks.adjoint_inputs(dy).flip(2), carried, dy.shape[-1])
-            adjoints = adjoints.flip(2)
+            adjoints, carried = chunks.carry(chunks.adjoint_inputs(dy), carried, dy.shape[-1], reverse=True)
             if grad_u is not None:
                 grad_u[:, h, piece] = chunks.adjoint_outputs(dy, adjoints)
             if parameters:
