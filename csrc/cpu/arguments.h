@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "error.h"
-#include "s4_fast.h"
+#include "../include/s4_fast.h"
 
 namespace s4_fast {
 
@@ -24,8 +24,8 @@ int for_dtype(const char *function, int64_t dtype, std::initializer_list<Size> s
     for (const void *pointer : pointers) {
         if (pointer == nullptr) return fail("%s: an argument that must be given is NULL", function);
     }
-    if (dtype == S4_FAST_FLOAT32) return guarded([&] { return body(float()); });
-    if (dtype == S4_FAST_FLOAT64) return guarded([&] { return body(double()); });
+    if (dtype == S4_FAST_FLOAT32) return guard([&] { return body(float()); });
+    if (dtype == S4_FAST_FLOAT64) return guard([&] { return body(double()); });
     return fail("%s: unknown dtype %lld", function, (long long)dtype);
 }
 

@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "error.h"
-#include "s4_fast.h"
+#include "../include/s4_fast.h"
 
 namespace s4_fast {
 namespace {
