@@ -77,7 +77,8 @@ def build(folder: Path | None = None) -> bool:
     for old in (library, description):
         old.unlink(missing_ok=True)
 
-    record: Record = {"version": version(), "machine": platform.machine(), "library": None, "size": 0, "sha256": ""}
+    record: Record = {"version": version(), "machine": platform.machine(), "sources": _sources_digest()}
+    record |= {"library": None, "size": 0, "sha256": ""}
     record |= {"compiler": "", "isas": [], "nvcc": "", "architectures": [], "ptx": "", "missing": {}}
     try:
         with _objects_folder() as objects:
@@ -95,6 +96,14 @@ def version() -> str:
     found = re.search(r'__version__ = "([^"]+)"', (PACKAGE / "_version.py").read_text("utf-8"))
     assert found
     return found[1]
+
+
+def _sources_digest() -> str:
+    """By which s4_fast/native_library.py, which computes the same, sees that the sources have changed since."""
+    digest = hashlib.sha256()
+    for file in sorted(CSRC.glob("[ci]*/*.[ch]*")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, record: Record) -> None:
@@ -115,7 +124,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         missing["cuda"] = "it needs the C++ part, which could not be built"
         if mode != "auto":
             raise
-        _show(error)
+        show(error)
         return
     if mode == "cpu":
         missing["cuda"] = "it was left out by S4_FAST_BUILD=cpu"
@@ -131,7 +140,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         missing["cuda"] = str(error)
         if mode != "auto":
             raise
-        _show(error)
+        show(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ compilers
@@ -314,7 +323,7 @@ def _objects_folder() -> Iterator[Path]:
         yield folder
 
 
-def _show(error: BuildError | OSError) -> None:
+def show(error: BuildError | OSError) -> None:
     """What the compiler said, of which the message is a line."""
     if isinstance(error, BuildError):
         print(error.output, file=sys.stderr, flush=True)
@@ -334,5 +343,5 @@ if __name__ == "__main__":
     try:
         build()
     except (BuildError, OSError) as error:
-        _show(error)
+        show(error)
         sys.exit(f"build_native.py: {error}")

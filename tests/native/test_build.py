@@ -252,11 +252,15 @@ esac"""
 # ------------------------------------------------------------------------------------------------- wheels and sdists
 
 
-def package(tree: Path, path: Path, kind: str, **settings: str) -> Path:
+def ask(tree: Path, path: Path, kind: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """What an installer asks of the build backend, in a process as it makes one."""
     code = f"import setuptools.build_meta as backend; print('built', backend.build_{kind}('dist'))"
     environment = trees.environment(path, **settings)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tree)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tree)
+
+
+def package(tree: Path, path: Path, kind: str, **settings: str) -> Path:
+    result = ask(tree, path, kind, **settings)
     assert result.returncode == 0, result.stderr
     return tree / "dist" / result.stdout.split()[-1]
 
@@ -304,7 +308,7 @@ print(native_library.cause() or "usable")
     assert result.returncode == 0, result.stderr
     cause, fix, later = result.stdout.splitlines()
     assert cause == "it was not built: there is no C++ compiler: neither g++ nor clang++ nor c++ is on the PATH"
-    assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=cpu ") or sys.platform != "linux"
+    assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=auto ") or sys.platform != "linux"
     assert later == "usable"
 
 
@@ -313,6 +317,15 @@ def test_leaving_it_out_after_a_build_leaves_it_out(tree: Path, cxx: Path) -> No
     wheel = package(tree, cxx, "wheel", S4_FAST_BUILD="none")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "s4_fast/_native/libs4_fast.so" not in zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_an_install_that_must_build_it_fails_with_what_the_compiler_says(tree: Path, cxx: Path, kind: str) -> None:
+    trees.script(cxx / "g++", f"echo 'more of the story' >&2; {FAILS}")
+    result = ask(tree, cxx, kind, S4_FAST_BUILD="cpu")
+    assert result.returncode != 0
+    assert "g++ failed with exit code 1: probe: fatal error: the host compiler is not supported" in result.stderr
+    assert "more of the story" in result.stderr
 
 
 def test_an_editable_install_builds_in_place(tree: Path, cxx: Path) -> None:
