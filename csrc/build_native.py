@@ -304,7 +304,7 @@ def _run(command: Sequence[str]) -> str:
     )
     if result.returncode:
         lines = result.stdout.strip().splitlines()
-        telling = next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), None)
+        telling = next((line for line in lines if re.search(r"(?i)\b(error|fatal|undefined|cannot)\b", line)), None)
         said = telling or (lines[-1] if lines else "it said nothing")
         name = Path(command[0]).name
         raise BuildError(f"{name} failed with exit code {result.returncode}: {said.strip()}", result.stdout)

@@ -104,6 +104,14 @@ def test_a_broken_compiler(tree: Path, cxx: Path, body: str, mode: str) -> None:
     assert trees.description(tree)["library"] is None
 
 
+@needs_cxx
+def test_a_function_that_no_source_defines(tree: Path, cxx: Path) -> None:
+    source = tree / "csrc/cpu/probe.cpp"
+    source.write_text(source.read_text() + 'int absent();\nextern "C" int s4_fast_probe() { return absent(); }\n')
+    assert trees.build(tree, cxx, S4_FAST_BUILD="cpu").returncode != 0
+    assert "absent()" in trees.description(tree)["missing"]["cpu"]
+
+
 def test_a_compiler_that_cannot_be_started(tree: Path, empty: Path) -> None:
     (empty / "g++").write_bytes(b"\x7fELF")
     (empty / "g++").chmod(0o755)
