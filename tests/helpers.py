@@ -151,7 +151,7 @@ def unusual_views(tensors: Tensors) -> dict[str, Tensors]:
         return torch.stack((t, t + 1), -1).flatten(-2)[..., ::2]
 
     def transposed(t: Tensor) -> Tensor:
-        return t.mT.contiguous().mT
+        return t.mT.contiguous().mT if t.ndim > 1 else t
 
     def conjugated(t: Tensor) -> Tensor:
         return t.conj().resolve_conj().conj() if t.is_complex() else t

@@ -68,7 +68,7 @@ def ssm_scan(
     choice = dispatch.choose(call, backend)
     u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
     state = x.new_empty(0) if state is None else state
-    if choice.backend == "reference":
+    if choice.backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _rounded(reference.ssm_scan(*map(_widened, (u, x, B, C, D, state))), u, x)
     else:
         y, final = _SCAN(u, x, B, C, D, state, backend=choice.backend)
