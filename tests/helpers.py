@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
-from s4_fast import dispatch
+from s4_fast import dispatch, native_library
 
 DTYPES = (torch.complex64, torch.complex128)
 FORWARD = {"float32": 2e-6, "float64": 1e-12}
@@ -101,7 +101,8 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 
 def backends(op: str) -> list[Any]:
     """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
-    return [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    names = [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
 
 
 def keops_missing() -> str:
@@ -109,6 +110,7 @@ def keops_missing() -> str:
     return dispatch.backends()["keops"].cause
 
 
+needs_native = pytest.mark.skipif(bool(native_library.cause()), reason=f"native: {native_library.cause()}")
 needs_keops = pytest.mark.skipif(bool(keops_missing()), reason=f"keops: {keops_missing()}")
 KEOPS = pytest.param("keops", marks=needs_keops)
 # KeOps takes ten seconds to compile a formula for float64, once per machine.
