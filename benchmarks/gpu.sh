@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must be seen on a GPU, in one call: the tests, the doctor, the kernels and the benchmark.
-# Runs from a source tree with a python3 that has torch, click, rich and pytest: no network, no install.
+# Everything that must be seen on a GPU, in one call: the native library's build, the tests, the doctor, the kernels and
+# the benchmark.
+# Runs from a source tree with a python3 that has torch, click, rich and pytest, and nvcc: no network, no install.
 set -u
 
 if [ $# -lt 1 ]; then
@@ -57,6 +58,7 @@ if "$python" -c 'import matplotlib' 2>/dev/null; then
 fi
 
 step machine describe_machine
+step native env S4_FAST_BUILD=cuda "$python" csrc/build_native.py
 step tests "$python" -m pytest -q tests
 step doctor "$python" -m s4_fast doctor
 step kernels "$python" benchmarks/gpu_kernels.py "$out"

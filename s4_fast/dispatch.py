@@ -76,10 +76,13 @@ class Status:
 
 @dataclass(frozen=True)
 class _Requirement:
-    """``missing()`` says what a backend lacks on this machine, or returns the empty string; ``fix`` provides it."""
+    """``missing()`` says what a backend lacks on this machine, or returns the empty string.
+
+    ``fix()`` is the command that provides it, or the empty string where none does.
+    """
 
     missing: Callable[[], str]
-    fix: str
+    fix: Callable[[], str]
 
 
 def _package(name: str) -> Callable[[], str]:
@@ -93,12 +96,18 @@ def _cxx_compiler() -> str:
     return "" if found else "it compiles its formulas, and there is no C++ compiler"
 
 
+def _native_library(function: str) -> Callable[[], str]:
+    """``cause`` or ``fix`` of the native library, which is loaded when it is asked for."""
+    return lambda: getattr(importlib.import_module("s4_fast.native_library"), function)()
+
+
 _REQUIREMENTS = {
     "keops": (
-        _Requirement(_package("pykeops"), "pip install 's4_fast[keops]'"),
-        _Requirement(_cxx_compiler, "apt-get install g++ (or set CXX to another C++ compiler)"),
+        _Requirement(_package("pykeops"), lambda: "pip install 's4_fast[keops]'"),
+        _Requirement(_cxx_compiler, lambda: "apt-get install g++ (or set CXX to another C++ compiler)"),
     ),
-    "triton": (_Requirement(_package("triton"), "pip install 's4_fast[triton]'"),),
+    "triton": (_Requirement(_package("triton"), lambda: "pip install 's4_fast[triton]'"),),
+    "native": (_Requirement(_native_library("cause"), _native_library("fix")),),
 }
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -152,7 +161,7 @@ def _missing(backend: str) -> str:
 @torch.compiler.assume_constant_result
 def _fix(backend: str) -> str:
     """The command that provides the first thing ``backend`` lacks on this machine, or the empty string."""
-    return next((requirement.fix for requirement in _REQUIREMENTS.get(backend, ()) if requirement.missing()), "")
+    return next((requirement.fix() for requirement in _REQUIREMENTS.get(backend, ()) if requirement.missing()), "")
 
 
 def backends() -> dict[str, Status]:

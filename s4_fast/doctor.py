@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s4_fast import dispatch
+from s4_fast import dispatch, native_library
 from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
 from s4_fast.bench.cases import OPS, Arguments, Case, arguments
@@ -45,6 +45,7 @@ def examine(console: Console) -> int:
     console.print(_pairs(machine.describe()))
     console.print(_devices(devices))
     console.print(_backends())
+    console.print(_pairs(native_library.describe()))
     forced = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
     if forced:
         console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={forced} decides which backend runs", style="yellow")

@@ -40,6 +40,10 @@ S4_FAST_API const char *s4_fast_error(void);
 S4_FAST_API const char *s4_fast_cpu_isa(void);
 S4_FAST_API int s4_fast_cpu_use(const char *isa);
 
+/* Returns 0 where the CUDA functions can run on `device`. Otherwise s4_fast_error() says why: there is no driver, it is
+ * older than this library's runtime, or the library has no code for the device. Only in a library with the CUDA part. */
+S4_FAST_API int s4_fast_cuda_usable(int64_t device);
+
 /* ---- Vandermonde products ------------------------------------------------------------------------------------- */
 
 /* out[c, h, l] = scale Re sum_n v[c, h, n] exp(x[h, n] l):  v (c, H, n) complex, x (H, n) complex, out (c, H, L) real. */

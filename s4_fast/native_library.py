@@ -1,0 +1,245 @@
+"""Loads the native library (``csrc/``) at its first use, and calls it. What cannot be loaded is refused with the cause.
+
+The library and build.json, its description, lie in ``_native``, where ``csrc/build_native.py`` puts them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s4_fast._version import __version__
+
+# Through the links of a strict editable install.
+_FOLDER = Path(__file__).resolve().parent / "_native"
+_DTYPES = {torch.float32: 0, torch.complex64: 0, torch.float64: 1, torch.complex128: 1}
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What build.json says. ``missing`` has the cause of each part, cpu and cuda, that was not built."""
+
+    version: str
+    machine: str
+    library: str | None
+    size: int
+    sha256: str
+    compiler: str
+    isas: list[str]
+    nvcc: str
+    architectures: list[str]
+    ptx: str
+    missing: dict[str, str]
+
+
+class _UnusableError(Exception):
+    """The message is the cause."""
+
+
+@functools.cache
+def _loaded() -> tuple[ctypes.CDLL, _Description] | str:
+    """The library of this installation, opened once, or the cause why it cannot be used."""
+    try:
+        description = _read(_FOLDER)
+        return _open(_FOLDER, description), description
+    except _UnusableError as error:
+        return str(error)
+
+
+@torch.compiler.assume_constant_result
+def cause(cuda: bool = False) -> str:
+    """Why the library, or its part for the current CUDA device, cannot be used here; or the empty string."""
+    loaded = _loaded()
+    if isinstance(loaded, str):
+        return loaded
+    return _cuda_cause(loaded[1]) if cuda else ""
+
+
+@torch.compiler.assume_constant_result
+def fix(cuda: bool = False) -> str:
+    """The command that provides the library (its CUDA part), or the empty string where none does."""
+    if sys.platform == "win32":
+        return ""
+    sources = (_FOLDER / "csrc", _FOLDER.parents[1] / "csrc")
+    script = next((folder / "build_native.py" for folder in sources if (folder / "build_native.py").is_file()), None)
+    if script is None:
+        return "pip install --force-reinstall --no-deps --no-cache-dir s4_fast"
+    # A mode that fails with the compiler's message, where the default would only note it.
+    command = f"S4_FAST_BUILD={'cuda' if cuda else 'cpu'} {shlex.join([sys.executable, str(script)])}"
+    if cuda:
+        return command
+    no_compiler = "there is no C++ compiler" in cause() and sys.platform == "linux"
+    return f"apt-get install g++ && {command}" if no_compiler else command
+
+
+def refusal(device: str) -> str | None:
+    """Why the library cannot serve tensors on a device of this type, with the fixing command; or None."""
+    if device not in ("cpu", "cuda"):
+        return f"it serves cpu and cuda, not {device}"
+    missing = cause(cuda=device == "cuda")
+    if not missing:
+        return None
+    command = fix(cuda=device == "cuda")
+    return f"{missing}; run: {command}" if command else missing
+
+
+def describe() -> dict[str, str]:
+    """The loaded library by heading, for people; empty where none is."""
+    loaded = _loaded()
+    if isinstance(loaded, str):
+        return {}
+    description = loaded[1]
+    ptx = f", and later ones from the code for sm_{description.ptx}" if description.ptx else ""
+    return {
+        "native library": str(_FOLDER / str(description.library)),
+        "built": f"version {description.version}, for {', '.join(description.isas)}, with {description.compiler}",
+        "instruction set": isa(),
+        "CUDA": cause(cuda=True) or f"for sm_{', sm_'.join(description.architectures)}{ptx}; {description.nvcc}",
+    }
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use: avx512, avx2 or portable."""
+    function = _handle().s4_fast_cpu_isa
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def use_isa(name: str | None) -> None:
+    """Use another instruction set in this process, for tests; None restores the best.
+
+    Raises:
+        RuntimeError: the processor or the library does not have it.
+    """
+    _check(_handle().s4_fast_cpu_use(name and name.encode()))
+
+
+def call(name: str, like: Tensor, *args: Tensor | torch.dtype | float | None) -> None:
+    """Run ``s4_fast_cpu_<name>`` or ``s4_fast_cuda_<name>``, by the device of ``like``.
+
+    Arguments become C by their type: tensors a pointer, None NULL, int and bool int64_t, float double, and a dtype its
+    number in the header. What ends every call of the family (threads; workspace, device and stream) is added. Tensors
+    must be contiguous, not lazily conjugated, and on the device of ``like``. Of shapes nothing is checked.
+
+    Raises:
+        RuntimeError: the library reports a failure.
+    """
+    device = like.device
+    converted = [_to_c(argument, device) for argument in args]
+    if device.type == "cpu":
+        function = getattr(_handle(), f"s4_fast_cpu_{name}")
+        _check(function(*converted, ctypes.c_int64(torch.get_num_threads())))
+        return
+    function = getattr(_handle(), f"s4_fast_cuda_{name}")
+    size = ctypes.c_int64(0)
+    stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+    where = (ctypes.byref(size), ctypes.c_int64(device.index), stream)
+    _check(function(*converted, None, *where))
+    # NULL asks for the size: what needs none gets a byte.
+    workspace = torch.empty(max(size.value, 1), dtype=torch.uint8, device=device)
+    _check(function(*converted, ctypes.c_void_p(workspace.data_ptr()), *where))
+
+
+def _to_c(argument: Tensor | torch.dtype | float | None, device: torch.device) -> Any:
+    # Tensors last: of what is not a tensor, isinstance(_, Tensor) is slow to tell.
+    if argument is None:
+        return None
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    if isinstance(argument, torch.dtype):
+        return ctypes.c_int64(_DTYPES[argument])
+    assert argument.device == device
+    assert argument.is_contiguous() and not argument.is_conj() and not argument.is_neg()
+    return ctypes.c_void_p(argument.data_ptr())
+
+
+def _check(code: int) -> None:
+    if code:
+        raise RuntimeError(f"native library: {_error(_handle())}")
+
+
+def _error(handle: ctypes.CDLL) -> str:
+    message: bytes = handle.s4_fast_error()
+    return message.decode(errors="replace")
+
+
+def _handle() -> ctypes.CDLL:
+    loaded = _loaded()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"native library: {loaded}")
+    return loaded[0]
+
+
+def _cuda_cause(description: _Description) -> str:
+    if not description.architectures:
+        return f"its CUDA part was not built: {description.missing.get('cuda')}"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return _device_cause(torch.cuda.current_device())
+
+
+@functools.cache
+def _device_cause(device: int) -> str:
+    """Why the CUDA part cannot run on ``device``: the driver or the device is too old for it."""
+    handle = _handle()
+    return _error(handle) if handle.s4_fast_cuda_usable(ctypes.c_int64(device)) else ""
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+def _read(folder: Path) -> _Description:
+    file = folder / "build.json"
+    try:
+        return _Description(**json.loads(file.read_text("utf-8")))
+    except FileNotFoundError:
+        raise _UnusableError(f"it was not built: there is no {file}") from None
+    except OSError as error:
+        raise _UnusableError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise _UnusableError(f"{file} is damaged, or of another version of s4_fast") from error
+
+
+def _open(folder: Path, description: _Description) -> ctypes.CDLL:
+    """Open the library if it is the one described, and for this machine and version.
+
+    A file cut short is refused unopened: mapping it would end the process.
+    """
+    if description.version != __version__:
+        raise _UnusableError(f"it was built for s4_fast {description.version}, and this is {__version__}")
+    if description.library is None:
+        raise _UnusableError(f"it was not built: {description.missing.get('cpu')}")
+    path = folder / description.library
+    if description.machine != platform.machine():
+        raise _UnusableError(f"{path} was built for {description.machine}, and this is {platform.machine()}")
+    try:
+        content = path.read_bytes()
+        if len(content) != description.size:
+            raise _UnusableError(f"{path} is damaged: it has {len(content)} bytes of {description.size}")
+        if hashlib.sha256(content).hexdigest() != description.sha256:
+            raise _UnusableError(f"{path} is damaged: its checksum is not that of the library that was built")
+        handle = ctypes.CDLL(str(path))
+        handle.s4_fast_version.restype = handle.s4_fast_error.restype = ctypes.c_char_p
+    except FileNotFoundError:
+        raise _UnusableError(f"{path} is missing") from None
+    except OSError as error:
+        raise _UnusableError(f"{path} cannot be loaded: {error}") from error
+    except AttributeError as error:
+        raise _UnusableError(f"{path} is not the native library of s4_fast: {error}") from error
+    version = handle.s4_fast_version().decode(errors="replace")
+    if version != __version__:
+        raise _UnusableError(f"{path} is of s4_fast {version}, and this is {__version__}")
+    return handle

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import s4_fast
+from s4_fast import doctor, native_library
+from tests.native import trees
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+
+
+def _build(folder: Path, version: str = s4_fast.__version__) -> Path:
+    tree = trees.make(folder / "tree")
+    (tree / "s4_fast/_version.py").write_text(f'__version__ = "{version}"\n')
+    result = trees.build(tree, trees.tools(folder / "bin", "g++", "as", "ld"))
+    assert result.returncode == 0, result.stderr
+    return tree / "s4_fast/_native"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A _native folder with a library of probes."""
+    return _build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build(tmp_path_factory.mktemp("other"), "9.8.7")
+
+
+@pytest.fixture
+def loaded(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of probes in place of this installation's."""
+    monkeypatch.setattr(native_library, "_FOLDER", built)
+    monkeypatch.setattr(native_library, "_loaded", functools.cache(native_library._loaded.__wrapped__))
+
+
+def _described(folder: Path, **changes: Any) -> None:
+    """Change what build.json says, and let it fit the library again."""
+    file = folder / "build.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _cut(name: str, share: float) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * share)])
+
+    return cut
+
+
+def _content(change: Callable[[bytes], bytes], *, described: bool) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = change((folder / "libs4_fast.so").read_bytes())
+        (folder / "libs4_fast.so").write_bytes(content)
+        if described:
+            _described(folder, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    return damage
+
+
+def _elf_machine(content: bytes) -> bytes:
+    """The same ELF file, of a processor that no one has: EM_SPARC."""
+    return content[:18] + b"\x02\x00" + content[20:]
+
+
+# What is done to the folder, and what is said about it.
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "none": (lambda folder: None, ""),
+    "no folder": (shutil.rmtree, "it was not built: there is no "),
+    "no library": (lambda folder: (folder / "libs4_fast.so").unlink(), "libs4_fast.so is missing"),
+    "empty library": (_cut("libs4_fast.so", 0), "libs4_fast.so is damaged: it has 0 bytes of "),
+    "a header alone": (_cut("libs4_fast.so", 0.01), "libs4_fast.so is damaged: it has "),
+    "half a library": (_cut("libs4_fast.so", 0.5), "libs4_fast.so is damaged: it has "),
+    "most of a library": (_cut("libs4_fast.so", 0.95), "libs4_fast.so is damaged: it has "),
+    "one byte": (
+        _content(lambda content: content[:-1] + bytes([content[-1] ^ 1]), described=False),
+        "libs4_fast.so is damaged: its checksum is not that of the library that was built",
+    ),
+    "garbage": (_content(lambda content: b"garbage" * 999, described=True), "cannot be loaded: "),
+    "another processor's file": (_content(_elf_machine, described=True), "cannot be loaded: "),
+    "a folder for a library": (
+        lambda folder: [(folder / "libs4_fast.so").unlink(), (folder / "libs4_fast.so").mkdir()],
+        "libs4_fast.so cannot be loaded: ",
+    ),
+    "no description": (lambda folder: (folder / "build.json").unlink(), "it was not built: there is no "),
+    "empty description": (_cut("build.json", 0), "build.json is damaged"),
+    "half a description": (_cut("build.json", 0.5), "build.json is damaged"),
+    "binary description": (lambda folder: (folder / "build.json").write_bytes(b"\xff\xfe"), "build.json is damaged"),
+    "another description": (lambda folder: (folder / "build.json").write_text("[1]"), "build.json is damaged"),
+    "version described": (
+        lambda folder: _described(folder, version="9.8.7"),
+        f"it was built for s4_fast 9.8.7, and this is {s4_fast.__version__}",
+    ),
+    "machine described": (
+        lambda folder: _described(folder, machine="sparc64"),
+        f"was built for sparc64, and this is {platform.machine()}",
+    ),
+    "left out": (
+        lambda folder: _described(folder, library=None, missing={"cpu": "it was left out"}),
+        "it was not built: it was left out",
+    ),
+}
+
+
+def _damaged(built: Path, folder: Path, name: str) -> str:
+    shutil.copytree(built, folder)
+    DAMAGE[name][0](folder)
+    return str(folder)
+
+
+def test_what_cannot_be_loaded_is_refused_with_the_cause(built: Path, tmp_path: Path) -> None:
+    """In a process of its own, in whose death a crash would show."""
+    folders = [_damaged(built, tmp_path / str(index), name) for index, name in enumerate(DAMAGE)]
+    code = """
+import pathlib, sys
+from s4_fast import native_library
+for folder in sys.argv[1:]:
+    native_library._FOLDER = pathlib.Path(folder)
+    native_library._loaded.cache_clear()
+    print(native_library.cause())
+"""
+    causes = _run(code, *folders).splitlines()
+    wrong = {name: cause for (name, (_, said)), cause in zip(DAMAGE.items(), causes, strict=True) if said not in cause}
+    assert not wrong
+    assert causes[0] == ""
+
+
+def test_a_library_of_another_version_is_refused(
+    other_version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "_native"
+    shutil.copytree(other_version, folder)
+    _described(folder, version=s4_fast.__version__)
+    with pytest.raises(
+        native_library._UnusableError, match=rf"is of s4_fast 9\.8\.7, and this is {s4_fast.__version__}"
+    ):
+        native_library._open(folder, native_library._read(folder))
+
+
+def _run(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=trees.ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("damage", ["half a library", "version described"])
+def test_an_explicit_choice_raises_and_the_automatic_one_falls_back(built: Path, tmp_path: Path, damage: str) -> None:
+    code = """
+import pathlib, sys, torch
+import s4_fast
+from s4_fast import dispatch, native_library
+native_library._FOLDER = pathlib.Path(sys.argv[1])
+dispatch.register("fft_conv", "native", "a.module.that.is.not.there")
+u, k = torch.randn(2, 3, 8), torch.randn(3, 8)
+try:
+    s4_fast.fft_conv(u, k, backend="native")
+except s4_fast.BackendUnavailableError as error:
+    print(error)
+s4_fast.fft_conv(u, k)
+print(s4_fast.explain("fft_conv", u, k).backend)
+print(s4_fast.backends()["native"].cause)
+"""
+    folder = _damaged(built, tmp_path / "tree" / "s4_fast" / "_native", damage)
+    shutil.copytree(trees.ROOT / "csrc", tmp_path / "tree" / "csrc")
+    error, chosen, cause = _run(code, folder).splitlines()
+    script = tmp_path / "tree" / "csrc" / "build_native.py"
+    assert DAMAGE[damage][1] in cause
+    assert error == (
+        f"backend 'native' (from backend=) cannot run fft_conv: {cause}; "
+        f"run: S4_FAST_BUILD=cpu {sys.executable} {script}"
+    )
+    assert chosen != "native"
+
+
+# ----------------------------------------------------------------------------------------------------------- calling
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_call_passes_each_type_as_what_it_is() -> None:
+    x, out = torch.tensor([3.0], dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    native_library.call("show", x, torch.complex128, 2**40 + 1, True, None, x, 0.5, out)
+    assert out.tolist() == [1, 2**40 + 1, 1, 1, 1.5, torch.get_num_threads()]
+    native_library.call("show", x, torch.float32, -1, False, x, x, 2.0, out)
+    assert out.tolist() == [0, -1, 0, 0, 6.0, torch.get_num_threads()]
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    "t",
+    [torch.zeros(4, 4).T[1:], torch.zeros(2, dtype=torch.complex64).conj(), torch.zeros(2, device="meta")],
+    ids=["strided", "conjugated", "device"],
+)
+def test_a_call_takes_no_tensor_that_the_library_would_misread(t: torch.Tensor) -> None:
+    with pytest.raises(AssertionError):
+        native_library.call("throw", torch.zeros(1), t)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("what", "message"), [(0, "out of memory"), (1, "the 17th tile"), (2, "an unknown C[+][+] exception")]
+)
+def test_a_failure_is_an_error_with_its_message(what: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^native library: {message}$"):
+        native_library.call("throw", torch.zeros(1), what)
+    native_library.call("throw", torch.zeros(1), 3)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_instruction_set() -> None:
+    assert native_library.isa() == "portable"
+    native_library.use_isa(None)
+    with pytest.raises(RuntimeError, match="this processor has no mmx"):
+        native_library.use_isa("mmx")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_call_without_a_library_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "_FOLDER", tmp_path)
+    with pytest.raises(RuntimeError, match=r"native library: it was not built: there is no .*build\.json"):
+        native_library.call("throw", torch.zeros(1), 3)
+
+
+# -------------------------------------------------------------------------------------------------- what is said of it
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_cuda_part_has_causes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native_library.cause() == ""
+    assert native_library.cause(cuda=True).startswith("its CUDA part was not built: nvcc is not on the PATH")
+    assert native_library.refusal("cpu") is None
+    assert "S4_FAST_BUILD=cuda" in str(native_library.refusal("cuda"))
+    assert native_library.refusal("mps") == "it serves cpu and cuda, not mps"
+
+    handle, description = native_library._loaded()
+    with_cuda = native_library._Description(**vars(description) | {"architectures": ["80"]})
+    monkeypatch.setattr(native_library, "_loaded", lambda: (handle, with_cuda))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert native_library.cause(cuda=True) == "PyTorch sees no CUDA device"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_doctor_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CASES", ())
+    console = Console(record=True, width=400, file=io.StringIO())
+    doctor.examine(console)
+    shown = console.export_text()
+    for expected in ("libs4_fast.so", f"version {s4_fast.__version__}, for ", "portable", "nvcc is not on the PATH"):
+        assert expected in shown
+
+
+@pytest.mark.usefixtures("loaded")
+def test_asking_is_a_constant_to_a_compiled_function() -> None:
+    @torch.compile(fullgraph=True, backend="eager")
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if native_library.cause(cuda=True) else x
+
+    assert function(torch.zeros(1)).item() == 1
