@@ -1,0 +1,84 @@
+// One step of a DPLR recurrence, vectorised over the states. Complex numbers stay interleaved: the real part of a
+// product summed over states is the sum of the even entries of an elementwise product less that of the odd ones.
+#include "dplr.h"
+#include "lanes.h"
+
+namespace s4_fast {
+namespace S4_FAST_ISA {
+namespace {
+
+template <class T>
+S4_FAST_INLINE typename Lanes<T>::type load(const T *from) {
+    typename Lanes<T>::type x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+// 2 Re sum_n a b, for n complex numbers.
+template <class T>
+S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
+    constexpr int count = Lanes<T>::count;
+    typename Lanes<T>::type even = {}, odd = {};
+    int64_t i = 0;
+    for (; i + 2 * count <= 2 * n; i += 2 * count) {
+        even += load(a + i) * load(b + i);
+        odd += load(a + i + count) * load(b + i + count);
+    }
+    T sum = 0;
+    for (; i + count <= 2 * n; i += count) even += load(a + i) * load(b + i);
+    even += odd;
+    for (; i < 2 * n; i += 2) sum += a[i] * b[i] - a[i + 1] * b[i + 1];
+    for (int lane = 0; lane < count; lane += 2) sum += even[lane] - even[lane + 1];
+    return 2 * sum;
+}
+
+// next = s + increment s + B u
+template <class T>
+S4_FAST_INLINE void advance(const T *s, const T *increment, const T *B, T u, int64_t n, T *next) {
+    constexpr int count = Lanes<T>::count;
+    constexpr auto lanes = std::make_integer_sequence<int, count>{};
+    typedef typename Lanes<T>::type Vector;
+    Vector sign;
+    for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? T(1) : T(-1);
+    int64_t i = 0;
+    for (; i + count <= 2 * n; i += count) {
+        const Vector x = load(s + i), factor = load(increment + i);
+        const Vector re = shuffle<T>(factor, factor, doubled<0>(lanes));
+        const Vector im = shuffle<T>(factor, factor, doubled<1>(lanes));
+        const Vector result = x + (re * x + im * (sign * shuffle<T>(x, x, swapped(lanes))) + u * load(B + i));
+        memcpy(next + i, &result, sizeof result);
+    }
+    for (; i < 2 * n; i += 2) {
+        const T re = s[i], im = s[i + 1], a = increment[i], b = increment[i + 1];
+        next[i] = re + (a * re - b * im + u * B[i]);
+        next[i + 1] = im + (a * im + b * re + u * B[i + 1]);
+    }
+}
+
+}  // namespace
+
+template <class T>
+void dplr_step(const DplrStepCall<T> &call, int64_t begin, int64_t end) {
+    const int64_t H = call.H, n = call.n, width = 2 * n;
+    for (int64_t h = begin; h < end; ++h)
+        for (int64_t batch = 0; batch < call.batch; ++batch) {
+            const int64_t at = batch * H + h;
+            const T *s = call.state + at * width;
+            T *next = call.next + at * width;
+            T overlaps[kMaxRank];  // of s, which next may overwrite
+            for (int64_t r = 0; r < call.rank; ++r) overlaps[r] = overlap(call.V + (r * H + h) * width, s, n);
+            advance(s, call.increment + h * width, call.B + h * width, call.u[at], n, next);
+            for (int64_t r = 0; r < call.rank; ++r) {
+                const T *G = call.G + (r * H + h) * width;
+                for (int64_t i = 0; i < width; ++i) next[i] -= overlaps[r] * G[i];
+            }
+            for (int64_t c = 0; c < call.c; ++c)
+                call.y[(batch * call.c + c) * H + h] = overlap(call.C + (c * H + h) * width, next, n);
+        }
+}
+
+template void dplr_step(const DplrStepCall<float> &, int64_t, int64_t);
+template void dplr_step(const DplrStepCall<double> &, int64_t, int64_t);
+
+}  // namespace S4_FAST_ISA
+}  // namespace s4_fast
