@@ -14,22 +14,36 @@ S4_FAST_INLINE typename Lanes<T>::type load(const T *from) {
     return x;
 }
 
+// Adds to every lane the one ``Width`` further on.
+template <class T, int Width, class V, int... I>
+S4_FAST_INLINE V folded(V x, std::integer_sequence<int, I...>) {
+    return x + shuffle<T>(x, x, std::integer_sequence<int, (I + Width) % int(sizeof...(I))...>{});
+}
+
+// The sum of the even lanes less that of the odd ones.
+template <class T, int Width = Lanes<T>::count / 2>
+S4_FAST_INLINE T alternating_sum(typename Lanes<T>::type x) {
+    if constexpr (Width < 2)
+        return x[0] - x[1];
+    else
+        return alternating_sum<T, Width / 2>(folded<T, Width>(x, std::make_integer_sequence<int, Lanes<T>::count>{}));
+}
+
 // 2 Re sum_n a b, for n complex numbers.
 template <class T>
 S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
     constexpr int count = Lanes<T>::count;
-    typename Lanes<T>::type even = {}, odd = {};
+    typename Lanes<T>::type first = {}, second = {};
     int64_t i = 0;
     for (; i + 2 * count <= 2 * n; i += 2 * count) {
-        even += load(a + i) * load(b + i);
-        odd += load(a + i + count) * load(b + i + count);
+        first += load(a + i) * load(b + i);
+        second += load(a + i + count) * load(b + i + count);
     }
     T sum = 0;
-    for (; i + count <= 2 * n; i += count) even += load(a + i) * load(b + i);
-    even += odd;
+    for (; i + count <= 2 * n; i += count) first += load(a + i) * load(b + i);
+    first += second;
     for (; i < 2 * n; i += 2) sum += a[i] * b[i] - a[i + 1] * b[i + 1];
-    for (int lane = 0; lane < count; lane += 2) sum += even[lane] - even[lane + 1];
-    return 2 * sum;
+    return 2 * (sum + alternating_sum<T>(first));
 }
 
 // next = s + increment s + B u

@@ -16,9 +16,8 @@ def shape_of(**tensors: Tensor) -> str:
 
 def same_device(op: str, **tensors: Tensor) -> str:
     """The common device type; ValueError when the tensors live on different devices."""
-    devices = {name: str(t.device) for name, t in tensors.items()}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {d}" for name, d in devices.items())
+    if len({t.device for t in tensors.values()}) > 1:
+        where = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
         raise ValueError(f"{op}: expected all tensors on one device, got {where}")
     return next(iter(tensors.values())).device.type
 
