@@ -1,170 +1,173 @@
-// The C interface of the DPLR kernels: checks, memory, and the division of the work between threads.
 #include "dplr.h"
 
 #include <algorithm>
-#include <initializer_list>
-#include <new>
-#include <type_traits>
 
 #include "../include/s4_fast.h"
-#include "error.h"
-#include "isa.h"
+#include "arguments.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace s4_fast {
 namespace {
 
-class Memory {
-   public:
-    explicit Memory(int64_t bytes) : start_(static_cast<char *>(::operator new(size_t(bytes), alignment))) {}
-    ~Memory() { ::operator delete(start_, alignment); }
-    Memory(const Memory &) = delete;
-    Memory &operator=(const Memory &) = delete;
-    char *at(int64_t byte) const { return start_ + byte; }
-    double *doubles(int64_t index = 0) const { return reinterpret_cast<double *>(start_) + index; }
+void fill(const RootPowers &powers) { S4_FAST_RETURN_FROM_ISA(root_powers(powers)) }
 
-   private:
-    static constexpr std::align_val_t alignment{64};
-    char *start_;
-};
+void fill(const RootPowers &powers, const Roots &to, int64_t row) { S4_FAST_RETURN_FROM_ISA(roots(powers, to, row)) }
+
+int64_t scratch_bytes(const DplrSizes &sizes, bool backward) { S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward)) }
+
+template <class T>
+void run(const Dplr<T> &d, T *spectrum, int64_t h, int64_t first, int64_t last, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(dplr_spectrum(d, spectrum, h, first, last, scratch))
+}
+
+template <class T>
+void run(const Dplr<T> &d, const T *grad, int64_t h, int64_t first, int64_t last, double *sums, double *poles,
+         char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(dplr_spectrum_backward(d, grad, h, first, last, sums, poles, scratch))
+}
+
+template <class T>
+void run(const DplrStep<T> &step, int64_t first, int64_t last) {
+    S4_FAST_RETURN_FROM_ISA(dplr_step(step, first, last))
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int check(const char *name, int64_t dtype, std::initializer_list<int64_t> sizes, int64_t rank, int64_t threads) {
-    if (dtype != S4_FAST_FLOAT32 && dtype != S4_FAST_FLOAT64)
-        return fail("%s: unknown dtype %lld", name, (long long)dtype);
-    for (int64_t size : sizes)
-        if (size < 1) return fail("%s: expected sizes >= 1, got %lld", name, (long long)size);
-    if (rank > kMaxRank) return fail("%s: expected a rank <= %d, got %lld", name, int(kMaxRank), (long long)rank);
-    if (threads < 1) return fail("%s: expected threads >= 1, got %lld", name, (long long)threads);
-    return 0;
+double *doubles(const std::unique_ptr<char, FreeAligned> &memory) { return reinterpret_cast<double *>(memory.get()); }
+
+std::unique_ptr<char, FreeAligned> memory_for_doubles(int64_t count) {
+    return aligned_memory(count * int64_t(sizeof(double)));
 }
 
 // The half angles of all nodes, padded with values that make no sum infinite.
 class RootTables {
    public:
     RootTables(int64_t L, int64_t threads)
-        : padded_(ceil_div(L / 2 + 1, kNodes) * kNodes), memory_(3 * padded_ * int64_t(sizeof(double))) {
-        Roots roots = tables();
-        for (int64_t k = L / 2 + 1; k < padded_; ++k) roots.cos[k] = roots.low[k] = 0, roots.twice_sin[k] = 2;
-        int64_t count = L / 4 + 1, fine = 1;
+        : nodes_(L / 2 + 1), padded_(ceil_div(nodes_, kNodes) * kNodes), memory_(memory_for_doubles(3 * padded_)) {
+        const Roots roots = tables();
+        for (int64_t k = nodes_; k < padded_; ++k) roots.cos[k] = roots.low[k] = 0, roots.twice_sin[k] = 2;
+        const int64_t count = L / 4 + 1;
+        int64_t fine = 1;
         while (fine * fine < count) fine *= 2;
         const int64_t coarse = ceil_div(count, fine);
-        Memory powers_memory(4 * (fine + 2 * coarse) * int64_t(sizeof(double)));
-        const RootPowers powers = {L, fine, coarse, powers_memory.doubles(), powers_memory.doubles(4 * fine)};
-        S4_FAST_CHOOSE(root_powers)(powers);
-        const auto fill = S4_FAST_CHOOSE(roots);
-        parallel_for(L < 4096 ? 1 : threads, 2 * coarse,
-                     [&](int64_t begin, int64_t end, int) { fill(powers, roots, begin, end); });
+        const auto memory = memory_for_doubles(4 * fine + 8 * coarse);
+        const RootPowers powers = {L, fine, coarse, doubles(memory), doubles(memory) + 4 * fine};
+        fill(powers);
+        parallel_for(nodes_ < kWorthThreads ? 1 : threads, 2 * coarse,
+                     [&](int64_t row, int64_t) { fill(powers, roots, row); });
     }
 
-    Roots tables() const { return {memory_.doubles(), memory_.doubles(padded_), memory_.doubles(2 * padded_)}; }
+    Roots tables() const { return {doubles(memory_), doubles(memory_) + padded_, doubles(memory_) + 2 * padded_}; }
 
    private:
-    int64_t padded_;
-    Memory memory_;
+    static constexpr int64_t kWorthThreads = 1 << 14;
+    int64_t nodes_, padded_;
+    std::unique_ptr<char, FreeAligned> memory_;
 };
 
-// The nodes of a feature in parts, so that there is work for many threads also with few features. How they are cut
-// depends on the sizes alone, and so do the sums.
-struct Parts {
-    int64_t count, nodes;
-    Parts(int64_t H, int64_t L) {
-        const int64_t all = L / 2 + 1;
-        count = std::clamp<int64_t>(ceil_div(64, H), 1, ceil_div(all, 1024));
-        nodes = ceil_div(ceil_div(all, count), kNodes) * kNodes;
-        count = ceil_div(all, nodes);
+// Pieces of work: a feature each, or where there are few, a feature and a range of its nodes. How many ranges there are
+// does not depend on the number of threads, so that neither do the sums over nodes.
+struct Pieces {
+    int64_t nodes, parts, range;
+
+    Pieces(int64_t H, int64_t L) : nodes(L / 2 + 1) {
+        const int64_t wanted = std::clamp<int64_t>(ceil_div(kPieces, H), 1, ceil_div(nodes, kWorth));
+        range = ceil_div(ceil_div(nodes, wanted), kNodes) * kNodes;
+        parts = ceil_div(nodes, range);
     }
-    int64_t begin(int64_t part) const { return part * nodes; }
-    int64_t end(int64_t part, int64_t L) const { return std::min(begin(part) + nodes, L / 2 + 1); }
+
+    int64_t first(int64_t part) const { return std::min(part * range, nodes); }
+
+    static constexpr int64_t kPieces = 64, kWorth = 1024;
 };
 
 template <class T>
-void spectrum(DplrCall<T> call, T *out, int64_t threads) {
-    const Parts parts(call.H, call.L);
-    const int64_t tasks = call.H * parts.count;
-    threads = std::min(threads, tasks);
-    const RootTables tables(call.L, threads);
-    call.roots = tables.tables();
-    const int64_t bytes = S4_FAST_CHOOSE(dplr_workspace)(call.b, call.c, call.rank, call.n, false);
-    const Memory workspace(threads * bytes);
-    const auto run = S4_FAST_CHOOSE(dplr_spectrum<T>);
-    parallel_for(threads, tasks, [&](int64_t begin, int64_t end, int worker) {
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t h = task / parts.count, part = task % parts.count;
-            run(call, out, h, parts.begin(part), parts.end(part, call.L), workspace.at(worker * bytes));
-        }
+int spectrum(Dplr<T> dplr, T *out, int64_t threads) {
+    const Pieces pieces(dplr.sizes.H, dplr.sizes.L);
+    const int64_t bytes = scratch_bytes(dplr.sizes, false), count = dplr.sizes.H * pieces.parts;
+    threads = std::clamp<int64_t>(threads, 1, count);
+    const RootTables tables(dplr.sizes.L, threads);
+    dplr.roots = tables.tables();
+    const auto scratch = aligned_memory(bytes * threads);
+    parallel_for(threads, count, [&](int64_t index, int64_t worker) {
+        const int64_t part = index % pieces.parts;
+        run(dplr, out, index / pieces.parts, pieces.first(part), pieces.first(part + 1),
+            scratch.get() + worker * bytes);
     });
+    return 0;
 }
 
-// Adds the parts of feature h and carries them through alpha = 2 Re v, beta = -2 Re(v w*) and |w|^2.
+// Adds up the parts of feature h and carries them through alpha = 2 Re v, beta = -2 Re(v w*) and |w|^2.
 template <class T>
-void carry(const DplrCall<T> &call, int64_t h, int64_t parts, double *sums, double *poles, double *grad_v,
-           double *grad_w) {
-    const int64_t n = call.n, rows = (call.c + call.rank) * (call.b + call.rank), size = 2 * n * rows;
+void carry(const Dplr<T> &dplr, int64_t h, int64_t parts, double *sums, double *poles, double *grad_v, double *grad_w) {
+    const DplrSizes &s = dplr.sizes;
+    const int64_t n = s.n, rows = (s.c + s.rank) * (s.b + s.rank), stride = 2 * n * rows;
     for (int64_t part = 1; part < parts; ++part) {
-        for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
-        for (int64_t i = 0; poles && i < 2 * n; ++i) poles[i] += poles[part * 2 * n + i];
+        for (int64_t i = 0; i < stride; ++i) sums[i] += sums[part * stride + i];
+        for (int64_t i = 0; grad_w && i < 2 * n; ++i) poles[i] += poles[part * 2 * n + i];
     }
     for (int64_t i = 0; i < n; ++i) {
-        const double w_re = call.w[2 * (h * n + i)], w_im = call.w[2 * (h * n + i) + 1];
+        const double w_re = dplr.w[2 * (h * n + i)], w_im = dplr.w[2 * (h * n + i) + 1];
         double re = 0, im = 0;
         for (int64_t row = 0; row < rows; ++row) {
             const double alpha = sums[2 * (i * rows + row)], beta = sums[2 * (i * rows + row) + 1];
-            const int64_t at = 2 * ((row * call.H + h) * n + i);
+            const int64_t at = 2 * ((row * s.H + h) * n + i);
             grad_v[at] = 2 * (alpha - w_re * beta);
             grad_v[at + 1] = -2 * w_im * beta;
-            re -= 2 * call.v[at] * beta;
-            im -= 2 * call.v[at + 1] * beta;
+            re -= 2 * dplr.v[at] * beta;
+            im -= 2 * dplr.v[at + 1] * beta;
         }
-        if (!poles) continue;
+        if (grad_w == nullptr) continue;
         grad_w[2 * (h * n + i)] = re + 2 * w_re * poles[2 * i] + poles[2 * i + 1];
         grad_w[2 * (h * n + i) + 1] = im + 2 * w_im * poles[2 * i];
     }
 }
 
 template <class T>
-void spectrum_backward(DplrCall<T> call, const T *grad, double *grad_v, double *grad_w, int64_t threads) {
-    const Parts parts(call.H, call.L);
-    const int64_t tasks = call.H * parts.count;
-    threads = std::min(threads, tasks);
-    const RootTables tables(call.L, threads);
-    call.roots = tables.tables();
-    const int64_t bytes = S4_FAST_CHOOSE(dplr_workspace)(call.b, call.c, call.rank, call.n, true);
-    const Memory workspace(threads * bytes);
-    const int64_t sums_size = 2 * call.n * (call.c + call.rank) * (call.b + call.rank), poles_size = 2 * call.n;
-    const Memory sums(tasks * sums_size * int64_t(sizeof(double)));
-    const Memory poles((grad_w ? tasks : 0) * poles_size * int64_t(sizeof(double)));
-    const auto run = S4_FAST_CHOOSE(dplr_spectrum_backward<T>);
-    parallel_for(threads, tasks, [&](int64_t begin, int64_t end, int worker) {
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t h = task / parts.count, part = task % parts.count;
-            run(call, grad, h, parts.begin(part), parts.end(part, call.L), sums.doubles(task * sums_size),
-                grad_w ? poles.doubles(task * poles_size) : nullptr, workspace.at(worker * bytes));
-        }
+int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_w, int64_t threads) {
+    const DplrSizes &s = dplr.sizes;
+    const Pieces pieces(s.H, s.L);
+    const int64_t bytes = scratch_bytes(s, true), parts = pieces.parts, count = s.H * parts;
+    const int64_t stride = 2 * s.n * (s.c + s.rank) * (s.b + s.rank), poles_stride = grad_w ? 2 * s.n : 0;
+    threads = std::clamp<int64_t>(threads, 1, count);
+    const RootTables tables(s.L, threads);
+    dplr.roots = tables.tables();
+    const auto scratch = aligned_memory(bytes * threads);
+    const auto sums_memory = memory_for_doubles(count * stride);
+    const auto poles_memory = memory_for_doubles(count * poles_stride);
+    double *const sums = doubles(sums_memory), *const poles = doubles(poles_memory);
+    parallel_for(threads, count, [&](int64_t index, int64_t worker) {
+        const int64_t part = index % parts;
+        run(dplr, grad, index / parts, pieces.first(part), pieces.first(part + 1), sums + index * stride,
+            grad_w ? poles + index * poles_stride : nullptr, scratch.get() + worker * bytes);
     });
-    parallel_for(threads, call.H, [&](int64_t begin, int64_t end, int) {
-        for (int64_t h = begin; h < end; ++h)
-            carry(call, h, parts.count, sums.doubles(h * parts.count * sums_size),
-                  grad_w ? poles.doubles(h * parts.count * poles_size) : nullptr, grad_v, grad_w);
+    parallel_for(threads, s.H, [&](int64_t h, int64_t) {
+        carry(dplr, h, parts, sums + h * parts * stride, poles + h * parts * poles_stride, grad_v, grad_w);
     });
-}
-
-int check_sums(const char *name, int64_t b, int64_t c, int64_t rank) {
-    if ((b + rank) * (c + rank) > kMaxSums)
-        return fail("%s: expected at most %d sums (b + rank) (c + rank), got (%lld + %lld) (%lld + %lld)", name,
-                    int(kMaxSums), (long long)b, (long long)rank, (long long)c, (long long)rank);
     return 0;
 }
 
-// A step smaller than this, in states, is done before a second thread has woken up.
-constexpr int64_t kSmallStep = 1 << 16;
+int check_rank(const char *function, int64_t rank) {
+    if (rank <= kMaxRank) return 0;
+    return fail("%s: rank must be at most %d, got %lld", function, int(kMaxRank), (long long)rank);
+}
+
+int check_sums(const char *function, const DplrSizes &s) {
+    if ((s.b + s.rank) * (s.c + s.rank) <= kMaxSums) return check_rank(function, s.rank);
+    return fail("%s: (b + rank) (c + rank) must be at most %d, got %lld and %lld", function, int(kMaxSums),
+                (long long)(s.b + s.rank), (long long)(s.c + s.rank));
+}
+
+// A step of fewer states is done before a second thread has woken up.
+constexpr int64_t kSmallStep = 1 << 16, kStepPieces = 64;
 
 template <class T>
-void step(const DplrStepCall<T> &call, int64_t threads) {
-    const auto run = S4_FAST_CHOOSE(dplr_step<T>);
-    if (threads == 1 || call.batch * call.H * call.n < kSmallStep) return run(call, 0, call.H);
-    parallel_for(threads, call.H, [&](int64_t begin, int64_t end, int) { run(call, begin, end); });
+int step(const DplrStep<T> &step, int64_t threads) {
+    const int64_t pieces = step.batch * step.H * step.n < kSmallStep ? 1 : std::min(step.H, kStepPieces);
+    parallel_for(threads, pieces,
+                 [&](int64_t i, int64_t) { run(step, step.H * i / pieces, step.H * (i + 1) / pieces); });
+    return 0;
 }
 
 }  // namespace
@@ -172,51 +175,47 @@ void step(const DplrStepCall<T> &call, int64_t threads) {
 
 using namespace s4_fast;
 
-int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n, int64_t L,
-                              const double *v, const void *w, const double *shift, void *out, int64_t threads) {
-    if (int code = check("dplr_spectrum", dtype, {b, c, rank, H, n, L}, rank, threads)) return code;
-    if (int code = check_sums("dplr_spectrum", b, c, rank)) return code;
-    return guard([&] {
-        const auto run = [&](auto *typed) {
-            using T = std::remove_pointer_t<decltype(typed)>;
-            spectrum(DplrCall<T>{b, c, rank, H, n, L, v, static_cast<const T *>(w), shift, {}}, typed, threads);
-        };
-        dtype == S4_FAST_FLOAT32 ? run(static_cast<float *>(out)) : run(static_cast<double *>(out));
-        return 0;
-    });
+extern "C" int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                         int64_t L, const double *v, const void *w, const double *shift, void *out,
+                                         int64_t threads) {
+    const DplrSizes sizes = {b, c, rank, H, n, L};
+    return for_dtype("dplr_spectrum", dtype,
+                     {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}}, {v, w, shift, out},
+                     [&](auto zero) {
+                         using T = decltype(zero);
+                         if (const int code = check_sums("dplr_spectrum", sizes)) return code;
+                         const Dplr<T> dplr = {sizes, v, static_cast<const T *>(w), shift, {}};
+                         return spectrum(dplr, static_cast<T *>(out), threads);
+                     });
 }
 
-int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                       int64_t L, const void *grad_spectrum, const double *v, const void *w,
-                                       const double *shift, double *grad_v, double *grad_w, int64_t threads) {
-    if (int code = check("dplr_spectrum_backward", dtype, {b, c, rank, H, n, L}, rank, threads)) return code;
-    if (int code = check_sums("dplr_spectrum_backward", b, c, rank)) return code;
-    return guard([&] {
-        const auto run = [&](auto *grad) {
-            using T = std::remove_const_t<std::remove_pointer_t<decltype(grad)>>;
-            const DplrCall<T> call = {b, c, rank, H, n, L, v, static_cast<const T *>(w), shift, {}};
-            spectrum_backward(call, grad, grad_v, grad_w, threads);
-        };
-        dtype == S4_FAST_FLOAT32 ? run(static_cast<const float *>(grad_spectrum))
-                                 : run(static_cast<const double *>(grad_spectrum));
-        return 0;
-    });
+extern "C" int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H,
+                                                  int64_t n, int64_t L, const void *grad_spectrum, const double *v,
+                                                  const void *w, const double *shift, double *grad_v, double *grad_w,
+                                                  int64_t threads) {
+    const DplrSizes sizes = {b, c, rank, H, n, L};
+    return for_dtype("dplr_spectrum_backward", dtype,
+                     {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
+                     {grad_spectrum, v, w, shift, grad_v}, [&](auto zero) {
+                         using T = decltype(zero);
+                         if (const int code = check_sums("dplr_spectrum_backward", sizes)) return code;
+                         const Dplr<T> dplr = {sizes, v, static_cast<const T *>(w), shift, {}};
+                         return spectrum_backward(dplr, static_cast<const T *>(grad_spectrum), grad_v, grad_w, threads);
+                     });
 }
 
-int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n, const void *u,
-                          const void *state, const void *increment, const void *G, const void *V, const void *B,
-                          const void *C, void *y, void *next, int64_t threads) {
-    if (int code = check("dplr_step", dtype, {c, rank, H, n}, rank, threads)) return code;
-    if (batch < 0) return fail("dplr_step: expected batch >= 0, got %lld", (long long)batch);
-    return guard([&] {
-        const auto run = [&](auto *typed) {
-            using T = std::remove_pointer_t<decltype(typed)>;
-            const auto as = [](const void *from) { return static_cast<const T *>(from); };
-            const DplrStepCall<T> call = {batch,  c,     rank,  H,     n,     as(u), as(state), as(increment),
-                                          as(G), as(V), as(B), as(C), typed, static_cast<T *>(next)};
-            step(call, threads);
-        };
-        dtype == S4_FAST_FLOAT32 ? run(static_cast<float *>(y)) : run(static_cast<double *>(y));
-        return 0;
-    });
+extern "C" int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                     const void *u, const void *state, const void *increment, const void *G,
+                                     const void *V, const void *B, const void *C, void *y, void *next,
+                                     int64_t threads) {
+    return for_dtype("dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
+                     {u, state, increment, G, V, B, C, y, next}, [&](auto zero) {
+                         using T = decltype(zero);
+                         if (const int code = check_rank("dplr_step", rank)) return code;
+                         const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
+                         const DplrStep<T> call = {batch, c, rank, H, n, real(u), real(state), real(increment), real(G),
+                                                   real(V), real(B), real(C), static_cast<T *>(y),
+                                                   static_cast<T *>(next)};
+                         return step(call, threads);
+                     });
 }

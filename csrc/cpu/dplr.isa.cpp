@@ -13,30 +13,25 @@
 // is I plus one with a positive semidefinite Hermitian part.
 //
 // Nodes go through in pairs of registers, with [re, re, im, im] of the pair side by side.
+#include "arena.h"
+#include "complex.h"
 #include "dplr.h"
-#include "lanes.h"
-
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define S4_FAST_REGISTERS 32
-#else
-#define S4_FAST_REGISTERS 16
-#endif
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-constexpr int kPair = 2 * kLanes;               // nodes
-constexpr int kTile = S4_FAST_REGISTERS / 8;    // rows, or states, whose products with a pair of nodes fit in registers
+constexpr int kPair = 2 * kLanes<double>;       // nodes
+constexpr int kTile = kRegisters / 8;           // rows, or states, whose products with a pair of nodes fit in registers
 constexpr int kStates = 4;                      // states are padded to multiples of this
 constexpr int64_t kBlockBytes = 24 << 10;       // of E, between its uses in the adjoint
 
 static_assert(kNodes % kPair == 0, "a pair of registers fits into the padding of the tables");
 
-S4_FAST_INLINE int64_t padded(int64_t n) { return (n + kStates - 1) / kStates * kStates; }
+S4_FAST_INLINE int64_t padded_states(int64_t n) { return (n + kStates - 1) / kStates * kStates; }
 
 S4_FAST_INLINE int64_t pairs_per_block(int64_t n) {
-    int64_t pairs = kBlockBytes / (padded(n) * 4 * int64_t(sizeof(vec)));
+    int64_t pairs = kBlockBytes / (padded_states(n) * 4 * int64_t(sizeof(vec)));
     return pairs < 2 ? 2 : pairs > 16 ? 16 : pairs;
 }
 
@@ -45,23 +40,34 @@ struct Pole {
     double square;                   // |w|^2
 };
 
-// The parts of one feature that do not depend on the node.
-struct Feature {
-    int64_t n, rows;   // rows = 2 (c + rank) (b + rank)
-    Pole *poles;       // (n,)
-    double *matrix;    // (padded(n), rows): alpha, beta of every sum in turn; 0 beyond n
-    double *shift;     // (rows / 2,)
+// cos, 2 sin and what the latter leaves at a pair of nodes, and products of them.
+struct Nodes {
+    vec cos[2], sin[2], low[2], cos2[2], sin2[2], cross[2];
 };
 
-// Cuts a workspace into arrays.
-struct Cut {
-    char *at;
-    template <class U>
-    U *take(int64_t count) {
-        U *here = reinterpret_cast<U *>(at);
-        at += (count * int64_t(sizeof(U)) + 63) / 64 * 64;
-        return here;
-    }
+// What a range of nodes needs in memory. The first part is of one feature and does not depend on the node.
+struct Work {
+    int64_t n, states, rows, block;  // states = padded_states(n), rows = 2 (c + rank) (b + rank), block in pairs
+    Pole *poles;                     // (n,)
+    double *matrix;                  // (states, rows): alpha, beta of every sum in turn; 0 beyond n
+    double *shift;                   // (rows / 2,)
+    vec *E, *S;                      // (block, states, 4), (block, rows, 4)
+    Nodes *nodes;                    // (block,)
+    vec *by_sum, *by_pole;           // (states, rows), (states, 2), of the adjoint
+
+    Work(Arena &memory, const DplrSizes &sizes, bool backward)
+        : n(sizes.n),
+          states(padded_states(n)),
+          rows(2 * (sizes.c + sizes.rank) * (sizes.b + sizes.rank)),
+          block(backward ? pairs_per_block(n) : 1),
+          poles(memory.take<Pole>(n)),
+          matrix(memory.take<double>(states * rows)),
+          shift(memory.take<double>(rows / 2)),
+          E(memory.take<vec>(block * states * 4)),
+          S(memory.take<vec>(block * rows * 4)),
+          nodes(memory.take<Nodes>(block)),
+          by_sum(memory.take<vec>(backward ? states * rows : 0)),
+          by_pole(memory.take<vec>(backward ? states * 2 : 0)) {}
 };
 
 S4_FAST_INLINE void split(double x, double &high, double &low) {
@@ -71,13 +77,8 @@ S4_FAST_INLINE void split(double x, double &high, double &low) {
 }
 
 template <class T>
-void prepare(const DplrCall<T> &call, int64_t h, Cut &cut, Feature &f) {
-    const int64_t sums = (call.c + call.rank) * (call.b + call.rank);
-    f.n = call.n, f.rows = 2 * sums;
-    f.poles = cut.take<Pole>(f.n);
-    f.matrix = cut.take<double>(padded(f.n) * f.rows);
-    f.shift = cut.take<double>(sums);
-    const T *w = call.w + 2 * h * f.n;
+void prepare(const Dplr<T> &dplr, int64_t h, Work &f) {
+    const T *w = dplr.w + 2 * h * f.n;
     for (int64_t i = 0; i < f.n; ++i) {
         Pole &pole = f.poles[i];
         pole.re = w[2 * i];
@@ -85,29 +86,22 @@ void prepare(const DplrCall<T> &call, int64_t h, Cut &cut, Feature &f) {
         split(pole.im, pole.im_high, pole.im_low);
         pole.square = pole.re * pole.re + pole.im * pole.im;
     }
-    for (int64_t j = 0; j < sums; ++j) {
-        const double *v = call.v + 2 * (j * call.H + h) * f.n;
+    for (int64_t j = 0; j < f.rows / 2; ++j) {
+        const double *v = dplr.v + 2 * (j * dplr.sizes.H + h) * f.n;
         for (int64_t i = 0; i < f.n; ++i) {
             const double w_re = w[2 * i], w_im = w[2 * i + 1];
             f.matrix[i * f.rows + 2 * j] = 2 * v[2 * i];
             f.matrix[i * f.rows + 2 * j + 1] = -2 * (v[2 * i] * w_re + v[2 * i + 1] * w_im);
         }
-        f.shift[j] = call.shift[j * call.H + h];
+        f.shift[j] = dplr.shift[j * dplr.sizes.H + h];
     }
-    for (int64_t i = f.n * f.rows; i < padded(f.n) * f.rows; ++i) f.matrix[i] = 0;
+    for (int64_t i = f.n * f.rows; i < f.states * f.rows; ++i) f.matrix[i] = 0;
 }
-
-// cos, 2 sin and what the latter leaves at a pair of nodes, and products of them.
-struct Nodes {
-    vec cos[2], sin[2], low[2], cos2[2], sin2[2], cross[2];
-};
 
 S4_FAST_INLINE Nodes load_nodes(const Roots &roots, int64_t k) {
     Nodes t;
-    for (int half = 0; half < 2; ++half, k += kLanes) {
-        memcpy(&t.cos[half], roots.cos + k, sizeof(vec));
-        memcpy(&t.sin[half], roots.twice_sin + k, sizeof(vec));
-        memcpy(&t.low[half], roots.low + k, sizeof(vec));
+    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
+        t.cos[half] = load(roots.cos + k), t.sin[half] = load(roots.twice_sin + k), t.low[half] = load(roots.low + k);
         t.cos2[half] = t.cos[half] * t.cos[half];
         t.sin2[half] = t.sin[half] * t.sin[half];
         t.cross[half] = 2.0 * t.cos[half] * t.sin[half];
@@ -166,7 +160,7 @@ struct Denominators<double> {
 
 // E (n, 4): all states at a pair of nodes. A division takes as long as many multiplications, so two nodes share one.
 template <class T>
-void reciprocals(const Feature &f, const Nodes &nodes, vec *E) {
+void reciprocals(const Work &f, const Nodes &nodes, vec *E) {
     const Denominators<T> t(nodes);
     for (int64_t i = 0; i < f.n; ++i, E += 4) {
         Complex d0 = t.at(t, 0, f.poles[i]), d1 = t.at(t, 1, f.poles[i]);
@@ -177,7 +171,7 @@ void reciprocals(const Feature &f, const Nodes &nodes, vec *E) {
 }
 
 template <int Rows>
-S4_FAST_INLINE void sum_tile(const Feature &f, const vec *E, int64_t row, vec *S) {
+S4_FAST_INLINE void sum_tile(const Work &f, const vec *E, int64_t row, vec *S) {
     vec sums[Rows][4];
     for (int r = 0; r < Rows; ++r)
         for (int k = 0; k < 4; ++k) sums[r][k] = vec{};
@@ -190,7 +184,7 @@ S4_FAST_INLINE void sum_tile(const Feature &f, const vec *E, int64_t row, vec *S
 }
 
 // S (rows, 4) = matrix E
-void sum_states(const Feature &f, const vec *E, vec *S) {
+void sum_states(const Work &f, const vec *E, vec *S) {
     int64_t row = 0;
     for (; row + kTile <= f.rows; row += kTile) sum_tile<kTile>(f, E, row, S);
     if (row < f.rows) sum_tile<2>(f, E, row, S);
@@ -202,7 +196,8 @@ struct Sizes {
 
 // body(sizes), with constants for the usual ones: the loops over M are then unrolled.
 template <class Body>
-S4_FAST_INLINE void with_sizes(int64_t b, int64_t c, int64_t rank, Body body) {
+S4_FAST_INLINE void with_sizes(const DplrSizes &sizes, Body body) {
+    const int b = int(sizes.b), c = int(sizes.c), rank = int(sizes.rank);
     if (b == 1 && c == 1 && rank == 1)
         body(Sizes{1, 1, 1});
     else if (b == 1 && c == 2 && rank == 1)
@@ -210,10 +205,10 @@ S4_FAST_INLINE void with_sizes(int64_t b, int64_t c, int64_t rank, Body body) {
     else if (b == 1 && c == 1 && rank == 2)
         body(Sizes{1, 1, 2});
     else
-        body(Sizes{int(b), int(c), int(rank)});
+        body(Sizes{b, c, rank});
 }
 
-S4_FAST_INLINE void build(const Feature &f, Sizes s, const Nodes &t, int half, const vec *S, Complex *M) {
+S4_FAST_INLINE void build(const Work &f, Sizes s, const Nodes &t, int half, const vec *S, Complex *M) {
     const int rows = s.c + s.rank, columns = s.b + s.rank;
     const vec cos = t.cos[half], sin = t.sin[half];
     for (int i = 0; i < rows; ++i)
@@ -227,8 +222,6 @@ S4_FAST_INLINE void build(const Feature &f, Sizes s, const Nodes &t, int half, c
                 M[at] = {cos * x.re + f.shift[at], cos * x.im};
         }
 }
-
-S4_FAST_INLINE void subtract(Complex &a, Complex b) { a.re -= b.re, a.im -= b.im; }
 
 // Every step leaves in its row and column what it read there.
 S4_FAST_INLINE void eliminate(Sizes s, Complex *M) {
@@ -283,15 +276,17 @@ struct Spectrum {
     U *start;
     int64_t stride, nodes;  // of rows (b, c)
     template <class T>
-    Spectrum(const DplrCall<T> &call, U *spectrum, int64_t h)
-        : start(spectrum + 2 * h * (call.L / 2 + 1)), stride(2 * call.H * (call.L / 2 + 1)), nodes(call.L / 2 + 1) {}
+    Spectrum(const Dplr<T> &dplr, U *spectrum, int64_t h)
+        : start(spectrum + 2 * h * (dplr.sizes.L / 2 + 1)),
+          stride(2 * dplr.sizes.H * (dplr.sizes.L / 2 + 1)),
+          nodes(dplr.sizes.L / 2 + 1) {}
     U *at(int64_t row, int64_t k) const { return start + row * stride + 2 * k; }
 };
 
 template <class T>
-S4_FAST_INLINE void finish(const Feature &f, Sizes s, const Nodes &t, const vec *S, const Spectrum<T> &out, int64_t k) {
+S4_FAST_INLINE void finish(const Work &f, Sizes s, const Nodes &t, const vec *S, const Spectrum<T> &out, int64_t k) {
     const int columns = s.b + s.rank;
-    for (int half = 0; half < 2; ++half, k += kLanes) {
+    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
         if (k >= out.nodes) return;
         Complex M[kMaxSums];
         build(f, s, t, half, S, M);
@@ -303,10 +298,10 @@ S4_FAST_INLINE void finish(const Feature &f, Sizes s, const Nodes &t, const vec 
 
 // S becomes its gradient.
 template <class T>
-S4_FAST_INLINE void finish_backward(const Feature &f, Sizes s, const Nodes &t, vec *S, const Spectrum<const T> &grad,
+S4_FAST_INLINE void finish_backward(const Work &f, Sizes s, const Nodes &t, vec *S, const Spectrum<const T> &grad,
                                     int64_t k) {
     const int columns = s.b + s.rank;
-    for (int half = 0; half < 2; ++half, k += kLanes) {
+    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
         Complex M[kMaxSums], G[kMaxSums];
         build(f, s, t, half, S, M);
         eliminate(s, M);
@@ -320,35 +315,33 @@ S4_FAST_INLINE void finish_backward(const Feature &f, Sizes s, const Nodes &t, v
     }
 }
 
-// sums (n, rows) += E G^T, lane by lane, over a block of pairs: E (pairs, padded(n), 4), G (pairs, rows, 4)
+// by_sum += E G^T, lane by lane, over a block of pairs, where S holds the gradient G of the sums.
 template <int Rows>
-S4_FAST_INLINE void moment_tile(const Feature &f, int64_t pairs, const vec *E, const vec *G, int64_t row, vec *sums) {
-    const int64_t states = padded(f.n);
-    for (int64_t i = 0; i < states; i += kStates) {
+S4_FAST_INLINE void moment_tile(const Work &f, int64_t pairs, int64_t row) {
+    for (int64_t i = 0; i < f.states; i += kStates) {
         vec tile[kStates][Rows] = {};
-        const vec *e = E + 4 * i, *g = G + 4 * row;
-        for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * states, g += 4 * f.rows)
+        const vec *e = f.E + 4 * i, *g = f.S + 4 * row;
+        for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * f.states, g += 4 * f.rows)
             for (int k = 0; k < 4; ++k)
                 for (int r = 0; r < Rows; ++r)
                     for (int state = 0; state < kStates; ++state) tile[state][r] += e[4 * state + k] * g[4 * r + k];
         for (int state = 0; state < kStates; ++state)
-            for (int r = 0; r < Rows; ++r) sums[(i + state) * f.rows + row + r] += tile[state][r];
+            for (int r = 0; r < Rows; ++r) f.by_sum[(i + state) * f.rows + row + r] += tile[state][r];
     }
 }
 
-void moments(const Feature &f, int64_t pairs, const vec *E, const vec *G, vec *sums) {
+void moments(const Work &f, int64_t pairs) {
     int64_t row = 0;
-    for (; row + kTile <= f.rows; row += kTile) moment_tile<kTile>(f, pairs, E, G, row, sums);
-    if (row < f.rows) moment_tile<2>(f, pairs, E, G, row, sums);
+    for (; row + kTile <= f.rows; row += kTile) moment_tile<kTile>(f, pairs, row);
+    if (row < f.rows) moment_tile<2>(f, pairs, row);
 }
 
-// From dE = matrix^T G to d(d d') = -(E^2)* dE, and to |w|^2 and Re w: sums (n, 2), lane by lane.
-void pole_moments(const Feature &f, int64_t pairs, const Nodes *nodes, const vec *E, const vec *G, vec *sums) {
-    const int64_t states = padded(f.n);
-    for (int64_t i = 0; i < states; i += kTile) {
+// From dE = matrix^T G to d(d d') = -(E^2)* dE, and to |w|^2 and Re w: by_pole, lane by lane.
+void pole_moments(const Work &f, int64_t pairs) {
+    for (int64_t i = 0; i < f.states; i += kTile) {
         vec square[kTile] = {}, real[kTile] = {};
-        const vec *e = E + 4 * i, *g = G;
-        for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * states, g += 4 * f.rows) {
+        const vec *e = f.E + 4 * i, *g = f.S;
+        for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * f.states, g += 4 * f.rows) {
             vec tile[kTile][4] = {};
             const double *matrix = f.matrix + i * f.rows;
             for (int64_t r = 0; r < f.rows; ++r)
@@ -358,86 +351,72 @@ void pole_moments(const Feature &f, int64_t pairs, const Nodes *nodes, const vec
                 for (int half = 0; half < 2; ++half) {
                     const Complex x = {e[4 * state + half], e[4 * state + half + 2]};
                     const Complex d = conj_times(times(x, x), Complex{tile[state][half], tile[state][half + 2]});
-                    square[state] -= nodes[pair].cos2[half] * d.re;
-                    real[state] += nodes[pair].cross[half] * d.im;
+                    square[state] -= f.nodes[pair].cos2[half] * d.re;
+                    real[state] += f.nodes[pair].cross[half] * d.im;
                 }
         }
         for (int state = 0; state < kTile; ++state) {
-            sums[2 * (i + state)] += square[state];
-            sums[2 * (i + state) + 1] += real[state];
+            f.by_pole[2 * (i + state)] += square[state];
+            f.by_pole[2 * (i + state) + 1] += real[state];
         }
     }
-}
-
-S4_FAST_INLINE double total(const vec &x) {
-    double sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += x[lane];
-    return sum;
 }
 
 }  // namespace
 
-int64_t dplr_workspace(int64_t b, int64_t c, int64_t rank, int64_t n, bool backward) {
-    const int64_t rows = 2 * (c + rank) * (b + rank), states = padded(n), pairs = backward ? pairs_per_block(n) : 1;
-    int64_t bytes = n * int64_t(sizeof(Pole)) + (states * rows + rows) * int64_t(sizeof(double));
-    bytes += pairs * 4 * (states + rows) * int64_t(sizeof(vec));
-    if (backward) bytes += pairs * int64_t(sizeof(Nodes)) + states * (rows + 2) * int64_t(sizeof(vec));
-    return (bytes + 8 * 63) / 64 * 64 + 64;  // each of up to 8 arrays is rounded up
+int64_t dplr_scratch(const DplrSizes &sizes, bool backward) {
+    Arena memory;
+    Work(memory, sizes, backward);
+    return memory.used();
 }
 
 template <class T>
-void dplr_spectrum(const DplrCall<T> &call, T *spectrum, int64_t h, int64_t begin, int64_t end, void *workspace) {
-    Cut cut = {static_cast<char *>(workspace)};
-    Feature f;
-    prepare(call, h, cut, f);
-    vec *E = cut.take<vec>(4 * f.n), *S = cut.take<vec>(4 * f.rows);
-    const Spectrum<T> out(call, spectrum, h);
-    for (int64_t k = begin; k < end; k += kPair) {
-        const Nodes t = load_nodes(call.roots, k);
-        reciprocals<T>(f, t, E);
-        sum_states(f, E, S);
-        with_sizes(call.b, call.c, call.rank,
-                   [&](Sizes s) __attribute__((always_inline)) { finish(f, s, t, S, out, k); });
+void dplr_spectrum(const Dplr<T> &dplr, T *spectrum, int64_t h, int64_t first, int64_t last, char *scratch) {
+    Arena memory(scratch);
+    Work f(memory, dplr.sizes, false);
+    prepare(dplr, h, f);
+    const Spectrum<T> out(dplr, spectrum, h);
+    for (int64_t k = first; k < last; k += kPair) {
+        const Nodes t = load_nodes(dplr.roots, k);
+        reciprocals<T>(f, t, f.E);
+        sum_states(f, f.E, f.S);
+        with_sizes(dplr.sizes, [&](Sizes s) __attribute__((always_inline)) { finish(f, s, t, f.S, out, k); });
     }
 }
 
 template <class T>
-void dplr_spectrum_backward(const DplrCall<T> &call, const T *grad, int64_t h, int64_t begin, int64_t end, double *sums,
-                            double *poles, void *workspace) {
-    Cut cut = {static_cast<char *>(workspace)};
-    Feature f;
-    prepare(call, h, cut, f);
-    const int64_t states = padded(f.n), block = pairs_per_block(f.n);
-    vec *E = cut.take<vec>(block * states * 4), *S = cut.take<vec>(block * f.rows * 4);
-    vec *by_sum = cut.take<vec>(states * f.rows), *by_pole = cut.take<vec>(states * 2);
-    Nodes *nodes = cut.take<Nodes>(block);
-    for (int64_t i = 0; i < block * states * 4; ++i) E[i] = vec{};
-    for (int64_t i = 0; i < states * f.rows; ++i) by_sum[i] = vec{};
-    for (int64_t i = 0; i < states * 2; ++i) by_pole[i] = vec{};
-    const Spectrum<const T> from(call, grad, h);
-    for (int64_t k = begin; k < end;) {
+void dplr_spectrum_backward(const Dplr<T> &dplr, const T *grad, int64_t h, int64_t first, int64_t last, double *sums,
+                            double *poles, char *scratch) {
+    Arena memory(scratch);
+    Work f(memory, dplr.sizes, true);
+    prepare(dplr, h, f);
+    // The states that pad n stay 0.
+    for (int64_t i = 0; i < f.block * f.states * 4; ++i) f.E[i] = vec{};
+    for (int64_t i = 0; i < f.states * f.rows; ++i) f.by_sum[i] = vec{};
+    for (int64_t i = 0; i < f.states * 2; ++i) f.by_pole[i] = vec{};
+    const Spectrum<const T> from(dplr, grad, h);
+    for (int64_t k = first; k < last;) {
         int64_t pairs = 0;
-        for (; pairs < block && k < end; ++pairs, k += kPair) {
-            vec *e = E + pairs * states * 4, *s = S + pairs * f.rows * 4;
-            nodes[pairs] = load_nodes(call.roots, k);
-            reciprocals<T>(f, nodes[pairs], e);
-            sum_states(f, e, s);
-            with_sizes(call.b, call.c, call.rank, [&](Sizes sizes) __attribute__((always_inline)) {
-                finish_backward(f, sizes, nodes[pairs], s, from, k);
-            });
+        for (; pairs < f.block && k < last; ++pairs, k += kPair) {
+            vec *E = f.E + pairs * f.states * 4, *S = f.S + pairs * f.rows * 4;
+            Nodes &t = f.nodes[pairs];
+            t = load_nodes(dplr.roots, k);
+            reciprocals<T>(f, t, E);
+            sum_states(f, E, S);
+            with_sizes(dplr.sizes,
+                       [&](Sizes s) __attribute__((always_inline)) { finish_backward(f, s, t, S, from, k); });
         }
-        moments(f, pairs, E, S, by_sum);
-        if (poles) pole_moments(f, pairs, nodes, E, S, by_pole);
+        moments(f, pairs);
+        if (poles) pole_moments(f, pairs);
     }
-    for (int64_t i = 0; i < f.n * f.rows; ++i) sums[i] = total(by_sum[i]);
-    if (poles)
-        for (int64_t i = 0; i < f.n * 2; ++i) poles[i] = total(by_pole[i]);
+    for (int64_t i = 0; i < f.n * f.rows; ++i) sums[i] = sum(f.by_sum[i]);
+    for (int64_t i = 0; poles && i < f.n * 2; ++i) poles[i] = sum(f.by_pole[i]);
 }
 
 #define S4_FAST_INSTANTIATE(T)                                                                                \
-    template void dplr_spectrum(const DplrCall<T> &, T *, int64_t, int64_t, int64_t, void *);                 \
-    template void dplr_spectrum_backward(const DplrCall<T> &, const T *, int64_t, int64_t, int64_t, double *, \
-                                         double *, void *);
+    template void dplr_spectrum(const Dplr<T> &, T *, int64_t, int64_t, int64_t, char *);                     \
+    template void dplr_spectrum_backward(const Dplr<T> &, const T *, int64_t, int64_t, int64_t, double *,     \
+                                         double *, char *);
 S4_FAST_INSTANTIATE(float)
 S4_FAST_INSTANTIATE(double)
 

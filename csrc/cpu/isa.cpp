@@ -1,37 +1,68 @@
-// STAND-IN until the choice of the instruction set is merged.
 #include "isa.h"
 
+#include <atomic>
 #include <cstring>
 #include <initializer_list>
 
-#include "../include/s4_fast.h"
 #include "error.h"
+#include "../include/s4_fast.h"
 
 namespace s4_fast {
 namespace {
-Isa best() {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+
+bool runs(Isa candidate) {
+    switch (candidate) {
+#if defined(S4_FAST_HAS_AVX512)
+        case Isa::avx512:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
 #endif
+#if defined(S4_FAST_HAS_AVX2)
+        case Isa::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+        case Isa::portable:
+            return true;
+        default:
+            return false;
+    }
+}
+
+const char *name(Isa isa) {
+    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+}
+
+Isa best() {
+    for (Isa candidate : {Isa::avx512, Isa::avx2}) {
+        if (runs(candidate)) return candidate;
+    }
     return Isa::portable;
 }
-Isa chosen = best();
-}  // namespace
-Isa isa() { return chosen; }
-}  // namespace s4_fast
 
-const char *s4_fast_cpu_isa(void) {
-    const char *names[] = {"portable", "avx2", "avx512"};
-    return names[int(s4_fast::isa())];
+std::atomic<Isa> &chosen() {
+    static std::atomic<Isa> value{best()};
+    return value;
 }
 
-int s4_fast_cpu_use(const char *name) {
+}  // namespace
+
+Isa isa() { return chosen().load(std::memory_order_relaxed); }
+
+}  // namespace s4_fast
+
+extern "C" const char *s4_fast_cpu_isa(void) { return s4_fast::name(s4_fast::isa()); }
+
+extern "C" int s4_fast_cpu_use(const char *isa) {
     using namespace s4_fast;
-    if (!name) return chosen = best(), 0;
-    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-        const char *names[] = {"portable", "avx2", "avx512"};
-        if (!std::strcmp(name, names[int(isa)]) && isa <= best()) return chosen = isa, 0;
+    if (isa == nullptr) {
+        chosen() = best();
+        return 0;
     }
-    return fail("no instruction set '%s' here", name);
+    for (Isa candidate : {Isa::avx512, Isa::avx2, Isa::portable}) {
+        if (std::strcmp(isa, name(candidate)) == 0 && runs(candidate)) {
+            chosen() = candidate;
+            return 0;
+        }
+    }
+    return fail("instruction set '%s' is not known, not compiled in, or not in this processor", isa);
 }

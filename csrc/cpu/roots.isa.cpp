@@ -1,6 +1,6 @@
 // cos and sin of pi k / L to twice the precision of double: products of two tables of about sqrt(L) powers.
+#include "complex.h"
 #include "dplr.h"
-#include "lanes.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
@@ -72,9 +72,6 @@ S4_FAST_INLINE void write(double *to, Turn t) {
 
 S4_FAST_INLINE Turn read(const double *from) { return {{from[0], from[1]}, {from[2], from[3]}}; }
 
-// The rest is in plain arrays, for the sake of vectorisation.
-constexpr int64_t kBlock = 64;
-
 }  // namespace
 
 void root_powers(const RootPowers &powers) {
@@ -89,31 +86,23 @@ void root_powers(const RootPowers &powers) {
     }
 }
 
-void roots(const RootPowers &powers, const Roots &to, int64_t begin, int64_t end) {
-    const int64_t L = powers.L, last = L / 2, middle = L / 4;
-    for (int64_t row = begin; row < end; ++row) {
-        const bool mirrored = row >= powers.coarse_count;
-        const int64_t first = (mirrored ? row - powers.coarse_count : row) * powers.fine_count;
-        const int64_t available = mirrored ? last - middle : middle + 1;
-        const int64_t count = available - first < powers.fine_count ? available - first : powers.fine_count;
-        const Turn coarse = read(powers.coarse + 4 * row);
-        for (int64_t block = 0; block < count; block += kBlock) {
-            const int64_t size = count - block < kBlock ? count - block : kBlock;
-            double cos[kBlock], sin[kBlock], low[kBlock];
-            for (int64_t i = 0; i < size; ++i) {
-                Turn t = multiply(coarse, read(powers.fine + 4 * (block + i)));
-                if (mirrored) {
-                    Wide swap = t.cos;
-                    t.cos = t.sin, t.sin = swap;
-                }
-                double stretch = t.cos.high > 0 ? t.cos.low / t.cos.high : 0;
-                cos[i] = t.cos.high, sin[i] = 2 * t.sin.high, low[i] = 2 * (t.sin.low - t.sin.high * stretch);
-            }
-            for (int64_t i = 0; i < size; ++i) {
-                int64_t k = mirrored ? last - (first + block + i) : first + block + i;
-                to.cos[k] = cos[i], to.twice_sin[k] = sin[i], to.low[k] = low[i];
-            }
+void roots(const RootPowers &powers, const Roots &to, int64_t row) {
+    const int64_t last = powers.L / 2, middle = powers.L / 4;
+    const bool mirrored = row >= powers.coarse_count;
+    const int64_t first = (mirrored ? row - powers.coarse_count : row) * powers.fine_count;
+    const int64_t available = mirrored ? last - middle : middle + 1;
+    const int64_t end = available < first + powers.fine_count ? available : first + powers.fine_count;
+    const Turn coarse = read(powers.coarse + 4 * row);
+    for (int64_t i = first; i < end; ++i) {
+        Turn t = multiply(coarse, read(powers.fine + 4 * (i - first)));
+        if (mirrored) {
+            const Wide sin = t.cos;
+            t.cos = t.sin, t.sin = sin;
         }
+        const int64_t k = mirrored ? last - i : i;
+        const double stretch = t.cos.high > 0 ? t.cos.low / t.cos.high : 0;
+        to.cos[k] = t.cos.high, to.twice_sin[k] = 2 * t.sin.high;
+        to.low[k] = 2 * (t.sin.low - t.sin.high * stretch);
     }
 }
 

@@ -3,6 +3,7 @@
 from s4_fast.ops.cauchy import cauchy_bilinear, cauchy_mult
 from s4_fast.ops.dplr import dplr_kernel, dplr_step
 from s4_fast.ops.long_conv import fft_conv
+from s4_fast.ops.scan import ssm_scan, ssm_step
 from s4_fast.ops.vandermonde import log_vandermonde, log_vandermonde_transpose
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "fft_conv",
     "log_vandermonde",
     "log_vandermonde_transpose",
+    "ssm_scan",
+    "ssm_step",
 ]

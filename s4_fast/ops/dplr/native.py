@@ -53,5 +53,6 @@ def dplr_step(
     y, following = u.new_empty(batch, C.shape[0], H), torch.empty_like(state, memory_format=torch.contiguous_format)
     tensors = (t.resolve_conj().contiguous() for t in (u, state, increment, G, V, B, C))
     sizes = (batch, C.shape[0], G.shape[0], H, n)
-    native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, y, following)
+    if batch:
+        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, y, following)
     return y, following

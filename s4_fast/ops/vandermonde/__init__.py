@@ -15,7 +15,7 @@ _FORWARD = Op(
     "log_vandermonde",
     tensors=("v", "x"),
     complex_inputs=(True, True),
-    complex_output=False,
+    complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda v, x, L: v.new_empty(v.shape[0], v.shape[1], L),
 ).register()
@@ -24,7 +24,7 @@ _TRANSPOSE = Op(
     "log_vandermonde_transpose",
     tensors=("u", "v", "x"),
     complex_inputs=(False, True, True),
-    complex_output=True,
+    complex_outputs=(True,),
     scalars=("SymInt L",),
     fake=lambda u, v, x, L: v.new_empty(v.shape),
 ).register()
