@@ -16,8 +16,9 @@ def shape_of(**tensors: Tensor) -> str:
 
 def same_device(op: str, **tensors: Tensor) -> str:
     """The common device type; ValueError when the tensors live on different devices."""
-    if len({t.device for t in tensors.values()}) > 1:
-        where = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
+    devices = {name: str(t.device) for name, t in tensors.items()}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {d}" for name, d in devices.items())
         raise ValueError(f"{op}: expected all tensors on one device, got {where}")
     return next(iter(tensors.values())).device.type
 
