@@ -41,9 +41,11 @@ class Op:
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        if args[0].numel() and _runs_directly(args[:count]):
+        if _runs_directly(args[:count]) and args[0].numel():
             tensors = [t.resolve_conj().contiguous() if c else t.contiguous() for t, c in self._inputs(args)]
             return _join([t.contiguous() for t in self._run(self.name, tensors, args[count:], backend)])
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            self._refuse_tangents(args[:count])
         pairs = [_to_pairs(t) if c else t for t, c in self._inputs(args)]
         outputs = _split(getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend))
         return _join([torch.view_as_complex(t) if c else t for t, c in self._outputs(outputs)])
@@ -126,6 +128,14 @@ class Op:
         needs = list(ctx.needs_input_grad[:count])
         found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None for _ in ctx.rest))
+
+    def _refuse_tangents(self, tensors: Sequence[Tensor]) -> None:
+        # torch.library would drop them.
+        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise NotImplementedError(
+                f"forward-mode derivatives of {self.name} are not implemented by this backend; "
+                "backend='reference' has them"
+            )
 
     def _no_second_derivative(self, ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(

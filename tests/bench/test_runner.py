@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -21,6 +22,19 @@ def test_the_direct_evaluation_comes_first_and_the_reference_not_at_all() -> Non
     assert jobs[0] == Job(CASES[0], "direct")
     assert "reference" not in {job.backend for job in jobs}
     assert not any(job.backend == "direct" and job.case.L == 2**20 for job in jobs)
+
+
+def test_a_scan_is_compared_with_the_convolution_whose_kernel_is_given() -> None:
+    case = Case("ssm_scan", 2, 3, 50, direct=False)
+    jobs = [Job(case, "fft_conv"), Job(case, "pytorch")]
+    assert runner.plan([case], ["pytorch"]) == jobs
+    assert runner.plan([dataclasses.replace(case, state=True)], ["pytorch"])[0].backend == "pytorch"
+    convolution, ours = rows = list(runner.run(jobs, "cpu", 0.01))
+    assert not convolution.error and not ours.error and not convolution.automatic
+    assert convolution.errors is not None and convolution.errors.forward < 2e-6
+    given, compared = compare(rows)
+    assert given.ratios == {} and given.accuracy == ""
+    assert compared.ratios.keys() == {"forward against fft_conv", "forward+backward against fft_conv"}
 
 
 def test_a_backend_that_is_asked_for_runs_beside_the_direct_evaluation() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -68,9 +66,9 @@ def ssm_scan(
     """
     call = _prepare_scan(u, x, B, C, D, state)
     choice = dispatch.choose(call, backend)
-    u, D = u.to(call.dtype), u.new_empty(0, dtype=call.dtype) if D is None else D.to(call.dtype)
+    u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
     state = x.new_empty(0) if state is None else state
-    if choice.backend == "reference":
+    if choice.backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _rounded(reference.ssm_scan(*map(_widened, (u, x, B, C, D, state))), u, x)
     else:
         y, final = _SCAN(u, x, B, C, D, state, backend=choice.backend)
@@ -107,10 +105,14 @@ def ssm_step(
     """
     call = _prepare_step(u, state, x, B, C, D)
     choice = dispatch.choose(call, backend)
-    u, D = u.to(call.dtype), u.new_empty(0, dtype=call.dtype) if D is None else D.to(call.dtype)
+    u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
     if choice.backend == "reference":
         return _rounded(reference.ssm_step(*map(_widened, (u, state, x, B, C, D))), u, x)
     return _STEP(u, state, x, B, C, D, backend=choice.backend)
+
+
+def _real(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _widened(t: Tensor) -> Tensor:
@@ -160,15 +162,14 @@ def _prepare(
         tensors["state"] = state
     device = _checks.same_device(op, **tensors)
     dtype = _checks.common_dtype(op, real=("u", "D"), **tensors)
-    batch, H = u.shape[:2]
+    batch, H, *_ = u.shape
     if x.ndim != 2 or x.shape[0] != H or x.shape[1] < 1:
         raise ValueError(f"{op}: expected x of shape (H, n) with H = {H} and n >= 1, got {tuple(x.shape)}")
     n = x.shape[1]
-    expected: dict[str, tuple[Any, ...]] = {"B": (H, n), "C": (H, n), "D": (H,), "state": (batch, H, n)}
-    for name, shape in expected.items():
-        if name in tensors and tensors[name].shape != shape:
+    for name, t, shape in (("B", B, (H, n)), ("C", C, (H, n)), ("D", D, (H,)), ("state", state, (batch, H, n))):
+        if t is not None and t.shape != shape:
             fit = f"{op}: expected {name} of shape {shape} to fit u {tuple(u.shape)} and x {tuple(x.shape)}"
-            raise ValueError(f"{fit}, got {tuple(tensors[name].shape)}")
+            raise ValueError(f"{fit}, got {tuple(t.shape)}")
     return dispatch.Call(op, device, dtype, {"batch": batch, "H": H, "n": n, **sizes}, _checks.needs_grad(**tensors))
 
 
