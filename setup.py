@@ -7,6 +7,7 @@ import sys
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.errors import CompileError
 
 # Not there by itself in an isolated build.
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
@@ -35,7 +36,11 @@ class BuildNative(Command):
             shutil.rmtree(folder, ignore_errors=True)
             # With its sources, an installed package can build what the machine of its install could not.
             shutil.copytree(native.CSRC, folder / "csrc", ignore=shutil.ignore_patterns("__pycache__"))
-        self.built = native.build(folder)
+        try:
+            self.built = native.build(folder)
+        except native.BuildError as error:
+            native.show(error)
+            raise CompileError(str(error)) from None
 
     def get_source_files(self):
         return []

@@ -47,12 +47,11 @@ CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 CXX_FLAGS += ["-fno-fast-math", "-ffp-contract=fast"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 
-
 Record = dict[str, Any]
 
 
 class BuildError(Exception):
-    """A part cannot be built. The message is the cause in a line or a few; ``output`` is all the compiler said."""
+    """A part cannot be built. The message is the cause in a line, ``output`` all that the compiler said."""
 
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
@@ -77,7 +76,8 @@ def build(folder: Path | None = None) -> bool:
     for old in (library, description):
         old.unlink(missing_ok=True)
 
-    record: Record = {"version": version(), "machine": platform.machine(), "library": None, "size": 0, "sha256": ""}
+    record: Record = {"version": version(), "machine": platform.machine(), "sources": _sources_digest()}
+    record |= {"library": None, "size": 0, "sha256": ""}
     record |= {"compiler": "", "isas": [], "nvcc": "", "architectures": [], "ptx": "", "missing": {}}
     try:
         with _objects_folder() as objects:
@@ -95,6 +95,15 @@ def version() -> str:
     found = re.search(r'__version__ = "([^"]+)"', (PACKAGE / "_version.py").read_text("utf-8"))
     assert found
     return found[1]
+
+
+def _sources_digest() -> str:
+    """By which s4_fast/native_library.py, which computes the same, sees that the sources have changed since."""
+    digest = hashlib.sha256()
+    for file in sorted(CSRC.glob("[ci]*/*")):
+        if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, record: Record) -> None:
@@ -115,7 +124,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         missing["cuda"] = "it needs the C++ part, which could not be built"
         if mode != "auto":
             raise
-        _show(error)
+        show(error)
         return
     if mode == "cpu":
         missing["cuda"] = "it was left out by S4_FAST_BUILD=cpu"
@@ -131,7 +140,7 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         missing["cuda"] = str(error)
         if mode != "auto":
             raise
-        _show(error)
+        show(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ compilers
@@ -273,7 +282,7 @@ def _compile_one(target: Path, command: list[str]) -> None:
 
 
 def _link(linker: Sequence[str], objects: Sequence[Path], library: Path) -> None:
-    """Link, and show the library's own functions alone: CUDA's static runtime must not meet PyTorch's."""
+    """Link, and show the library's own functions alone: what it links statically must not meet PyTorch's."""
     options = []
     if sys.platform != "darwin":
         for option in (f"--version-script={CSRC / 'symbols.map'}", "-z", "defs"):
@@ -295,7 +304,7 @@ def _run(command: Sequence[str]) -> str:
     )
     if result.returncode:
         lines = result.stdout.strip().splitlines()
-        telling = next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), None)
+        telling = next((line for line in lines if re.search(r"(?i)\b(error|fatal|undefined|cannot)\b", line)), None)
         said = telling or (lines[-1] if lines else "it said nothing")
         name = Path(command[0]).name
         raise BuildError(f"{name} failed with exit code {result.returncode}: {said.strip()}", result.stdout)
@@ -314,7 +323,7 @@ def _objects_folder() -> Iterator[Path]:
         yield folder
 
 
-def _show(error: BuildError | OSError) -> None:
+def show(error: BuildError | OSError) -> None:
     """What the compiler said, of which the message is a line."""
     if isinstance(error, BuildError):
         print(error.output, file=sys.stderr, flush=True)
@@ -334,5 +343,5 @@ if __name__ == "__main__":
     try:
         build()
     except (BuildError, OSError) as error:
-        _show(error)
+        show(error)
         sys.exit(f"build_native.py: {error}")

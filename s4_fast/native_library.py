@@ -32,6 +32,7 @@ class _Description:
 
     version: str
     machine: str
+    sources: str
     library: str | None
     size: int
     sha256: str
@@ -68,19 +69,18 @@ def cause(cuda: bool = False) -> str:
 
 @torch.compiler.assume_constant_result
 def fix(cuda: bool = False) -> str:
-    """The command that provides the library (its CUDA part), or the empty string where none does."""
-    if sys.platform == "win32":
+    """The command that builds the library (with its CUDA part), or the empty string where building does not help."""
+    loaded = _loaded()
+    if sys.platform == "win32" or (cuda and not isinstance(loaded, str) and loaded[1].architectures):
         return ""
-    sources = (_FOLDER / "csrc", _FOLDER.parents[1] / "csrc")
-    script = next((folder / "build_native.py" for folder in sources if (folder / "build_native.py").is_file()), None)
-    if script is None:
+    sources = _sources(_FOLDER)
+    if sources is None:
         return "pip install --force-reinstall --no-deps --no-cache-dir s4_fast"
-    # A mode that fails with the compiler's message, where the default would only note it.
-    command = f"S4_FAST_BUILD={'cuda' if cuda else 'cpu'} {shlex.join([sys.executable, str(script)])}"
-    if cuda:
-        return command
-    no_compiler = "there is no C++ compiler" in cause() and sys.platform == "linux"
-    return f"apt-get install g++ && {command}" if no_compiler else command
+    # The variable is named because the environment may have it as none.
+    mode = f"S4_FAST_BUILD={'cuda' if cuda else 'auto'}"
+    command = f"{mode} {shlex.join([sys.executable, str(sources / 'build_native.py')])}"
+    no_compiler = isinstance(loaded, str) and "there is no C++ compiler" in loaded
+    return f"apt-get install g++ && {command}" if no_compiler and sys.platform == "linux" else command
 
 
 def refusal(device: str) -> str | None:
@@ -201,6 +201,21 @@ def _device_cause(device: int) -> str:
 # -------------------------------------------------------------------------------------------------------------- loading
 
 
+def _sources(folder: Path) -> Path | None:
+    """``csrc``, which an installed package has in its _native folder, and a project beside the package."""
+    places = (folder / "csrc", folder.parents[1] / "csrc")
+    return next((place for place in places if (place / "build_native.py").is_file()), None)
+
+
+def _sources_digest(sources: Path) -> str:
+    """As csrc/build_native.py computes it."""
+    digest = hashlib.sha256()
+    for file in sorted(sources.glob("[ci]*/*")):
+        if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _read(folder: Path) -> _Description:
     file = folder / "build.json"
     try:
@@ -225,7 +240,10 @@ def _open(folder: Path, description: _Description) -> ctypes.CDLL:
     path = folder / description.library
     if description.machine != platform.machine():
         raise _UnusableError(f"{path} was built for {description.machine}, and this is {platform.machine()}")
+    sources = _sources(folder)
     try:
+        if sources and _sources_digest(sources) != description.sources:
+            raise _UnusableError(f"{path} is older than its sources: what is in {sources} has changed since")
         content = path.read_bytes()
         if len(content) != description.size:
             raise _UnusableError(f"{path} is damaged: it has {len(content)} bytes of {description.size}")

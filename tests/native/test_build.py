@@ -70,6 +70,7 @@ def test_the_library_shows_its_own_functions_alone(tree: Path, cxx: Path) -> Non
     handle = ctypes.CDLL(str(native(tree) / trees.description(tree)["library"]))
     assert hasattr(handle, "s4_fast_version")
     assert not hasattr(handle, "_ZN7s4_fast4failEPKcz")
+    assert not hasattr(handle, "of_another_library") or sys.platform == "darwin"
 
 
 @pytest.mark.parametrize("mode", ["auto", "cpu", "cuda"])
@@ -101,6 +102,14 @@ def test_a_broken_compiler(tree: Path, cxx: Path, body: str, mode: str) -> None:
     assert cause in result.stderr or mode == "auto"
     assert trees.description(tree)["missing"]["cpu"] == cause
     assert trees.description(tree)["library"] is None
+
+
+@needs_cxx
+def test_a_function_that_no_source_defines(tree: Path, cxx: Path) -> None:
+    source = tree / "csrc/cpu/probe.cpp"
+    source.write_text(source.read_text() + 'int absent();\nextern "C" int s4_fast_probe() { return absent(); }\n')
+    assert trees.build(tree, cxx, S4_FAST_BUILD="cpu").returncode != 0
+    assert "absent()" in trees.description(tree)["missing"]["cpu"]
 
 
 def test_a_compiler_that_cannot_be_started(tree: Path, empty: Path) -> None:
@@ -252,11 +261,15 @@ esac"""
 # ------------------------------------------------------------------------------------------------- wheels and sdists
 
 
-def package(tree: Path, path: Path, kind: str, **settings: str) -> Path:
+def ask(tree: Path, path: Path, kind: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """What an installer asks of the build backend, in a process as it makes one."""
     code = f"import setuptools.build_meta as backend; print('built', backend.build_{kind}('dist'))"
     environment = trees.environment(path, **settings)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tree)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tree)
+
+
+def package(tree: Path, path: Path, kind: str, **settings: str) -> Path:
+    result = ask(tree, path, kind, **settings)
     assert result.returncode == 0, result.stderr
     return tree / "dist" / result.stdout.split()[-1]
 
@@ -304,7 +317,7 @@ print(native_library.cause() or "usable")
     assert result.returncode == 0, result.stderr
     cause, fix, later = result.stdout.splitlines()
     assert cause == "it was not built: there is no C++ compiler: neither g++ nor clang++ nor c++ is on the PATH"
-    assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=cpu ") or sys.platform != "linux"
+    assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=auto ") or sys.platform != "linux"
     assert later == "usable"
 
 
@@ -313,6 +326,15 @@ def test_leaving_it_out_after_a_build_leaves_it_out(tree: Path, cxx: Path) -> No
     wheel = package(tree, cxx, "wheel", S4_FAST_BUILD="none")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "s4_fast/_native/libs4_fast.so" not in zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_an_install_that_must_build_it_fails_with_what_the_compiler_says(tree: Path, cxx: Path, kind: str) -> None:
+    trees.script(cxx / "g++", f"echo 'more of the story' >&2; {FAILS}")
+    result = ask(tree, cxx, kind, S4_FAST_BUILD="cpu")
+    assert result.returncode != 0
+    assert "g++ failed with exit code 1: probe: fatal error: the host compiler is not supported" in result.stderr
+    assert "more of the story" in result.stderr
 
 
 def test_an_editable_install_builds_in_place(tree: Path, cxx: Path) -> None:

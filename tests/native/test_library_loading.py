@@ -78,6 +78,12 @@ def _elf_machine(content: bytes) -> bytes:
     return content[:18] + b"\x02\x00" + content[20:]
 
 
+def _later_sources(folder: Path) -> None:
+    (folder / "csrc/cpu").mkdir(parents=True)
+    (folder / "csrc/build_native.py").touch()
+    (folder / "csrc/cpu/scan.cpp").write_text("int scan(long);")
+
+
 # What is done to the folder, and what is said about it.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "none": (lambda folder: None, ""),
@@ -110,6 +116,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _described(folder, machine="sparc64"),
         f"was built for sparc64, and this is {platform.machine()}",
     ),
+    "sources": (_later_sources, "libs4_fast.so is older than its sources: what is in "),
     "left out": (
         lambda folder: _described(folder, library=None, missing={"cpu": "it was left out"}),
         "it was not built: it was left out",
@@ -176,14 +183,14 @@ s4_fast.fft_conv(u, k)
 print(s4_fast.explain("fft_conv", u, k).backend)
 print(s4_fast.backends()["native"].cause)
 """
+    shutil.copytree(built.parents[1] / "csrc", tmp_path / "tree" / "csrc")
     folder = _damaged(built, tmp_path / "tree" / "s4_fast" / "_native", damage)
-    shutil.copytree(trees.ROOT / "csrc", tmp_path / "tree" / "csrc")
     error, chosen, cause = _run(code, folder).splitlines()
     script = tmp_path / "tree" / "csrc" / "build_native.py"
     assert DAMAGE[damage][1] in cause
     assert error == (
         f"backend 'native' (from backend=) cannot run fft_conv: {cause}; "
-        f"run: S4_FAST_BUILD=cpu {sys.executable} {script}"
+        f"run: S4_FAST_BUILD=auto {sys.executable} {script}"
     )
     assert chosen != "native"
 
@@ -251,7 +258,7 @@ def test_the_cuda_part_has_causes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     with_cuda = native_library._Description(**vars(description) | {"architectures": ["80"]})
     monkeypatch.setattr(native_library, "_loaded", lambda: (handle, with_cuda))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert native_library.cause(cuda=True) == "PyTorch sees no CUDA device"
+    assert native_library.refusal("cuda") == "PyTorch sees no CUDA device"
 
 
 @pytest.mark.usefixtures("loaded")
