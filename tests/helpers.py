@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -13,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
-from s4_fast import dispatch
+from s4_fast import dispatch, native_library
 
 DTYPES = (torch.complex64, torch.complex128)
 FORWARD = {"float32": 2e-6, "float64": 1e-12}
@@ -101,7 +102,37 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 
 def backends(op: str) -> list[Any]:
     """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
-    return [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    names = [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    return [NATIVE if name == "native" else name for name in names]
+
+
+needs_native = pytest.mark.skipif(bool(native_library.cause()), reason=f"native: {native_library.cause()}")
+NATIVE = pytest.param("native", marks=needs_native)
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The native library's kernels for ``name``, in this block."""
+    try:
+        native_library.use_isa(name)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    try:
+        assert native_library.isa() == name
+        yield
+    finally:
+        native_library.use_isa(None)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's, and the native library's, number of threads in this block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keops_missing() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from s4_fast import dispatch
 from s4_fast.ops import _checks, _triton_calls
 from s4_fast.ops._library import Op
-from s4_fast.ops.dplr import reference
+from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
 _STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C")
@@ -113,7 +113,9 @@ def dplr_step(
         wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors)
         y, following = reference.dplr_step(*wide)
         return y.to(call.dtype), following.to(state.dtype)
-    return dispatch.load("dplr_step", choice.backend).dplr_step(u.to(call.dtype), *tensors[1:])
+    # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can.
+    module = pytorch if torch.compiler.is_compiling() else dispatch.load("dplr_step", choice.backend)
+    return module.dplr_step(u.to(call.dtype), *tensors[1:])
 
 
 def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> dispatch.Call:
