@@ -262,6 +262,23 @@ def test_both_ways_give_the_same(op: str) -> None:
         assert all(a.data_ptr() != t.data_ptr() for t in tensors)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_backends_get_contiguous_tensors_without_pending_conjugation(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.stack((t, t), -1)[..., 0].conj() for t in inputs(op).values()]
+    module = dispatch.load(op, "pytorch")
+    checked = []
+
+    def watched(*args: Any) -> Any:
+        checked.append(all(t.is_contiguous() and not t.is_conj() for t in args if isinstance(t, Tensor)))
+        return right(*args)
+
+    right = getattr(module, op)
+    monkeypatch.setattr(module, op, watched)
+    call(op, *tensors, backend="pytorch")
+    call(op, *(t.requires_grad_() for t in tensors), backend="pytorch")
+    assert checked == [True, True]
+
+
 class Watching(torch.utils._python_dispatch.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
