@@ -103,11 +103,7 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 def backends(op: str) -> list[Any]:
     """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
     names = [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
-    return [NATIVE if name == "native" else name for name in names]
-
-
-needs_native = pytest.mark.skipif(bool(native_library.cause()), reason=f"native: {native_library.cause()}")
-NATIVE = pytest.param("native", marks=needs_native)
+    return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
 
 
 @contextmanager
@@ -140,6 +136,7 @@ def keops_missing() -> str:
     return dispatch.backends()["keops"].cause
 
 
+needs_native = pytest.mark.skipif(bool(native_library.cause()), reason=f"native: {native_library.cause()}")
 needs_keops = pytest.mark.skipif(bool(keops_missing()), reason=f"keops: {keops_missing()}")
 KEOPS = pytest.param("keops", marks=needs_keops)
 # KeOps takes ten seconds to compile a formula for float64, once per machine.

@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "memory.h"
 #include "parallel.h"
+#include "pieces.h"
 #include "../include/s4_fast.h"
 
 namespace s4_fast {
@@ -27,23 +28,6 @@ template <class T>
 void run(const ScanBackward<T> &s, int64_t h, int64_t first, int64_t last, double *sums, char *scratch) {
     S4_FAST_RETURN_FROM_ISA(scan_backward(s, h, first, last, sums, scratch))
 }
-
-// Pieces of work: a feature each, or where there are few, a feature and a part of the batch, large enough to be worth the
-// tables of the feature. The number of parts does not depend on the number of threads, so that neither do the sums.
-struct Pieces {
-    int64_t batch, parts;
-
-    Pieces(int64_t batch, int64_t H, int64_t L) : batch(batch) {
-        const int64_t wanted = (kPieces + H - 1) / H, worth = batch * L / kSamples, most = wanted < worth ? wanted : worth;
-        parts = most < 1 ? 1 : most < batch ? most : batch;
-    }
-
-    int64_t first(int64_t part) const { return batch * part / parts; }
-
-    static constexpr int64_t kPieces = 64, kSamples = 1 << 14;
-};
-
-int64_t at_most(int64_t threads, int64_t pieces) { return threads < 1 ? 1 : threads < pieces ? threads : pieces; }
 
 template <class T>
 int forward(const Scan<T> &scan, T *y, T *final, int64_t threads) {

@@ -7,15 +7,15 @@
 // L after whole chunks is stepped in double.
 #include "scan.h"
 
-#include "arena.h"
+#include "carry.h"
 #include "multiply.h"
-#include "powers.h"
+#include "tables.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = 32, kHalf = kChunk / 2;
+constexpr int64_t kChunk = 32;
 // Chunks between two passes over the same samples: their local states stay in the first cache.
 constexpr int64_t kBlock = 48;
 // Bytes of the states that the backward pass keeps: what fits in the second cache.
@@ -60,37 +60,6 @@ struct Nodes {
     Complex C(int64_t i) const { return {C_re[i], C_im[i]}; }
 };
 
-// A state, or an adjoint state, in double.
-struct State {
-    int64_t n, np;
-    double *re, *im;
-
-    State(Arena &memory, int64_t n, int64_t np)
-        : n(n), np(np), re(memory.take<double>(np)), im(memory.take<double>(np)) {}
-
-    // From n pairs, or zero.
-    template <class T>
-    void set(const T *pairs) const {
-        for (int64_t i = 0; i < np; ++i) {
-            re[i] = pairs && i < n ? double(pairs[2 * i]) : 0;
-            im[i] = pairs && i < n ? double(pairs[2 * i + 1]) : 0;
-        }
-    }
-
-    void save(double *to) const {
-        for (int64_t i = 0; i < np; ++i) to[i] = re[i], to[np + i] = im[i];
-    }
-    void restore(const double *from) const {
-        for (int64_t i = 0; i < np; ++i) re[i] = from[i], im[i] = from[np + i];
-    }
-
-    template <class T>
-    void write(T *pairs) const {
-        if (pairs == nullptr) return;
-        for (int64_t i = 0; i < n; ++i) put(pairs, i, {re[i], im[i]});
-    }
-};
-
 // Toeplitz matrices in the rows of `multiply` with a step of -1: K[t - k] for t >= k, or its transpose.
 template <class T>
 struct Toeplitz {
@@ -106,15 +75,23 @@ struct Toeplitz {
         }
     }
 
-    // y += causal u, and u += anticausal y, for rows of kChunk samples, without the half that is zero.
-    void apply(int64_t rows, const T *u, T *y) const {
-        multiply<T>(rows, kHalf, kChunk, {u, kChunk, 1}, causal + kChunk, -1, y, kChunk, true);
-        multiply<T>(rows, kHalf, kHalf, {u + kHalf, kChunk, 1}, causal + kChunk, -1, y + kHalf, kChunk, true);
+    // y = product + causal u, and u = product + anticausal y, for rows of kChunk samples.
+    void apply(int64_t rows, Product<T> product, const T *u, T *y) const {
+        for (int64_t j = 0; j < kChunk; j += kColumns, product.w += kColumns) {
+            const Product<T> local = {j + kLanes<T>, {u, kChunk, 1}, causal + kChunk + j, -1};
+            multiply_columns<T, 2, Tail::right>(rows, product, local, y + j, kChunk, false);
+        }
     }
-    void apply_transposed(int64_t rows, const T *y, T *u) const {
-        multiply<T>(rows, kHalf, kHalf, {y, kChunk, 1}, anticausal + kChunk, -1, u, kChunk, true);
-        multiply<T>(rows, kHalf, kChunk, {y + kHalf, kChunk, 1}, anticausal + kHalf, -1, u, kChunk, true);
+    void apply_transposed(int64_t rows, Product<T> product, const T *y, T *u) const {
+        for (int64_t j = 0; j < kChunk; j += kColumns, product.w += kColumns) {
+            // From the last row to the first.
+            const int64_t last = kChunk - 1, depth = kChunk - j - kLanes<T>;
+            const Product<T> local = {depth, {y + last, kChunk, -1}, anticausal + kChunk + j - last, 1};
+            multiply_columns<T, 2, Tail::left>(rows, product, local, u + j, kChunk, false);
+        }
     }
+
+    static constexpr int64_t kColumns = 2 * kLanes<T>;
 };
 
 // lambda^t of one state for t <= kChunk, and the local kernel that the states add up to.
@@ -138,57 +115,6 @@ struct Powers {
         for (int64_t d = 0; d < kChunk; ++d) kernel[d] += v.re * re[d] - v.im * im[d];
     }
 };
-
-// Replaces the inputs of chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the state over them.
-// The adjoint runs from the last row to the first. `Vectors` recurrences at a time, so that one need not wait for itself.
-template <class T, int Vectors>
-void carry_vectors(const Nodes<T> &nodes, const State &state, int64_t i, bool adjoint, int64_t rows, T *local) {
-    const int64_t np = nodes.np, step = adjoint ? -2 * np : 2 * np;
-    Jump<T> jump[Vectors];
-    DoubleVector re[Vectors], im[Vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-        const int64_t at = i + v * kLanes<double>;
-        jump[v].set(nodes.jumps, at, adjoint);
-        re[v] = load(state.re + at), im[v] = load(state.im + at);
-    }
-    T *row = local + (adjoint ? (rows - 1) * 2 * np : 0) + i;
-    for (int64_t m = 0; m < rows; ++m, row += step) {
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-            T *at = row + v * kLanes<double>;
-            const DoubleVector in_re = load_double(at), in_im = load_double(at + np);
-            store_double(at, re[v]), store_double(at + np, im[v]);
-            jump[v].apply(re[v], im[v], in_re, in_im);
-        }
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-        store(state.re + i + v * kLanes<double>, re[v]), store(state.im + i + v * kLanes<double>, im[v]);
-    }
-}
-
-template <class T>
-void carry(const Nodes<T> &nodes, const State &state, bool adjoint, int64_t rows, T *local) {
-    constexpr int kVectors = kRegisters == 32 ? 4 : 2;
-    int64_t i = 0;
-    for (; i + kVectors * kLanes<double> <= nodes.np; i += kVectors * kLanes<double>) {
-        carry_vectors<T, kVectors>(nodes, state, i, adjoint, rows, local);
-    }
-    for (; i < nodes.np; i += kLanes<double>) carry_vectors<T, 1>(nodes, state, i, adjoint, rows, local);
-}
-
-template <class T>
-void clear_columns(T *table, int64_t from, int64_t to, int64_t rows, int64_t columns) {
-    for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = from; i < to; ++i) table[r * columns + i] = 0;
-    }
-}
-
-template <class T>
-void clear_rows(T *table, int64_t from, int64_t to, int64_t columns) {
-    for (int64_t i = from * columns; i < to * columns; ++i) table[i] = 0;
-}
 
 // What the forward pass of one feature works with.
 template <class T>
@@ -236,15 +162,15 @@ struct Forward {
 
     // The states before `rows` chunks, from `state`, which is taken over them.
     void states(int64_t rows, const T *u, T *out) const {
-        multiply<T>(rows, kChunk, 2 * nodes.np, {u, kChunk, 1}, inputs, 2 * nodes.np, out, 2 * nodes.np, false);
-        carry(nodes, state, false, rows, out);
+        multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
+        carry(nodes.jumps, state, false, rows, out);
     }
 
     void chunks(int64_t rows, const T *u, T *y) const {
         const int64_t np = nodes.np;
-        states(rows, u, local);
-        multiply<T>(rows, 2 * np, kChunk, {local, 2 * np, 1}, outputs, kChunk, y, kChunk, false);
-        toeplitz.apply(rows, u, y);
+        multiply<T>(rows, 2 * np, {kChunk, {u, kChunk, 1}, inputs, 2 * np}, local, 2 * np, false);
+        carry(nodes.jumps, state, false, rows, local);
+        toeplitz.apply(rows, {2 * np, {local, 2 * np, 1}, outputs, kChunk}, u, y);
     }
 
     void steps(int64_t count, const T *u, T *y, double D) const {
@@ -374,9 +300,9 @@ struct Backward {
     void add_products(int64_t rows, const T *S, const T *grad_y, const T *u) {
         const int64_t columns = 2 * np();
         const bool more = summed > 0;
-        multiply<T>(columns, rows, kChunk, {S, 1, columns}, grad_y, kChunk, by_state, kChunk, more);
-        multiply<T>(columns, rows, kChunk, {adjoints, 1, columns}, u, kChunk, by_adjoint, kChunk, more);
-        multiply<T>(kChunk, rows, kChunk, {grad_y, 1, kChunk}, u, kChunk, by_sample, kChunk, more);
+        multiply<T>(columns, kChunk, {rows, {S, 1, columns}, grad_y, kChunk}, by_state, kChunk, more);
+        multiply<T>(columns, kChunk, {rows, {adjoints, 1, columns}, u, kChunk}, by_adjoint, kChunk, more);
+        multiply<T>(kChunk, kChunk, {rows, {grad_y, 1, kChunk}, u, kChunk}, by_sample, kChunk, more);
         add_GS(rows, S);
         if (++summed == kSummed) flush_products();
     }
@@ -457,12 +383,11 @@ struct Backward {
         for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
             const int64_t rows = count - first < kBlock ? count - first : kBlock, at = first * kChunk;
             const int64_t columns = 2 * np();
-            multiply<T>(rows, kChunk, columns, {grad_y + at, kChunk, 1}, adjoint_inputs, columns, adjoints, columns,
+            multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, adjoint_inputs, columns}, adjoints, columns,
                         false);
-            carry(forward.nodes, adjoint, true, rows, adjoints);
-            multiply<T>(rows, columns, kChunk, {adjoints, columns, 1}, adjoint_outputs, kChunk, grad_u + at, kChunk,
-                        false);
-            forward.toeplitz.apply_transposed(rows, grad_y + at, grad_u + at);
+            carry(forward.nodes.jumps, adjoint, true, rows, adjoints);
+            forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk},
+                                              grad_y + at, grad_u + at);
             if (!parameters) continue;
             add_products(rows, states + first * columns, grad_y + at, u + at);
         }

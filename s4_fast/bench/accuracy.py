@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import s4_fast
 from s4_fast.bench import direct
 from s4_fast.bench.cases import OPS, Arguments, Axes, Case, cast
 from s4_fast.bench.evaluate import Outcome, Output, cotangent, implementation, parts
@@ -19,6 +20,8 @@ PASS, FAIL, KNOWN_LIMIT = "pass", "FAIL", "known limit"
 _BLOCK = 2**22
 # Steps up to which the quadratic definition of fft_conv is evaluated; beyond, one FFT in float64, good to 1e-15.
 _QUADRATIC = 2**28
+# Powers up to which the definition of ssm_scan is evaluated; beyond, its kernel by matrix products and that FFT.
+_POWERS = 2**24
 
 
 def reference(case: Case, arguments: Arguments) -> Outcome:
@@ -52,7 +55,14 @@ def reference(case: Case, arguments: Arguments) -> Outcome:
 def _definition(case: Case) -> Callable[..., Output]:
     if case.op == "fft_conv" and case.batch * case.H * case.L**2 > _QUADRATIC:
         return direct.fft_conv
+    if case.op == "ssm_scan" and not case.state and case.H * case.n * case.L > _POWERS:
+        return _convolution
     return implementation(case.op, "reference")
+
+
+def _convolution(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, return_state: bool) -> Tensor:
+    """``ssm_scan`` without a state, apart from everything that is in its backends."""
+    return direct.fft_conv(u, s4_fast.log_vandermonde(C * B, x, u.shape[-1], backend="pytorch"), D)
 
 
 class _Block(NamedTuple):

@@ -63,6 +63,16 @@ def test_long_convolutions_are_not_compared_with_the_quadratic_definition(monkey
     assert 0 < errors.forward < 1e-14
 
 
+def test_long_scans_are_compared_with_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("ssm_scan", 3, 4, 200, batch=2, dtype="float64")
+    inputs = arguments(case)
+    definition = accuracy.reference(case, inputs)
+    monkeypatch.setattr(accuracy, "_POWERS", 1)
+    errors = accuracy.errors(accuracy.reference(case, inputs), definition)
+    assert 0 < errors.forward < 1e-14
+    assert errors.gradient is not None and 0 < errors.gradient < 1e-13
+
+
 def test_the_worst_gradient_is_named_even_when_it_is_nan() -> None:
     one = torch.ones(2, dtype=torch.float64)
     expected = evaluate.Outcome((one,), {"v": one, "x": one, "w": one})

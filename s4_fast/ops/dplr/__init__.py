@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.dplr import pytorch, reference
 
@@ -190,10 +190,6 @@ def _triton_refuses(call: dispatch.Call) -> str | None:
     return _triton_calls.refuses(call)
 
 
-def _native_preferred(call: dispatch.Call) -> bool:
-    return call.device == "cpu"
-
-
 dispatch.register_op("dplr_kernel", _prepare)
 dispatch.register("dplr_kernel", "reference", f"{__name__}.reference")
 dispatch.register("dplr_kernel", "pytorch", f"{__name__}.pytorch")
@@ -205,12 +201,12 @@ dispatch.register(
     preferred=_triton_calls.preferred,
 )
 dispatch.register(
-    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_preferred
+    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_calls.preferred
 )
 
 dispatch.register_op("dplr_step", _prepare_step)
 dispatch.register("dplr_step", "reference", f"{__name__}.reference")
 dispatch.register("dplr_step", "pytorch", f"{__name__}.pytorch")
 dispatch.register(
-    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_preferred
+    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_calls.preferred
 )

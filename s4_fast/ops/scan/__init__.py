@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks
+from s4_fast.ops import _checks, _native_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.scan import reference
 
@@ -178,3 +178,6 @@ dispatch.register_op("ssm_step", _prepare_step)
 for _op in ("ssm_scan", "ssm_step"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
+    dispatch.register(
+        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
+    )

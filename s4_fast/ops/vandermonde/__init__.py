@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.vandermonde import reference
@@ -119,4 +119,7 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(_op, "keops", f"{__name__}.keops", preferred=lambda call: False)
     dispatch.register(
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
+    )
+    dispatch.register(
+        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
     )
