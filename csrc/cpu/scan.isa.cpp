@@ -28,7 +28,7 @@ template <class T>
 struct Nodes {
     int64_t n, np;
     double *lambda_re, *lambda_im, *B_re, *B_im, *C_re, *C_im;
-    Jumps<T> jumps;
+    Carry<T> carry;
 
     Nodes(Arena &memory, int64_t n)
         : n(n),
@@ -39,7 +39,7 @@ struct Nodes {
           B_im(memory.take<double>(np)),
           C_re(memory.take<double>(np)),
           C_im(memory.take<double>(np)),
-          jumps(memory, np) {}
+          carry(memory, np) {}
 
     void set(const Scan<T> &scan, int64_t h) const {
         for (int64_t i = 0; i < n; ++i) {
@@ -47,11 +47,11 @@ struct Nodes {
             const Complex B = get(scan.B, h * n + i), C = get(scan.C, h * n + i);
             lambda_re[i] = lambda.re, lambda_im[i] = lambda.im;
             B_re[i] = B.re, B_im[i] = B.im, C_re[i] = C.re, C_im[i] = C.im;
-            jumps.set(i, x, lambda, kChunk);
+            carry.set(i, x, lambda, kChunk);
         }
         for (int64_t i = n; i < np; ++i) {
             lambda_re[i] = lambda_im[i] = B_re[i] = B_im[i] = C_re[i] = C_im[i] = 0;
-            jumps.clear(i);
+            carry.clear(i);
         }
     }
 
@@ -109,7 +109,7 @@ struct Powers {
     template <class T>
     void set(const Nodes<T> &nodes, int64_t i) const {
         fill_powers(nodes.lambda(i), kChunk, re, im);
-        const Complex last = nodes.jumps.get(i);
+        const Complex last = nodes.carry.one.get(i);
         re[kChunk] = last.re, im[kChunk] = last.im;
         const Complex v = 2.0 * (nodes.C(i) * nodes.B(i));
         for (int64_t d = 0; d < kChunk; ++d) kernel[d] += v.re * re[d] - v.im * im[d];
@@ -163,13 +163,13 @@ struct Forward {
     // The states before `rows` chunks, from `state`, which is taken over them.
     void states(int64_t rows, const T *u, T *out) const {
         multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
-        carry(nodes.jumps, state, false, rows, out);
+        nodes.carry.over(state, false, rows, out);
     }
 
     void chunks(int64_t rows, const T *u, T *y) const {
         const int64_t np = nodes.np;
         multiply<T>(rows, 2 * np, {kChunk, {u, kChunk, 1}, inputs, 2 * np}, local, 2 * np, false);
-        carry(nodes.jumps, state, false, rows, local);
+        nodes.carry.over(state, false, rows, local);
         toeplitz.apply(rows, {2 * np, {local, 2 * np, 1}, outputs, kChunk}, u, y);
     }
 
@@ -385,7 +385,7 @@ struct Backward {
             const int64_t columns = 2 * np();
             multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, adjoint_inputs, columns}, adjoints, columns,
                         false);
-            carry(forward.nodes.jumps, adjoint, true, rows, adjoints);
+            forward.nodes.carry.over(adjoint, true, rows, adjoints);
             forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk},
                                               grad_y + at, grad_u + at);
             if (!parameters) continue;
@@ -451,7 +451,7 @@ struct Backward {
             const Complex r = product(powers.re, powers.im, correlation, zero);
             const Complex r1 = product(first_re, first_im, correlation, zero);
             const Complex B = nodes.B(i), C = 2.0 * nodes.C(i);
-            const Complex carried = double(kChunk) * (nodes.jumps.get(i) * Complex{GS_re[i], GS_im[i]});
+            const Complex carried = double(kChunk) * (nodes.carry.one.get(i) * Complex{GS_re[i], GS_im[i]});
             put(sums, i, get(by_x, i) + C * w1 + B * v1 + C * B * r1 + carried);
             put(sums, n + i, get(by_B, i) + v + C * r);
             put(sums, 2 * n + i, get(by_C, i) + 2.0 * w + 2.0 * B * r);

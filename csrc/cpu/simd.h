@@ -68,6 +68,30 @@ inline void store_double(float *to, DoubleVector v) {
     __builtin_memcpy(to, &half, sizeof half);
 }
 
+// The lower and the upper half of a vector of floats in double, and back.
+#if defined(__AVX512F__)
+#define S4_FAST_LOWER 0, 1, 2, 3, 4, 5, 6, 7
+#define S4_FAST_UPPER 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX2__)
+#define S4_FAST_LOWER 0, 1, 2, 3
+#define S4_FAST_UPPER 4, 5, 6, 7
+#else
+#define S4_FAST_LOWER 0, 1
+#define S4_FAST_UPPER 2, 3
+#endif
+inline DoubleVector lower(FloatVector v) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, S4_FAST_LOWER), DoubleVector);
+}
+inline DoubleVector upper(FloatVector v) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, S4_FAST_UPPER), DoubleVector);
+}
+inline FloatVector joined(DoubleVector low, DoubleVector high) {
+    return __builtin_shufflevector(__builtin_convertvector(low, HalfFloatVector),
+                                   __builtin_convertvector(high, HalfFloatVector), S4_FAST_LOWER, S4_FAST_UPPER);
+}
+#undef S4_FAST_LOWER
+#undef S4_FAST_UPPER
+
 inline double sum(DoubleVector v) {
     double total = 0;
     for (int i = 0; i < kLanes<double>; ++i) total += v[i];

@@ -32,7 +32,7 @@ template <class T>
 struct Synthesizer {
     int64_t length;
     State state;  // scale v lambda^(mT)
-    Jumps<T> jumps;
+    Carry<T> carry;
     FinePowers powers;
     T *fine;    // (2 np, length): Re lambda^t, -Im lambda^t
     T *coarse;  // (kBlock, 2 np)
@@ -41,7 +41,7 @@ struct Synthesizer {
     Synthesizer(Arena &memory, const Synthesis<T> &of)
         : length(fine_length(of.L)),
           state(memory, of.n, padded<T>(of.n)),
-          jumps(memory, state.np),
+          carry(memory, state.np),
           powers(memory, length),
           fine(memory.take<T>(2 * state.np * length)),
           coarse(memory.take<T>(kBlock * 2 * state.np)),
@@ -51,13 +51,13 @@ struct Synthesizer {
         const int64_t n = state.n, np = state.np;
         for (int64_t i = 0; i < n; ++i) {
             const Complex x = get(of.x, h * n + i), lambda = exp(x);
-            jumps.set(i, x, lambda, length);
+            carry.set(i, x, lambda, length);
             fill_powers(lambda, length, powers.re, powers.im);
             for (int64_t t = 0; t < length; ++t) {
                 fine[i * length + t] = T(powers.re[t]), fine[(np + i) * length + t] = T(-powers.im[t]);
             }
         }
-        for (int64_t i = n; i < np; ++i) jumps.clear(i);
+        for (int64_t i = n; i < np; ++i) carry.clear(i);
         clear_rows(fine, n, np, length);
         clear_rows(fine, np + n, 2 * np, length);
     }
@@ -70,7 +70,7 @@ struct Synthesizer {
             const int64_t count = rows - m < kBlock ? rows - m : kBlock;
             const int64_t full = whole - m < count ? whole - m : count;
             clear_rows(coarse, 0, count, 2 * np);
-            carry(jumps, state, false, count, coarse);
+            carry.over(state, false, count, coarse);
             multiply<T>(full, length, {2 * np, {coarse, 2 * np, 1}, fine, length}, out + m * length, length, false);
             if (full == count) continue;
             multiply<T>(1, length, {2 * np, {coarse + full * 2 * np, 2 * np, 1}, fine, length}, rest, length, false);

@@ -42,7 +42,7 @@ class Op:
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
         if runs_directly(args[:count]) and args[0].numel():
-            tensors = [t.resolve_conj().contiguous() if c else t.contiguous() for t, c in self._inputs(args)]
+            tensors = [t.resolve_conj().resolve_neg().contiguous() for t in args[:count]]
             return _join([t.contiguous() for t in self._run(self.name, tensors, args[count:], backend)])
         if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
             self._refuse_tangents(args[:count])

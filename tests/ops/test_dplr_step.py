@@ -74,6 +74,14 @@ def test_memory_layout_does_not_matter(view: str, backend: str, generator: Gener
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_pending_negations(backend: str, generator: Generator) -> None:
+    tensors = inputs(generator, torch.complex64, 2, 3, 5)
+    u = torch.complex(tensors["u"], tensors["u"]).conj().imag
+    assert u.is_neg()
+    check(tensors | {"u": u}, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_expanded_inputs(backend: str, generator: Generator) -> None:
     tensors = inputs(generator, torch.complex64, 1, 1, 5, 2, 2)
     lead = {"u": (3, 4), "state": (3, 4, 5)}

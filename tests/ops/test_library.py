@@ -264,6 +264,31 @@ def test_both_ways_give_the_same(op: str) -> None:
         assert all(a.data_ptr() != t.data_ptr() for t in tensors)
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("strided", [True, False])
+def test_backends_get_contiguous_tensors_without_pending_signs(
+    strided: bool, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = list(inputs(op).values())
+    if strided:
+        tensors = [torch.stack((t, t), -1)[..., 0] for t in tensors]
+    tensors = [t.conj() if t.is_complex() else torch._neg_view(t) for t in tensors]
+    module = dispatch.load(op, "pytorch")
+    checked = []
+
+    def watched(*args: Any) -> Any:
+        seen = [t for t in args if isinstance(t, Tensor)]
+        checked.append(not any(t.is_conj() or t.is_neg() or not t.is_contiguous() for t in seen))
+        return right(*args)
+
+    right = getattr(module, op)
+    monkeypatch.setattr(module, op, watched)
+    direct = parts(call(op, *tensors, backend="pytorch"))
+    registered = parts(call(op, *(t.requires_grad_() for t in tensors), backend="pytorch"))
+    assert checked == [True, True]
+    assert_same(list(direct), [t.detach() for t in registered])
+
+
 class Watching(torch.utils._python_dispatch.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,34 @@ _STEP = Op(
     scalars=(),
     fake=lambda u, state, x, B, C, D: (u.new_empty(u.shape), state.new_empty(state.shape)),
 ).register()
+
+
+@overload
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: Literal[False] = False,
+    *,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    return_state: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def ssm_scan(
