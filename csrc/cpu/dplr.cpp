@@ -68,10 +68,10 @@ class RootTables {
 
 // Pieces of work: a feature each, or where there are few, a feature and a range of its nodes. How many ranges there are
 // does not depend on the number of threads, so that neither do the sums over nodes.
-struct Pieces {
+struct NodeRanges {
     int64_t nodes, parts, range;
 
-    Pieces(int64_t H, int64_t L) : nodes(L / 2 + 1) {
+    NodeRanges(int64_t H, int64_t L) : nodes(L / 2 + 1) {
         const int64_t wanted = std::clamp<int64_t>(ceil_div(kPieces, H), 1, ceil_div(nodes, kWorth));
         range = ceil_div(ceil_div(nodes, wanted), kNodes) * kNodes;
         parts = ceil_div(nodes, range);
@@ -84,15 +84,15 @@ struct Pieces {
 
 template <class T>
 int spectrum(Dplr<T> dplr, T *out, int64_t threads) {
-    const Pieces pieces(dplr.sizes.H, dplr.sizes.L);
-    const int64_t bytes = scratch_bytes(dplr.sizes, false), count = dplr.sizes.H * pieces.parts;
+    const NodeRanges ranges(dplr.sizes.H, dplr.sizes.L);
+    const int64_t bytes = scratch_bytes(dplr.sizes, false), count = dplr.sizes.H * ranges.parts;
     threads = std::clamp<int64_t>(threads, 1, count);
     const RootTables tables(dplr.sizes.L, threads);
     dplr.roots = tables.tables();
     const auto scratch = aligned_memory(bytes * threads);
     parallel_for(threads, count, [&](int64_t index, int64_t worker) {
-        const int64_t part = index % pieces.parts;
-        run(dplr, out, index / pieces.parts, pieces.first(part), pieces.first(part + 1),
+        const int64_t part = index % ranges.parts;
+        run(dplr, out, index / ranges.parts, ranges.first(part), ranges.first(part + 1),
             scratch.get() + worker * bytes);
     });
     return 0;
@@ -127,8 +127,8 @@ void carry(const Dplr<T> &dplr, int64_t h, int64_t parts, double *sums, double *
 template <class T>
 int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_w, int64_t threads) {
     const DplrSizes &s = dplr.sizes;
-    const Pieces pieces(s.H, s.L);
-    const int64_t bytes = scratch_bytes(s, true), parts = pieces.parts, count = s.H * parts;
+    const NodeRanges ranges(s.H, s.L);
+    const int64_t bytes = scratch_bytes(s, true), parts = ranges.parts, count = s.H * parts;
     const int64_t stride = 2 * s.n * (s.c + s.rank) * (s.b + s.rank), poles_stride = grad_w ? 2 * s.n : 0;
     threads = std::clamp<int64_t>(threads, 1, count);
     const RootTables tables(s.L, threads);
@@ -139,7 +139,7 @@ int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_
     double *const sums = doubles(sums_memory), *const poles = doubles(poles_memory);
     parallel_for(threads, count, [&](int64_t index, int64_t worker) {
         const int64_t part = index % parts;
-        run(dplr, grad, index / parts, pieces.first(part), pieces.first(part + 1), sums + index * stride,
+        run(dplr, grad, index / parts, ranges.first(part), ranges.first(part + 1), sums + index * stride,
             grad_w ? poles + index * poles_stride : nullptr, scratch.get() + worker * bytes);
     });
     parallel_for(threads, s.H, [&](int64_t h, int64_t) {

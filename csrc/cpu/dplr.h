@@ -19,7 +19,7 @@ struct Roots {
     double *cos, *twice_sin, *low;
 };
 
-// Powers of exp(i pi/L), as (cos, its low part, sin, its low part): 4 * fine_count and 8 * coarse_count doubles.
+// Powers of exp(i pi/L): four arrays of fine_count, and of 2 * coarse_count, for cos, its low part, sin, its low part.
 struct RootPowers {
     int64_t L, fine_count, coarse_count;
     double *fine, *coarse;

@@ -21,10 +21,10 @@ namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-constexpr int kPair = 2 * kLanes<double>;       // nodes
-constexpr int kTile = kRegisters / 8;           // rows, or states, whose products with a pair of nodes fit in registers
-constexpr int kStates = 4;                      // states are padded to multiples of this
-constexpr int64_t kBlockBytes = 24 << 10;       // of E, between its uses in the adjoint
+constexpr int kPair = 2 * kLanes<double>;  // nodes
+constexpr int kTile = kRegisters / 8;      // rows, or states, whose products with a pair of nodes fit in registers
+constexpr int kStates = 4;                 // states are padded to multiples of this
+constexpr int64_t kBlockBytes = 24 << 10;  // of E, between its uses in the adjoint
 
 static_assert(kNodes % kPair == 0, "a pair of registers fits into the padding of the tables");
 
@@ -36,7 +36,7 @@ S4_FAST_INLINE int64_t pairs_per_block(int64_t n) {
 }
 
 struct Pole {
-    double re, im, im_high, im_low;  // im is positive, and the sum of the last two, which have 26 bits each
+    double re, im, im_high, im_low;  // im is |Im w|, and the sum of the last two, which have 26 bits each
     double square;                   // |w|^2
 };
 

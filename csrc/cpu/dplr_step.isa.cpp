@@ -18,7 +18,7 @@ constexpr auto doubled(std::integer_sequence<int, I...>) {
     return std::integer_sequence<int, ((I & ~1) + Part)...>{};
 }
 
-// Adds to every lane the one ``Width`` further on.
+// Adds to every lane the one `Width` further on.
 template <class T, int Width, int... I>
 S4_FAST_INLINE Vector<T> folded(Vector<T> x, std::integer_sequence<int, I...>) {
     return x + shuffle<T>(x, x, std::integer_sequence<int, (I + Width) % int(sizeof...(I))...>{});
@@ -76,6 +76,7 @@ S4_FAST_INLINE void advance(const T *s, const T *increment, const T *B, T u, int
 
 template <class T>
 void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
+    const FlushDenormals flush;
     const int64_t H = step.H, n = step.n, width = 2 * n;
     for (int64_t h = first; h < last; ++h)
         for (int64_t batch = 0; batch < step.batch; ++batch) {

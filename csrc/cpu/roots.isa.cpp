@@ -66,43 +66,53 @@ Turn turn(Wide x) {
     return t;
 }
 
-S4_FAST_INLINE void write(double *to, Turn t) {
-    to[0] = t.cos.high, to[1] = t.cos.low, to[2] = t.sin.high, to[3] = t.sin.low;
+// The four numbers of a turn lie `stride` apart.
+S4_FAST_INLINE void write(double *to, int64_t stride, Turn t) {
+    to[0] = t.cos.high, to[stride] = t.cos.low, to[2 * stride] = t.sin.high, to[3 * stride] = t.sin.low;
 }
 
-S4_FAST_INLINE Turn read(const double *from) { return {{from[0], from[1]}, {from[2], from[3]}}; }
+S4_FAST_INLINE Turn read(const double *from, int64_t stride) {
+    return {{from[0], from[stride]}, {from[2 * stride], from[3 * stride]}};
+}
+
+constexpr int64_t kBlock = 64;
 
 }  // namespace
 
 void root_powers(const RootPowers &powers) {
     const Wide pi = {3.141592653589793116, 1.2246467991473532e-16};
     Turn half = turn(divide(pi, 2.0 * double(powers.L))), step = multiply(half, half), t = {{1, 0}, {0, 0}};
-    for (int64_t i = 0; i < powers.fine_count; ++i, t = multiply(t, step)) write(powers.fine + 4 * i, t);
+    for (int64_t i = 0; i < powers.fine_count; ++i, t = multiply(t, step)) write(powers.fine + i, powers.fine_count, t);
     step = t, t = {{1, 0}, {0, 0}};
-    for (int64_t i = 0; i < powers.coarse_count; ++i, t = multiply(t, step)) {
-        write(powers.coarse + 4 * i, t);
+    const int64_t count = powers.coarse_count;
+    for (int64_t i = 0; i < count; ++i, t = multiply(t, step)) {
+        write(powers.coarse + i, 2 * count, t);
         // The second half of the nodes is counted from theta = pi, where cos is small: from half a step if L is odd.
-        write(powers.coarse + 4 * (powers.coarse_count + i), powers.L % 2 ? multiply(t, half) : t);
+        write(powers.coarse + count + i, 2 * count, powers.L % 2 ? multiply(t, half) : t);
     }
 }
 
 void roots(const RootPowers &powers, const Roots &to, int64_t row) {
-    const int64_t last = powers.L / 2, middle = powers.L / 4;
+    const int64_t last = powers.L / 2, middle = powers.L / 4, fine_count = powers.fine_count;
     const bool mirrored = row >= powers.coarse_count;
-    const int64_t first = (mirrored ? row - powers.coarse_count : row) * powers.fine_count;
+    const int64_t first = (mirrored ? row - powers.coarse_count : row) * fine_count;
     const int64_t available = mirrored ? last - middle : middle + 1;
-    const int64_t end = available < first + powers.fine_count ? available : first + powers.fine_count;
-    const Turn coarse = read(powers.coarse + 4 * row);
-    for (int64_t i = first; i < end; ++i) {
-        Turn t = multiply(coarse, read(powers.fine + 4 * (i - first)));
-        if (mirrored) {
-            const Wide sin = t.cos;
-            t.cos = t.sin, t.sin = sin;
+    const int64_t end = available < first + fine_count ? available : first + fine_count;
+    const Turn coarse = read(powers.coarse + row, 2 * powers.coarse_count);
+    for (int64_t block = first; block < end; block += kBlock) {
+        const int64_t size = end - block < kBlock ? end - block : kBlock;
+        // Apart from the scattered stores, the compiler turns this into vectors.
+        double cos[kBlock], sin[kBlock], low[kBlock];
+        for (int64_t i = 0; i < size; ++i) {
+            const Turn t = multiply(coarse, read(powers.fine + block - first + i, fine_count));
+            const Wide c = mirrored ? t.sin : t.cos, s = mirrored ? t.cos : t.sin;
+            const double stretch = c.low / (c.high > 0 ? c.high : 1.0);
+            cos[i] = c.high, sin[i] = 2 * s.high, low[i] = 2 * (s.low - s.high * stretch);
         }
-        const int64_t k = mirrored ? last - i : i;
-        const double stretch = t.cos.high > 0 ? t.cos.low / t.cos.high : 0;
-        to.cos[k] = t.cos.high, to.twice_sin[k] = 2 * t.sin.high;
-        to.low[k] = 2 * (t.sin.low - t.sin.high * stretch);
+        for (int64_t i = 0; i < size; ++i) {
+            const int64_t k = mirrored ? last - block - i : block + i;
+            to.cos[k] = cos[i], to.twice_sin[k] = sin[i], to.low[k] = low[i];
+        }
     }
 }
 

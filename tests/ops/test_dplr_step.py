@@ -74,6 +74,14 @@ def test_memory_layout_does_not_matter(view: str, backend: str, generator: Gener
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_pending_negations(backend: str, generator: Generator) -> None:
+    tensors = inputs(generator, torch.complex64, 2, 3, 5)
+    u = torch.complex(tensors["u"], tensors["u"]).conj().imag
+    assert u.is_neg()
+    check(tensors | {"u": u}, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_expanded_inputs(backend: str, generator: Generator) -> None:
     tensors = inputs(generator, torch.complex64, 1, 1, 5, 2, 2)
     lead = {"u": (3, 4), "state": (3, 4, 5)}
@@ -125,13 +133,27 @@ def test_native_leaves_gradients_and_graphs_to_pytorch(generator: Generator) -> 
     assert s4_fast.explain(dplr_step, **tensors).backend == "native"
     tensors["V"].requires_grad_()
     assert s4_fast.explain(dplr_step, **tensors).backend == "pytorch"
-    with pytest.raises(BackendUnavailableError, match="its step has no gradients, and V need"):
+    with pytest.raises(BackendUnavailableError, match="its step has no gradients or transforms, and V need"):
         dplr_step(**tensors, backend="native")
     with torch.no_grad():
         assert s4_fast.explain(dplr_step, **tensors).backend == "native"
         check(tensors, "native")
         with pytest.raises(BackendUnavailableError, match="rank of at most 8, not 9"):
             dplr_step(**inputs(generator, torch.complex64, 2, 3, 5, 9), backend="native")
+
+
+def test_tangents_and_transforms_see_the_operations(generator: Generator) -> None:
+    state, *rest = (t for name, t in inputs(generator, torch.complex128, 2, 3, 5).items() if name != "u")
+    u = torch.ones(2, 3, dtype=torch.float64)
+
+    def function(s: Tensor) -> Tensor:
+        return dplr_step(u, s, *rest)[0]
+
+    at_zero = function(torch.zeros_like(state))
+    tangent = torch.func.jvp(function, (state,), (state,))[1]
+    assert relative_error(tangent, function(state) - at_zero) <= 1e-12
+    batched = torch.func.vmap(function)(torch.stack((state, 2 * state)))
+    assert relative_error(batched, torch.stack((function(state), function(2 * state)))) <= 1e-12
 
 
 @pytest.mark.parametrize("grads", [False, True])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
-from s4_fast.ops._library import Op
+from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops._library import Op, runs_directly
 from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
@@ -157,7 +157,10 @@ def _prepare_step(
     if G.shape != V.shape:
         raise ValueError(f"{op}: expected G and V of one shape, got {_checks.shape_of(G=G, V=V)}")
     shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
-    return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))
+    grads = _checks.needs_grad(**tensors)
+    if not grads and not runs_directly(tuple(tensors.values())):
+        grads = _STEP_TENSORS  # tangents, transforms and modes must see the operations, too
+    return dispatch.Call(op, device, dtype, shape, grads)
 
 
 def _native_refuses(call: dispatch.Call) -> str | None:
@@ -175,10 +178,10 @@ def _native_refuses_kernel(call: dispatch.Call) -> str | None:
 
 
 def _native_refuses_step(call: dispatch.Call) -> str | None:
-    if call.grads:
-        return f"its step has no gradients, and {', '.join(call.grads)} need them"
     if torch.compiler.is_compiling():
         return "its step is not part of compiled graphs"
+    if call.grads:
+        return f"its step has no gradients or transforms, and {', '.join(call.grads)} need them"
     return _native_refuses(call)
 
 
@@ -188,10 +191,6 @@ def _triton_refuses(call: dispatch.Call) -> str | None:
     if sums > 16:
         return f"its {rank + b} x {rank + c} sums per node do not fit in registers (rank {rank}, {b} B and {c} C)"
     return _triton_calls.refuses(call)
-
-
-def _native_preferred(call: dispatch.Call) -> bool:
-    return call.device == "cpu"
 
 
 dispatch.register_op("dplr_kernel", _prepare)
@@ -205,12 +204,12 @@ dispatch.register(
     preferred=_triton_calls.preferred,
 )
 dispatch.register(
-    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_preferred
+    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_calls.preferred
 )
 
 dispatch.register_op("dplr_step", _prepare_step)
 dispatch.register("dplr_step", "reference", f"{__name__}.reference")
 dispatch.register("dplr_step", "pytorch", f"{__name__}.pytorch")
 dispatch.register(
-    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_preferred
+    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_calls.preferred
 )

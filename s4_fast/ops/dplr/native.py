@@ -51,7 +51,7 @@ def dplr_step(
     """u (Bt, H), state (Bt, H, n), increment, B (H, n), G, V (r, H, n), C (c, H, n) -> (Bt, c, H), (Bt, H, n)."""
     batch, H, n = state.shape
     y, following = u.new_empty(batch, C.shape[0], H), torch.empty_like(state, memory_format=torch.contiguous_format)
-    tensors = (t.resolve_conj().contiguous() for t in (u, state, increment, G, V, B, C))
+    tensors = (t.resolve_conj().resolve_neg().contiguous() for t in (u, state, increment, G, V, B, C))
     sizes = (batch, C.shape[0], G.shape[0], H, n)
     if batch:
         native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, y, following)
