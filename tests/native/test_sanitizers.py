@@ -21,8 +21,7 @@ SANITIZERS = {
         "all",
         {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
     ),
-    # A forked process starts threads of its own, which the sanitizer does not like by default.
-    "thread": (["-fsanitize=thread"], ["portable"], "threads", {"TSAN_OPTIONS": "die_after_fork=0"}),
+    "thread": (["-fsanitize=thread"], ["portable"], "threads", {}),
 }
 
 
