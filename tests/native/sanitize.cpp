@@ -560,7 +560,10 @@ void test_fork(int times) {
             _exit(repeated.call(3) || repeated.call(2) ? 1 : 0);
         }
         int status = -1;
-        if (child < 0 || waitpid(child, &status, 0) != child || status != 0) report("in a forked process: status %d", status);
+        if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
+            report("in a forked process: status %d", status);
+            break;
+        }
     }
     stop = true;
     caller.join();
@@ -578,6 +581,7 @@ void for_both_types(Test test, Sizes sizes) {
 
 // The argument: "all", or "threads" for what a race can show in. ThreadSanitizer has no threads in forked processes.
 int main(int count, char **arguments) {
+    alarm(900);  // ends a process whose threads wait for each other
     const bool all = count > 1 && std::strcmp(arguments[1], "all") == 0;
     const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr}, steps[] = {test_step, test_dplr_step};
     for (int64_t n : {1, 3, 17, 33}) {

@@ -239,7 +239,7 @@ def test_lengths_beyond_32_bits_are_served() -> None:
     assert explain("log_vandermonde", X, X, L, backend="native").backend == "native"
 
 
-# The arguments between dtype and threads in s4_fast.h: sizes, pointers that must be given and that may be NULL, doubles.
+# The arguments between dtype and threads in s4_fast.h: sizes, pointers that must be given, that may be NULL, doubles.
 SIGNATURES = {
     "vandermonde": "ssss pp d p",
     "moments": "ssss pp po",
