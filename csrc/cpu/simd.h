@@ -27,6 +27,7 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
+typedef int64_t IndexVector __attribute__((vector_size(kVectorBytes)));
 
 template <class T>
 struct VectorOf;
