@@ -25,16 +25,22 @@ constexpr int64_t kSegmentBytes = 1 << 20;
 // Blocks whose products are summed in T before they are added up in double.
 constexpr int64_t kSummed = 8;
 
-// Asks for the samples of the block that comes next, a quarter at a time, between products: all at once would be waited for.
+// Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
+// ahead. A quarter at a time, between products: all at once would be waited for.
 template <class T>
 struct Ahead {
-    const T *u, *y;
+    const T *read, *write;
     int64_t samples;
+
+    static Ahead none() { return {nullptr, nullptr, 0}; }
+    static Ahead row(const T *read, const T *write, int64_t length) {
+        return {read, write, length < kBlock * kChunk ? length : kBlock * kChunk};
+    }
 
     void quarter(int64_t which) const {
         constexpr int64_t kLine = 64 / int64_t(sizeof(T));
         for (int64_t l = which * samples / 4; l < (which + 1) * samples / 4; l += kLine) {
-            __builtin_prefetch(u + l, 0, 1), __builtin_prefetch(y + l, 1, 1);
+            __builtin_prefetch(read + l, 0, 1), __builtin_prefetch(write + l, 1, 1);
         }
     }
 };
@@ -325,34 +331,41 @@ struct Backward {
     }
 
     // The states of the chunks of a segment, kept or only passed through.
-    void advance(const T *u, int64_t count, bool keep) const {
+    void advance(const T *u, int64_t count, bool keep, const Ahead<T> &ahead) const {
+        ahead.quarter(0), ahead.quarter(1);
         for (int64_t first = 0; first < count; first += kBlock) {
             const int64_t rows = count - first < kBlock ? count - first : kBlock;
             forward.states(rows, u + first * kChunk, keep ? states + first * 2 * np() : forward.local);
         }
+        ahead.quarter(2), ahead.quarter(3);
     }
 
     // Takes the adjoint back over the chunks of a segment whose states are kept.
-    void segment_back(int64_t count, const T *grad_y, const T *u, T *grad_u, bool parameters) {
+    void segment_back(int64_t count, const T *grad_y, const T *u, T *grad_u, bool parameters, const Ahead<T> &ahead) {
         for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
             const int64_t rows = count - first < kBlock ? count - first : kBlock, at = first * kChunk;
             const int64_t columns = 2 * np();
             multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, forward.by_time, columns}, adjoints, columns,
                         false);
+            if (first == 0) ahead.quarter(0);
             forward.nodes.carry.over(adjoint, true, rows, adjoints);
+            if (first == 0) ahead.quarter(1);
             forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk},
                                               grad_y + at, grad_u + at);
+            if (first == 0) ahead.quarter(2), ahead.quarter(3);
             if (!parameters) continue;
             add_products(rows, states + first * columns, grad_y + at, u + at);
         }
     }
 
-    void row(const ScanBackward<T> &scan, int64_t b, int64_t h) {
+    void row(const ScanBackward<T> &scan, int64_t b, int64_t h, bool last) {
         const Scan<T> &f = scan.forward;
         const int64_t row = b * f.H + h, chunks = f.L / kChunk, whole = chunks * kChunk;
         const T *u = f.u + row * f.L, *grad_y = scan.grad_y + row * f.L;
         T *grad_u = scan.grad_u + row * f.L;
         const int64_t segments = (chunks + segment - 1) / segment;
+        const T *next_u = u + (last ? 0 : f.H * f.L);
+        const Ahead<T> next = last ? Ahead<T>::none() : Ahead<T>::row(next_u, next_u, f.L);
         const auto length = [&](int64_t s) { return chunks - s * segment < segment ? chunks - s * segment : segment; };
 
         if (scan.parameters) {
@@ -361,7 +374,8 @@ struct Backward {
                 for (int64_t i = 0; i < np(); ++i) {
                     starts[s * 2 * np() + i] = forward.state.re[i], starts[(s * 2 + 1) * np() + i] = forward.state.im[i];
                 }
-                advance(u + s * segment * kChunk, length(s), s == segments - 1);
+                advance(u + s * segment * kChunk, length(s), s == segments - 1,
+                        s == 0 ? Ahead<T>::row(grad_y, grad_u, f.L) : Ahead<T>::none());
             }
             step_states(f.L - whole, u + whole);
             by_D[0] += product(f.L, grad_y, u);
@@ -374,9 +388,10 @@ struct Backward {
                 for (int64_t i = 0; i < np(); ++i) {
                     forward.state.re[i] = starts[s * 2 * np() + i], forward.state.im[i] = starts[(s * 2 + 1) * np() + i];
                 }
-                advance(u + at, length(s), true);
+                advance(u + at, length(s), true, Ahead<T>::none());
             }
-            segment_back(length(s), grad_y + at, u + at, grad_u + at, scan.parameters);
+            segment_back(length(s), grad_y + at, u + at, grad_u + at, scan.parameters,
+                         s == 0 ? next : Ahead<T>::none());
         }
         if (scan.grad_state) adjoint.write(scan.grad_state + 2 * row * f.n, f.n);
     }
@@ -452,11 +467,10 @@ void scan(const Scan<T> &scan, T *y, T *final, int64_t h, int64_t first, int64_t
         forward.state.set(scan.state ? scan.state + 2 * row * scan.n : nullptr, scan.n, forward.nodes.np);
         for (int64_t m = 0; m < chunks; m += kBlock) {
             const int64_t rows = chunks - m < kBlock ? chunks - m : kBlock;
-            // Rows of one feature lie far apart, where the processor does not look ahead.
-            const bool jumps = m + rows == chunks && b + 1 < last;
-            const int64_t next = scan.H * scan.L, most = kBlock * kChunk;
-            const Ahead<T> ahead = {u + next, out + next, !jumps ? 0 : whole < most ? whole : most};
-            forward.chunks(rows, u + m * kChunk, out + m * kChunk, ahead);
+            const bool ends = m + rows == chunks && b + 1 < last;
+            const int64_t next = scan.H * scan.L;
+            forward.chunks(rows, u + m * kChunk, out + m * kChunk,
+                           ends ? Ahead<T>::row(u + next, out + next, scan.L) : Ahead<T>::none());
         }
         forward.steps(scan.L - whole, u + whole, out + whole, scan.D ? double(scan.D[h]) : 0);
         if (final) forward.state.write(final + 2 * row * scan.n, scan.n);
@@ -476,7 +490,7 @@ void scan_backward(const ScanBackward<T> &scan, int64_t h, int64_t first, int64_
     Arena memory(scratch);
     Backward<T> backward(memory, scan);
     backward.set(scan.forward, h);
-    for (int64_t b = first; b < last; ++b) backward.row(scan, b, h);
+    for (int64_t b = first; b < last; ++b) backward.row(scan, b, h, b + 1 == last);
     if (scan.parameters) backward.finish(sums);
 }
 
