@@ -29,22 +29,28 @@ struct Carry {
     // Replaces the inputs of `rows` chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the state
     // over them. The adjoint runs from the last row to the first.
     void over(Split state, bool adjoint, int64_t rows, T *local) const {
-        int64_t grouped = 0;
+        int64_t wide = 0, grouped = 0;
         if constexpr (sizeof(T) == sizeof(float)) {
-            grouped = rows / kGroup * kGroup;
+            wide = np / kLanes<float> * kLanes<float>, grouped = rows / kGroup * kGroup;
             T *first = local + (adjoint ? rows - 1 : 0) * 2 * np;
             const int64_t step = adjoint ? -2 * np : 2 * np;
-            for (int64_t i = 0; i < np; i += kLanes<float>) groups(state, i, adjoint, grouped / kGroup, first + i, step);
+            for (int64_t i = 0; i < wide; i += kLanes<float>) groups(state, i, adjoint, grouped / kGroup, first + i, step);
         }
-        T *rest = local + (adjoint ? 0 : grouped) * 2 * np;
-        int64_t i = 0;
-        for (; i + kChains * kLanes<double> <= np; i += kChains * kLanes<double>) {
-            chains<kChains>(state, i, adjoint, rows - grouped, rest);
-        }
-        for (; i < np; i += kLanes<double>) chains<1>(state, i, adjoint, rows - grouped, rest);
+        one_by_one(state, 0, wide, adjoint, rows - grouped, local + (adjoint ? 0 : grouped) * 2 * np);
+        one_by_one(state, wide, np, adjoint, rows, local);
     }
 
    private:
+    // The states begin <= i < end.
+    void one_by_one(Split state, int64_t begin, int64_t end, bool adjoint, int64_t rows, T *local) const {
+        if (rows == 0) return;
+        int64_t i = begin;
+        for (; i + kChains * kLanes<double> <= end; i += kChains * kLanes<double>) {
+            chains<kChains>(state, i, adjoint, rows, local);
+        }
+        for (; i < end; i += kLanes<double>) chains<1>(state, i, adjoint, rows, local);
+    }
+
     template <int Chains>
     void chains(Split state, int64_t i, bool adjoint, int64_t rows, T *local) const {
         const int64_t step = adjoint ? -2 * np : 2 * np;

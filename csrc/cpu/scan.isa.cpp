@@ -55,7 +55,7 @@ struct Nodes {
 
     Nodes(Arena &memory, int64_t n)
         : n(n),
-          np(padded<T>(n)),
+          np(padded(n)),
           x(memory, np),
           lambda(memory, np),
           B(memory, np),
@@ -239,7 +239,7 @@ struct Backward {
 
     static int64_t chunks_of_segment(const ScanBackward<T> &scan) {
         const int64_t chunks = scan.forward.L / kChunk;
-        const int64_t fitting = kSegmentBytes / (2 * padded<T>(scan.forward.n) * int64_t(sizeof(T)));
+        const int64_t fitting = kSegmentBytes / (2 * padded(scan.forward.n) * int64_t(sizeof(T)));
         const int64_t most = fitting < kBlock ? kBlock : fitting / kBlock * kBlock;
         return chunks < 1 ? 1 : chunks < most ? chunks : most;
     }
@@ -257,7 +257,8 @@ struct Backward {
 
     // sum_m conj(G_m) S_m of one block.
     void add_GS(int64_t rows, const T *S) const {
-        for (int64_t i = 0; i < np(); i += kLanes<T>) {
+        const int64_t whole = np() / kLanes<T> * kLanes<T>;
+        for (int64_t i = 0; i < whole; i += kLanes<T>) {
             Vector<T> re = {}, im = {};
             for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
                 const Vector<T> G_re = load(adjoints + at), G_im = load(adjoints + at + np());
@@ -265,6 +266,15 @@ struct Backward {
                 re += G_re * S_re + G_im * S_im, im += G_re * S_im - G_im * S_re;
             }
             for (int j = 0; j < kLanes<T>; ++j) GS.re[i + j] += double(re[j]), GS.im[i + j] += double(im[j]);
+        }
+        for (int64_t i = whole; i < np(); i += kLanes<double>) {
+            DoubleVector re = load(GS.re + i), im = load(GS.im + i);
+            for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
+                const DoubleVector G_re = load_double(adjoints + at), G_im = load_double(adjoints + at + np());
+                const DoubleVector S_re = load_double(S + at), S_im = load_double(S + at + np());
+                re += G_re * S_re + G_im * S_im, im += G_re * S_im - G_im * S_re;
+            }
+            store(GS.re + i, re), store(GS.im + i, im);
         }
     }
 

@@ -99,11 +99,8 @@ inline double sum(DoubleVector v) {
     return total;
 }
 
-// n as a number of whole vectors.
-template <class T>
-constexpr int64_t padded(int64_t n) {
-    return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
+// n nodes as whole vectors of doubles; their 2n real and imaginary parts are then whole vectors of floats too.
+constexpr int64_t padded(int64_t n) { return (n + kLanes<double> - 1) / kLanes<double> * kLanes<double>; }
 
 // Numbers below the normal range, which a decayed state reaches, cost an assist each. Here they are zero.
 class FlushDenormals {

@@ -30,7 +30,7 @@ struct Nodes {
 
     Nodes(Arena &memory, int64_t n, int64_t L)
         : n(n),
-          np(padded<T>(n)),
+          np(padded(n)),
           length(fine_length(L)),
           x(memory, np),
           lambda(memory, np),
