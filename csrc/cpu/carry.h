@@ -21,9 +21,10 @@ struct Carry {
 
     Carry(Arena &memory, int64_t np) : one(memory, np), group(memory, np), np(np) {}
 
-    void set(int64_t n, Split x, Split lambda, int64_t chunk) const {
-        one.set(n, np, x, lambda, chunk);
-        if (sizeof(T) == sizeof(float)) group.set(n, np, x, one.high, kGroup);
+    // For chunks of `chunk` samples of L.
+    void set(int64_t n, Split x, Split lambda, int64_t chunk, int64_t L) const {
+        one.set(n, np, x, lambda, chunk, L / chunk);
+        if constexpr (sizeof(T) == sizeof(float)) square_up(np, one.high, kGroup, group.high);
     }
 
     // Replaces the inputs of `rows` chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the state

@@ -142,29 +142,36 @@ struct PowerTable {
     }
 };
 
-// lambda^count as the factor of a recurrence over many steps, which multiplies its rounding error by the number of steps.
-// For float, squares of lambda have digits to spare. For double the part that a double loses is kept, where the processor has
-// a wider type.
+// lambda^count as the factor of a recurrence over some steps, which multiplies its rounding error by their number. For
+// float, squares of lambda have digits to spare. For double and many steps, the part that a double loses is kept where the
+// processor has a wider type.
 template <class T>
 struct Jumps {
     Split high, low;
 
     static constexpr bool kLow = sizeof(T) == sizeof(double);
+    static constexpr int64_t kManySteps = 512;
 
     Jumps(Arena &memory, int64_t np) : high(memory, np), low(memory, kLow ? np : 0) {}
 
-    void set(int64_t n, int64_t np, Split x, Split lambda, int64_t count) const {
-        if constexpr (kLow) {
-            for (int64_t i = 0; i < np; ++i) high.re[i] = high.im[i] = low.re[i] = low.im[i] = 0;
-            for (int64_t i = 0; i < n; ++i) {
-                const long double phase = static_cast<long double>(x.im[i]) * count;
-                const long double size = ::expl(static_cast<long double>(x.re[i]) * count);
-                const long double re = size * ::cosl(phase), im = size * ::sinl(phase);
-                high.re[i] = double(re), high.im[i] = double(im);
-                low.re[i] = double(re - high.re[i]), low.im[i] = double(im - high.im[i]);
-            }
-        } else {
+    void set(int64_t n, int64_t np, Split x, Split lambda, int64_t count, int64_t steps) const {
+        if constexpr (!kLow) {
             square_up(np, lambda, count, high);
+            return;
+        }
+        const double times = double(count);
+        for (int64_t i = 0; i < np; i += kLanes<double>) {
+            DoubleVector re, im;
+            exponential(times * load(x.re + i), times * load(x.im + i), re, im);
+            store(high.re + i, re), store(high.im + i, im);
+            store(low.re + i, DoubleVector{}), store(low.im + i, DoubleVector{});
+        }
+        for (int64_t i = 0; i < n && steps > kManySteps; ++i) {
+            const long double phase = static_cast<long double>(x.im[i]) * count;
+            const long double size = ::expl(static_cast<long double>(x.re[i]) * count);
+            const long double re = size * ::cosl(phase), im = size * ::sinl(phase);
+            high.re[i] = double(re), high.im[i] = double(im);
+            low.re[i] = double(re - high.re[i]), low.im[i] = double(im - high.im[i]);
         }
     }
 };

@@ -66,7 +66,7 @@ struct Nodes {
     void set(const Scan<T> &scan, int64_t h) const {
         x.set(scan.x + 2 * h * n, n, np), B.set(scan.B + 2 * h * n, n, np), C.set(scan.C + 2 * h * n, n, np, 2);
         exponentials(np, x, lambda);
-        carry.set(n, x, lambda, kChunk);
+        carry.set(n, x, lambda, kChunk, scan.L);
         powers.fill(lambda);
     }
 };

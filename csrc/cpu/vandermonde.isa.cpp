@@ -37,10 +37,10 @@ struct Nodes {
           carry(memory, np),
           powers(memory, np, length) {}
 
-    void set(const T *pairs) const {
+    void set(const T *pairs, int64_t L) const {
         x.set(pairs, n, np);
         exponentials(np, x, lambda);
-        carry.set(n, x, lambda, length);
+        carry.set(n, x, lambda, length, L);
         powers.fill(lambda);
     }
 };
@@ -64,7 +64,7 @@ struct Synthesizer {
 
     void set(const Synthesis<T> &of, int64_t h) const {
         const int64_t np = nodes.np;
-        nodes.set(of.x + 2 * h * of.n);
+        nodes.set(of.x + 2 * h * of.n, of.L);
         for (int64_t t = 0; t < nodes.length; ++t) {
             for (int64_t i = 0; i < np; i += kLanes<double>) {
                 store_double(by_time + t * 2 * np + i, load(nodes.powers.re + t * np + i));
@@ -109,7 +109,7 @@ struct MomentTaker {
 
     void set(const Moments<T> &of, int64_t h) const {
         const int64_t np = nodes.np;
-        nodes.set(of.x + 2 * h * of.n);
+        nodes.set(of.x + 2 * h * of.n, of.L);
         for (int64_t t = 0; t < nodes.length; ++t) {
             for (int64_t i = 0; i < np; i += kLanes<double>) {
                 const DoubleVector re = load(nodes.powers.re + t * np + i), im = load(nodes.powers.im + t * np + i);
