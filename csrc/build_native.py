@@ -47,12 +47,11 @@ CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 CXX_FLAGS += ["-fno-fast-math", "-ffp-contract=fast"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 
-
 Record = dict[str, Any]
 
 
 class BuildError(Exception):
-    """A part cannot be built. The message is the cause in a line or a few; ``output`` is all the compiler said."""
+    """A part cannot be built. The message is the cause in a line, ``output`` all that the compiler said."""
 
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
@@ -101,8 +100,9 @@ def version() -> str:
 def _sources_digest() -> str:
     """By which s4_fast/native_library.py, which computes the same, sees that the sources have changed since."""
     digest = hashlib.sha256()
-    for file in sorted(CSRC.glob("[ci]*/*.[ch]*")):
-        digest.update(file.read_bytes())
+    for file in sorted(CSRC.glob("[ci]*/*")):
+        if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -282,7 +282,7 @@ def _compile_one(target: Path, command: list[str]) -> None:
 
 
 def _link(linker: Sequence[str], objects: Sequence[Path], library: Path) -> None:
-    """Link, and show the library's own functions alone: CUDA's static runtime must not meet PyTorch's."""
+    """Link, and show the library's own functions alone: what it links statically must not meet PyTorch's."""
     options = []
     if sys.platform != "darwin":
         for option in (f"--version-script={CSRC / 'symbols.map'}", "-z", "defs"):
@@ -304,7 +304,7 @@ def _run(command: Sequence[str]) -> str:
     )
     if result.returncode:
         lines = result.stdout.strip().splitlines()
-        telling = next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), None)
+        telling = next((line for line in lines if re.search(r"(?i)\b(error|fatal|undefined|cannot)\b", line)), None)
         said = telling or (lines[-1] if lines else "it said nothing")
         name = Path(command[0]).name
         raise BuildError(f"{name} failed with exit code {result.returncode}: {said.strip()}", result.stdout)

@@ -100,7 +100,7 @@ def _outcome(op: str, backend: str, inputs: Arguments) -> evaluate.Outcome:
 def _pairs(values: dict[str, str]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in values.items():
-        grid.add_row(Text(name, style="bold"), value)
+        grid.add_row(Text(name, style="bold"), Text(value))
     return grid
 
 

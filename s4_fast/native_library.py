@@ -210,8 +210,9 @@ def _sources(folder: Path) -> Path | None:
 def _sources_digest(sources: Path) -> str:
     """As csrc/build_native.py computes it."""
     digest = hashlib.sha256()
-    for file in sorted(sources.glob("[ci]*/*.[ch]*")):
-        digest.update(file.read_bytes())
+    for file in sorted(sources.glob("[ci]*/*")):
+        if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

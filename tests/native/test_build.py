@@ -70,6 +70,7 @@ def test_the_library_shows_its_own_functions_alone(tree: Path, cxx: Path) -> Non
     handle = ctypes.CDLL(str(native(tree) / trees.description(tree)["library"]))
     assert hasattr(handle, "s4_fast_version")
     assert not hasattr(handle, "_ZN7s4_fast4failEPKcz")
+    assert not hasattr(handle, "of_another_library") or sys.platform == "darwin"
 
 
 @pytest.mark.parametrize("mode", ["auto", "cpu", "cuda"])
@@ -101,6 +102,14 @@ def test_a_broken_compiler(tree: Path, cxx: Path, body: str, mode: str) -> None:
     assert cause in result.stderr or mode == "auto"
     assert trees.description(tree)["missing"]["cpu"] == cause
     assert trees.description(tree)["library"] is None
+
+
+@needs_cxx
+def test_a_function_that_no_source_defines(tree: Path, cxx: Path) -> None:
+    source = tree / "csrc/cpu/probe.cpp"
+    source.write_text(source.read_text() + 'int absent();\nextern "C" int s4_fast_probe() { return absent(); }\n')
+    assert trees.build(tree, cxx, S4_FAST_BUILD="cpu").returncode != 0
+    assert "absent()" in trees.description(tree)["missing"]["cpu"]
 
 
 def test_a_compiler_that_cannot_be_started(tree: Path, empty: Path) -> None:

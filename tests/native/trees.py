@@ -47,6 +47,8 @@ int s4_fast_cpu_use(const char *isa) {
     if (isa && std::strcmp(isa, "portable") != 0) return s4_fast::fail("this processor has no %s", isa);
     return 0;
 }
+// As what comes with a static library.
+extern "C" S4_FAST_API int of_another_library() { return 0; }
 extern "C" S4_FAST_API int s4_fast_cpu_lanes(int64_t *out, int64_t) {
     out[0] = out[1] = out[2] = -1;
 #ifdef S4_FAST_HAS_AVX512
