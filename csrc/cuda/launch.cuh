@@ -16,8 +16,13 @@
 
 namespace s4_fast {
 
-// Blocks that fill the largest GPU a few times over. A constant, so that sums do not depend on where they run.
+// Blocks that fill the largest GPU a few times over. A constant, so that sums do not depend on where they run. Few in
+// emulation, so that small inputs give a block several pieces of work.
+#ifdef S4_FAST_EMULATE
+constexpr int64_t ENOUGH_BLOCKS = 4;
+#else
 constexpr int64_t ENOUGH_BLOCKS = 1024;
+#endif
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -65,10 +70,8 @@ class Call {
     // A piece of the workspace for `count` values, NULL while bytes are only counted.
     template <class T>
     T *take(int64_t count) {
-        int64_t size = 0, start = bytes_;
-        if (__builtin_mul_overflow(count, int64_t(sizeof(T)), &size) ||
-            __builtin_add_overflow(start, (size + 255) / 256 * 256, &bytes_))
-            throw std::runtime_error(std::string(function_) + ": the workspace would be larger than 2^63 bytes");
+        const int64_t start = bytes_;
+        bytes_ += divide_up(count * int64_t(sizeof(T)), 256) * 256;
         return target_.workspace ? reinterpret_cast<T *>(static_cast<char *>(target_.workspace) + start) : nullptr;
     }
 
@@ -126,9 +129,14 @@ int run_call(const char *function, int64_t dtype, std::initializer_list<Size> si
     return guard([&] {
         if (dtype != S4_FAST_FLOAT32 && dtype != S4_FAST_FLOAT64)
             return fail("%s: dtype %lld is neither S4_FAST_FLOAT32 nor S4_FAST_FLOAT64", function, (long long)dtype);
-        for (const Size &size : sizes)
+        int64_t product = 1;
+        for (const Size &size : sizes) {
             if (size.value < 1)
                 return fail("%s: %s = %lld, expected at least 1", function, size.name, (long long)size.value);
+            // Offsets and sizes of workspaces are computed in int64_t, with some factors that are not in this list.
+            if (__builtin_mul_overflow(product, size.value, &product) || product > int64_t(1) << 54)
+                return fail("%s: the product of the sizes is larger than 2^54", function);
+        }
         if (!target.workspace && !target.workspace_bytes)
             return fail("%s: neither a workspace nor where to write its size", function);
         Call call(function, target);

@@ -50,7 +50,7 @@ struct OutputTables {
 
 // The outputs of a share of the tiles of one feature, K states at a time: later passes add to what earlier ones wrote.
 template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const R *samples, const Complex<R> *x,
                        const Complex<R> *B, const Complex<R> *C, const R *response, const Complex<R> *states, R *out) {
     constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;

@@ -17,7 +17,7 @@ struct LocalTables {
 
 // states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for K states and a share of the tiles.
 template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     scan_local_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, const R *samples, const Complex<R> *x,
                       const Complex<R> *B, const Complex<R> *C, Complex<R> *states) {
     constexpr int RK = K / THREAD_COLUMNS;

@@ -19,7 +19,7 @@ ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 GUARD = 64
 
 
-def build(folder: Path, options: Sequence[str] = ("-O2",)) -> Path:
+def build(folder: Path, options: Sequence[str] = ("-O1",)) -> Path:
     """Compile csrc/cuda for the CPU into a library in ``folder``."""
     sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
     command = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DS4_FAST_EMULATE", '-DS4_FAST_VERSION="0"']
