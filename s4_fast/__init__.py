@@ -11,6 +11,8 @@ from s4_fast.ops import (
     fft_conv,
     log_vandermonde,
     log_vandermonde_transpose,
+    ssm_scan,
+    ssm_step,
 )
 from s4_fast.optim import get_ssm_param_groups
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
@@ -35,5 +37,7 @@ __all__ = [
     "keep_pages",
     "log_vandermonde",
     "log_vandermonde_transpose",
+    "ssm_scan",
+    "ssm_step",
     "use_backend",
 ]

@@ -17,13 +17,18 @@ from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
 from s4_fast.bench.cases import OPS, Arguments, Case, arguments
 
-_SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000)}
+_SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000), "ssm_step": (8, 32, 1)}
 CASES = (
-    *(Case(op, *_SIZES.get(op, (8, 32, 1000)), batch=2, dtype=dtype) for op in OPS for dtype in ("float32", "float64")),
+    *(
+        Case(op, *_SIZES.get(op, (8, 32, 1000)), batch=2, dtype=dtype, state=True)
+        for op in OPS
+        for dtype in ("float32", "float64")
+    ),
     Case("dplr_kernel", 2, 32, 1024, rank=2),
     # Phases of 10^6 radians that a float32 product x l cannot hold.
     Case("log_vandermonde", 1, 4, 2**20, decay=1e-6),
     Case("log_vandermonde_transpose", 1, 4, 2**20, decay=1e-6),
+    Case("ssm_scan", 1, 4, 2**20, decay=1e-6, state=True),
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
-from s4_fast import dispatch
+from s4_fast import dispatch, native_library
 
 DTYPES = (torch.complex64, torch.complex128)
 FORWARD = {"float32": 2e-6, "float64": 1e-12}
@@ -37,21 +37,32 @@ def widened(t: Tensor) -> Tensor:
 
 
 class Outcome(NamedTuple):
-    output: Tensor
+    output: Any  # a tensor, or a tuple of them
     grads: Tensors
+
+
+def parts(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs of an op, one or several, as a tuple."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def cotangents(output: Tensor | tuple[Tensor, ...], seed: int = 0) -> list[Tensor]:
+    """A normal cotangent per output, which float32 holds exactly."""
+    generator = Generator().manual_seed(seed)
+    singles = [torch.complex64 if t.is_complex() else torch.float32 for t in parts(output)]
+    return [normal(generator, *t.shape, dtype=d).to(t) for t, d in zip(parts(output), singles, strict=True)]
 
 
 def evaluate(
     op: str, tensors: Tensors, backend: str, *, seed: int = 0, wrt: str | None = None, **scalars: Any
 ) -> Outcome:
-    """The op and its gradients, all or that of ``wrt`` alone, for a normal cotangent that float32 holds exactly."""
+    """The op and its gradients, all or that of ``wrt`` alone, for :func:`cotangents`."""
     inputs = {name: t.detach().requires_grad_(wrt in (None, name)) for name, t in tensors.items()}
     output = getattr(s4_fast, op)(**inputs, **scalars, backend=backend)
-    single = torch.complex64 if output.is_complex() else torch.float32
-    cotangent = normal(Generator().manual_seed(seed), *output.shape, dtype=single).to(output)
     leaves = {name: t for name, t in inputs.items() if t.requires_grad}
-    grads = torch.autograd.grad(output, list(leaves.values()), cotangent)
-    return Outcome(output.detach(), dict(zip(leaves, grads, strict=True)))
+    grads = torch.autograd.grad(parts(output), list(leaves.values()), cotangents(output, seed))
+    detached = tuple(t.detach() for t in parts(output))
+    return Outcome(detached if isinstance(output, tuple) else detached[0], dict(zip(leaves, grads, strict=True)))
 
 
 def assert_contract(
@@ -69,11 +80,12 @@ def assert_contract(
     assert {call.args for call in load.call_args_list} == {(op, backend)}
     expected = evaluate(op, {name: widened(t) for name, t in tensors.items()}, "reference", **scalars)
 
-    precision = torch.finfo(actual.output.dtype).dtype
-    errors = {"forward": relative_error(actual.output, expected.output)}
+    outputs = list(zip(parts(actual.output), parts(expected.output), strict=True))
+    precision = torch.finfo(outputs[0][0].dtype).dtype
+    errors = {f"output {i}": relative_error(a, e) for i, (a, e) in enumerate(outputs)}
+    allowed = dict.fromkeys(errors, forward or FORWARD[precision])
     errors |= {f"grad {name}": relative_error(g, expected.grads[name]) for name, g in actual.grads.items()}
-    allowed = dict.fromkeys(errors, gradient or GRADIENT[precision])
-    allowed["forward"] = forward or FORWARD[precision]
+    allowed = dict.fromkeys(errors, gradient or GRADIENT[precision]) | allowed
     # `not <=` where `>` would let NaN pass.
     assert not {name: error for name, error in errors.items() if not error <= allowed[name]}, (errors, allowed)
 
@@ -89,7 +101,8 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 
 def backends(op: str) -> list[Any]:
     """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
-    return [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    names = [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
+    return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
 
 
 def keops_missing() -> str:
@@ -97,6 +110,7 @@ def keops_missing() -> str:
     return dispatch.backends()["keops"].cause
 
 
+needs_native = pytest.mark.skipif(bool(native_library.cause()), reason=f"native: {native_library.cause()}")
 needs_keops = pytest.mark.skipif(bool(keops_missing()), reason=f"keops: {keops_missing()}")
 KEOPS = pytest.param("keops", marks=needs_keops)
 # KeOps takes ten seconds to compile a formula for float64, once per machine.
@@ -139,7 +153,7 @@ def unusual_views(tensors: Tensors) -> dict[str, Tensors]:
         return torch.stack((t, t + 1), -1).flatten(-2)[..., ::2]
 
     def transposed(t: Tensor) -> Tensor:
-        return t.mT.contiguous().mT
+        return t.mT.contiguous().mT if t.ndim > 1 else t
 
     def conjugated(t: Tensor) -> Tensor:
         return t.conj().resolve_conj().conj() if t.is_complex() else t

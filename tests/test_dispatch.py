@@ -132,7 +132,7 @@ def test_automatic_choice_never_takes_keops(dtype: torch.dtype) -> None:
     v = torch.randn(4, 4, dtype=dtype)
     for op, arguments in [("log_vandermonde", (v, v, 9)), ("cauchy_mult", (v, v, v))]:
         assert "keops" in dispatch.implementations(op)
-        assert explain(op, *arguments).backend == "pytorch"
+        assert explain(op, *arguments).backend in ("native", "pytorch")
 
 
 def test_pytorch_serves_every_op() -> None:
@@ -228,7 +228,7 @@ def test_explain_raises_what_the_call_would_raise() -> None:
 
 def test_explain_computes_nothing() -> None:
     huge = torch.empty(1, 1, dtype=torch.complex64).expand(10**9, 10**9)
-    assert explain("log_vandermonde", huge, huge, 2**20).backend == "pytorch"
+    assert explain("log_vandermonde", huge, huge, 2**20).backend in ("native", "pytorch")
 
 
 def test_what_is_asked_of_a_backend_includes_the_gradients_it_must_give() -> None:

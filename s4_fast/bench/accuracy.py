@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import s4_fast
 from s4_fast.bench import direct
 from s4_fast.bench.cases import OPS, Arguments, Axes, Case, cast
-from s4_fast.bench.evaluate import Outcome, cotangent, implementation
+from s4_fast.bench.evaluate import Outcome, Output, cotangent, implementation, parts
 
 PASS, FAIL, KNOWN_LIMIT = "pass", "FAIL", "known limit"
 
@@ -19,10 +20,12 @@ PASS, FAIL, KNOWN_LIMIT = "pass", "FAIL", "known limit"
 _BLOCK = 2**22
 # Steps up to which the quadratic definition of fft_conv is evaluated; beyond, one FFT in float64, good to 1e-15.
 _QUADRATIC = 2**28
+# Powers up to which the definition of ssm_scan is evaluated; beyond, its kernel by matrix products and that FFT.
+_POWERS = 2**24
 
 
 def reference(case: Case, arguments: Arguments) -> Outcome:
-    """The op's definition and its autograd in float64, for the cotangent of :func:`.cotangent` in ``case.dtype``.
+    """The op's definition and its autograd in float64, for the cotangents of :func:`.cotangent` in ``case.dtype``.
 
     Evaluated in blocks of features, and of states where the op is additive in them, so that memory stays bounded.
     """
@@ -30,26 +33,36 @@ def reference(case: Case, arguments: Arguments) -> Outcome:
     definition = _definition(case)
     inputs = {name: cast(t.detach(), "float64") for name, t in arguments.tensors.items()}
     gradients = {name: torch.zeros_like(t) for name, t in inputs.items()}
-    outcome: tuple[Tensor, Tensor] | None = None
+    outputs: list[Tensor] = []
+    cotangents: list[Tensor] = []
     for block in _blocks(case, op.additive):
         leaves = {name: _part(t, op.inputs[name], block).detach().requires_grad_() for name, t in inputs.items()}
-        result = definition(**leaves, **arguments.scalars)
-        if outcome is None:
-            output = result.new_zeros(_whole_shape(result, op.output, case))
-            outcome = output, cotangent(cast(output, case.dtype)).to(output.dtype)
-        output, grad = outcome
-        _part(output, op.output, block).add_(result.detach())
-        grads = torch.autograd.grad(result, list(leaves.values()), _part(grad, op.output, block))
+        results = parts(definition(**leaves, **arguments.scalars))
+        axes = op.outputs[: len(results)]
+        if not outputs:
+            outputs = [t.new_zeros(_whole_shape(t, a, case)) for t, a in zip(results, axes, strict=True)]
+            cotangents = [cotangent(cast(t, case.dtype)).to(t.dtype) for t in outputs]
+        for output, result, a in zip(outputs, results, axes, strict=True):
+            _part(output, a, block).add_(result.detach())
+        grads = torch.autograd.grad(
+            results, list(leaves.values()), [_part(t, a, block) for t, a in zip(cotangents, axes, strict=True)]
+        )
         for name, g in zip(leaves, grads, strict=True):
             _part(gradients[name], op.inputs[name], block).add_(g)
-    assert outcome is not None
-    return Outcome(outcome[0], gradients)
+    return Outcome(tuple(outputs), gradients)
 
 
-def _definition(case: Case) -> Callable[..., Tensor]:
+def _definition(case: Case) -> Callable[..., Output]:
     if case.op == "fft_conv" and case.batch * case.H * case.L**2 > _QUADRATIC:
         return direct.fft_conv
+    if case.op == "ssm_scan" and not case.state and case.H * case.n * case.L > _POWERS:
+        return _convolution
     return implementation(case.op, "reference")
+
+
+def _convolution(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, return_state: bool) -> Tensor:
+    """``ssm_scan`` without a state, apart from everything that is in its backends."""
+    return direct.fft_conv(u, s4_fast.log_vandermonde(C * B, x, u.shape[-1], backend="pytorch"), D)
 
 
 class _Block(NamedTuple):
@@ -92,7 +105,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 class Errors(NamedTuple):
-    """Relative errors of an output and of the worst gradient, with the name of that gradient's input."""
+    """Relative errors of the worst output and of the worst gradient, with the name of that gradient's input."""
 
     forward: float
     gradient: float | None
@@ -100,14 +113,19 @@ class Errors(NamedTuple):
 
 
 def errors(actual: Outcome, expected: Outcome) -> Errors:
-    """The errors of what ``actual`` has, against ``expected``."""
-    forward = relative_error(actual.output, expected.output)
-    each = {name: relative_error(g, expected.gradients[name]) for name, g in actual.gradients.items()}
+    """The errors of what ``actual`` and ``expected`` both have."""
+    forward = max(map(relative_error, actual.outputs, expected.outputs), key=_badness)
+    shared = actual.gradients.keys() & expected.gradients.keys()
+    each = {name: relative_error(actual.gradients[name], expected.gradients[name]) for name in sorted(shared)}
     if not each:
         return Errors(forward, None, "")
-    # A NaN compares as neither larger nor smaller.
-    worst = max(each, key=lambda name: math.inf if math.isnan(each[name]) else each[name])
+    worst = max(each, key=lambda name: _badness(each[name]))
     return Errors(forward, each[worst], worst)
+
+
+def _badness(error: float) -> float:
+    # A NaN compares as neither larger nor smaller.
+    return math.inf if math.isnan(error) else error
 
 
 def tolerances(case: Case) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ class Case:
     """One op at one size.
 
     ``L`` is the sequence length; ``cauchy_mult`` gets the L//2 + 1 nodes that a kernel of that length needs.
-    ``decay`` replaces -Re x of S4D-Lin, to keep late terms as large as early ones. ``direct`` is False where the
-    direct evaluation would need more memory than most machines have. ``goals`` are, on a CPU, the least ratios
-    direct/ours of the medians ("forward", "forward+backward") and the largest fraction ours/direct of the peak
-    memory ("memory").
+    ``decay`` replaces -Re x of S4D-Lin, to keep late terms as large as early ones. With ``state``, ``ssm_scan`` starts
+    from a state and returns the last one. ``direct`` is False where the direct evaluation would need more memory than
+    most machines have. ``goals`` are, on a CPU, the least ratios direct/ours of the medians ("forward",
+    "forward+backward"), or those against another baseline ("forward against fft_conv"), and the largest fraction
+    ours/direct of the peak memory ("memory").
     """
 
     op: str
@@ -34,6 +35,7 @@ class Case:
     rank: int = 1
     dtype: str = "float32"
     decay: float | None = None
+    state: bool = False
     quick: bool = False
     direct: bool = True
     goals: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -41,13 +43,17 @@ class Case:
     @property
     def sizes(self) -> str:
         """The sizes in words, as shown in reports."""
-        parts = [f"B={self.batch}"] if self.op == "fft_conv" else []
+        parts = [f"B={self.batch}"] if self.op in ("fft_conv", "ssm_scan", "ssm_step") else []
         parts.append(f"H={self.H}")
         if self.op != "fft_conv":
             parts.append(f"n={self.n}")
         if self.op == "dplr_kernel":
             parts.append(f"r={self.rank}")
-        return " ".join([*parts, f"L={self.L}"])
+        if self.op != "ssm_step":
+            parts.append(f"L={self.L}")
+        if self.state and self.op == "ssm_scan":
+            parts.append("with state")
+        return " ".join(parts)
 
 
 class Arguments(NamedTuple):
@@ -69,12 +75,13 @@ class Axes:
 class Op:
     """How to build an op's inputs (in complex128, on the CPU) and how its definition splits into pieces.
 
-    ``additive``: the output is a sum or concatenation over the states, so they can be taken in blocks too.
+    ``outputs`` has one entry per output. ``additive``: the output is a sum or concatenation over the states, so they
+    can be taken in blocks too.
     """
 
     build: Callable[[Case, torch.Generator], Arguments]
     inputs: Mapping[str, Axes]
-    output: Axes
+    outputs: Sequence[Axes]
     additive: bool
 
 
@@ -151,26 +158,60 @@ def _fft_conv(case: Case, generator: torch.Generator) -> Arguments:
     return Arguments({"u": u, "k": k, "D": _normal(generator, case.H, real=True)}, {})
 
 
+def _diagonal_ssm(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    x, B = _s4d(case, generator)
+    C, D = _normal(generator, case.H, case.n), _normal(generator, case.H, real=True)
+    return {"x": x, "B": B, "C": C, "D": D}
+
+
+def _ssm_scan(case: Case, generator: torch.Generator) -> Arguments:
+    u = _normal(generator, case.batch, case.H, case.L, real=True)
+    tensors = {"u": u, **_diagonal_ssm(case, generator)}
+    if case.state:
+        tensors["state"] = _normal(generator, case.batch, case.H, case.n)
+    return Arguments(tensors, {"return_state": case.state})
+
+
+def _ssm_step(case: Case, generator: torch.Generator) -> Arguments:
+    u = _normal(generator, case.batch, case.H, real=True)
+    state = _normal(generator, case.batch, case.H, case.n)
+    return Arguments({"u": u, "state": state, **_diagonal_ssm(case, generator)}, {})
+
+
+_SCALAR_PER_FEATURE = Axes(features=-1)
 _PER_FEATURE = Axes(features=-2)
 _PER_STATE = Axes(features=-2, states=-1)
+_DIAGONAL_SSM = {"x": _PER_STATE, "B": _PER_STATE, "C": _PER_STATE, "D": _SCALAR_PER_FEATURE}
 
 OPS = {
-    "log_vandermonde": Op(_log_vandermonde, {"v": _PER_STATE, "x": _PER_STATE}, _PER_FEATURE, additive=True),
+    "log_vandermonde": Op(_log_vandermonde, {"v": _PER_STATE, "x": _PER_STATE}, (_PER_FEATURE,), additive=True),
     "log_vandermonde_transpose": Op(
-        _log_vandermonde_transpose, {"u": _PER_FEATURE, "v": _PER_STATE, "x": _PER_STATE}, _PER_STATE, additive=True
+        _log_vandermonde_transpose, {"u": _PER_FEATURE, "v": _PER_STATE, "x": _PER_STATE}, (_PER_STATE,), additive=True
     ),
-    "cauchy_mult": Op(_cauchy_mult, {"v": _PER_STATE, "z": Axes(), "w": _PER_STATE}, _PER_FEATURE, additive=True),
-    "cauchy_bilinear": Op(_cauchy_bilinear, {"v": _PER_STATE, "w": _PER_STATE}, _PER_FEATURE, additive=True),
+    "cauchy_mult": Op(_cauchy_mult, {"v": _PER_STATE, "z": Axes(), "w": _PER_STATE}, (_PER_FEATURE,), additive=True),
+    "cauchy_bilinear": Op(_cauchy_bilinear, {"v": _PER_STATE, "w": _PER_STATE}, (_PER_FEATURE,), additive=True),
     "dplr_kernel": Op(
         _dplr_kernel,
         {"w": _PER_STATE, "P": _PER_STATE, "Q": _PER_STATE, "B": _PER_STATE, "C": _PER_STATE, "dt": _PER_FEATURE},
-        _PER_FEATURE,
+        (_PER_FEATURE,),
         additive=False,
     ),
     "fft_conv": Op(
         _fft_conv,
-        {"u": _PER_FEATURE, "k": _PER_FEATURE, "D": Axes(features=-1)},
-        _PER_FEATURE,
+        {"u": _PER_FEATURE, "k": _PER_FEATURE, "D": _SCALAR_PER_FEATURE},
+        (_PER_FEATURE,),
+        additive=False,
+    ),
+    "ssm_scan": Op(
+        _ssm_scan,
+        {"u": _PER_FEATURE, **_DIAGONAL_SSM, "state": _PER_STATE},
+        (_PER_FEATURE, _PER_STATE),
+        additive=False,
+    ),
+    "ssm_step": Op(
+        _ssm_step,
+        {"u": _SCALAR_PER_FEATURE, "state": _PER_STATE, **_DIAGONAL_SSM},
+        (_SCALAR_PER_FEATURE, _PER_STATE),
         additive=False,
     ),
 }
@@ -202,6 +243,22 @@ CASES = (
     Case("fft_conv", 128, 1, 1024, batch=16, quick=True),
     Case("fft_conv", 128, 1, 16384, batch=2),
     Case("fft_conv", 128, 1, 1024, batch=16, dtype="float64"),
+    Case(
+        *("ssm_scan", 128, 32, 1024),
+        batch=16,
+        quick=True,
+        goals={"forward against fft_conv": 2.5, "forward+backward against fft_conv": 2.5},
+    ),
+    Case(
+        *("ssm_scan", 128, 32, 65536),
+        direct=False,
+        goals={"forward against fft_conv": 4, "forward+backward against fft_conv": 2.5},
+    ),
+    Case("ssm_scan", 4, 8, 2**20, decay=1e-6, direct=False),
+    Case("ssm_scan", 64, 32, 4096, dtype="float64"),
+    Case("ssm_step", 256, 32, 1, quick=True),
+    Case("ssm_step", 256, 32, 1, batch=64),
+    Case("ssm_step", 256, 32, 1, dtype="float64"),
 )
 
 

@@ -62,6 +62,36 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None) -> Tensor:
     return y if D is None else y + D[..., None] * u
 
 
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The kernel from its (H, n, L) terms, a convolution, and what the initial state adds."""
+    L = u.shape[-1]
+    y = fft_conv(u, log_vandermonde(C * B, x, L), D)
+    if state is not None:
+        steps = torch.arange(1, L + 1, dtype=u.dtype, device=u.device)
+        y = y + 2 * torch.einsum("bhn,hnl->bhl", C * state, torch.exp(x[..., None] * steps)).real
+    if not return_state:
+        return y
+    final = log_vandermonde_transpose(u.flip(-1), B, x, L)
+    return y, final if state is None else final + torch.exp(L * x) * state
+
+
+def ssm_step(
+    u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """exp(x) state + B u, in the precision of the inputs."""
+    state = torch.exp(x) * state + B * u[..., None]
+    y = 2 * (C * state).sum(-1).real
+    return (y if D is None else y + D * u), state
+
+
 def _with_conjugates(t: Tensor) -> Tensor:
     return torch.cat((t, t.conj()), dim=-1)
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, tolerances
-from s4_fast.bench.evaluate import DIRECT
+from s4_fast.bench.evaluate import BASELINES
 from s4_fast.bench.measure import Time
 from s4_fast.bench.results import Result
 
@@ -57,7 +57,7 @@ def _captions(group: Sequence[Result]) -> list[str]:
 
 def _cells(result: Result) -> list[Text]:
     row = result.row
-    name = Text(f"{row.backend} *" if row.automatic else row.backend, style="dim" if row.backend == DIRECT else "")
+    name = Text(f"{row.backend} *" if row.automatic else row.backend, style="dim" if row.backend in BASELINES else "")
     if row.error or row.skipped:
         note = Text("error" if row.error else "skipped", style=_STYLES[FAIL] if row.error else "dim")
         return [name, note, *[Text("")] * 9]

@@ -9,7 +9,7 @@ from typing import Any
 
 from s4_fast.bench.accuracy import FAIL, Errors, verdict
 from s4_fast.bench.cases import Case
-from s4_fast.bench.evaluate import DIRECT
+from s4_fast.bench.evaluate import BASELINES, DIRECT, KERNEL_GIVEN
 from s4_fast.bench.measure import Time
 
 
@@ -45,11 +45,12 @@ class Row:
 
 @dataclass
 class Result:
-    """A row beside the direct evaluation of the same case.
+    """A row beside the baselines of the same case.
 
-    ``ratios``: direct/ours for "forward" and "forward+backward", ours/direct for "memory", where both are known.
+    ``ratios``: direct/ours for "forward" and "forward+backward", ours/direct for "memory", and fft_conv/ours for
+    "forward against fft_conv" and "forward+backward against fft_conv", where both are known.
     ``goals_met``: per goal of the case, for the backend that the automatic choice takes, on a CPU.
-    ``accuracy``: against the accuracy contract; empty for the direct evaluation, which is not bound by it.
+    ``accuracy``: against the accuracy contract; empty for a baseline, which is not bound by it.
     """
 
     row: Row
@@ -64,28 +65,38 @@ class Result:
 
 
 def compare(rows: Iterable[Row]) -> list[Result]:
-    """Every row beside the direct evaluation of its case, in the given order."""
+    """Every row beside the baselines of its case, in the given order."""
     rows = list(rows)
-    direct = {(row.case, row.device): row for row in rows if row.backend == DIRECT}
-    return [_compare(row, direct.get((row.case, row.device))) for row in rows]
+    baselines = {(row.case, row.device, row.backend): row for row in rows if row.backend in BASELINES}
+    return [
+        _compare(row, *(baselines.get((row.case, row.device, name)) for name in (DIRECT, KERNEL_GIVEN))) for row in rows
+    ]
 
 
-def _compare(row: Row, direct: Row | None) -> Result:
+def _compare(row: Row, direct: Row | None, convolution: Row | None) -> Result:
     result = Result(row)
     if row.backend == DIRECT:
         return result
-    if row.errors is not None:
+    if row.errors is not None and row.backend not in BASELINES:
         result.accuracy = verdict(row.case, row.backend, row.errors)
     if direct is not None:
-        if direct.forward and row.forward:
-            result.ratios["forward"] = direct.forward.median / row.forward.median
-        if direct.forward_backward and row.forward_backward:
-            result.ratios["forward+backward"] = direct.forward_backward.median / row.forward_backward.median
+        result.ratios.update(_speedups(direct, row))
         if direct.peak_mib and row.peak_mib is not None:
             result.ratios["memory"] = row.peak_mib / direct.peak_mib
+    if convolution is not None and row.backend != KERNEL_GIVEN:
+        speedups = _speedups(convolution, row)
+        result.ratios.update({f"{kind} against {KERNEL_GIVEN}": ratio for kind, ratio in speedups.items()})
     if row.automatic and row.device == "cpu":
         for goal, wanted in row.case.goals.items():
             reached = result.ratios.get(goal, math.nan)
             if not math.isnan(reached):
                 result.goals_met[goal] = reached <= wanted if goal == "memory" else reached >= wanted
     return result
+
+
+def _speedups(baseline: Row, row: Row) -> dict[str, float]:
+    pairs = {
+        "forward": (baseline.forward, row.forward),
+        "forward+backward": (baseline.forward_backward, row.forward_backward),
+    }
+    return {kind: a.median / b.median for kind, (a, b) in pairs.items() if a and b}

@@ -14,7 +14,7 @@ from typing import IO
 
 from s4_fast import dispatch
 from s4_fast.bench.cases import Case
-from s4_fast.bench.evaluate import DIRECT
+from s4_fast.bench.evaluate import DIRECT, KERNEL_GIVEN
 from s4_fast.bench.results import Row
 
 # What keep_pages() sets; in the environment it also covers what is allocated before Python runs.
@@ -30,7 +30,7 @@ class Job:
 
 
 def plan(cases: Iterable[Case], backends: Iterable[str] = (), *, compiled_at_run_time: bool = True) -> list[Job]:
-    """The jobs for ``cases``: the direct evaluation first, then every usable backend except ``reference``.
+    """The jobs for ``cases``: the baselines first, then every usable backend except ``reference``.
 
     Args:
         cases: what to measure.
@@ -48,6 +48,8 @@ def plan(cases: Iterable[Case], backends: Iterable[str] = (), *, compiled_at_run
             names = [name for name in names if name != "reference" and (name != "keops" or compiled_at_run_time)]
         if names and case.direct:
             jobs.append(Job(case, DIRECT))
+        if names and case.op == "ssm_scan" and not case.state:
+            jobs.append(Job(case, KERNEL_GIVEN))
         jobs += [Job(case, name) for name in names]
     return jobs
 

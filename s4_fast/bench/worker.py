@@ -35,14 +35,15 @@ def measure_row(case: Case, backend: str, device: str, seconds: float) -> Row:
 
 def _fill(row: Row, seconds: float) -> None:
     op, backend = row.case.op, row.backend
-    inputs = _inputs(row.case, row.device)
-    row.skipped = evaluate.refusal(op, backend, inputs, grads=False)
+    arguments = _inputs(row.case, row.device)
+    row.skipped = evaluate.refusal(op, backend, arguments, grads=False)
     if row.skipped:
         return
-    row.automatic = evaluate.automatic(op, inputs) == backend
+    row.automatic = evaluate.automatic(op, arguments) == backend
+    inputs = evaluate.inputs(backend, arguments)
     function = evaluate.implementation(op, backend)
     forward = evaluate.forward(function, inputs)
-    differentiable = not evaluate.refusal(op, backend, inputs, grads=True)
+    differentiable = not evaluate.refusal(op, backend, arguments, grads=True)
     both = evaluate.forward_backward(function, inputs) if differentiable else None
     row.errors = errors(both() if both else Outcome(forward(), {}), _reference(row.case, row.device))
     if not all(math.isfinite(e) for e in row.errors[:2] if e is not None):

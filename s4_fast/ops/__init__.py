@@ -3,6 +3,7 @@
 from s4_fast.ops.cauchy import cauchy_bilinear, cauchy_mult
 from s4_fast.ops.dplr import dplr_kernel
 from s4_fast.ops.long_conv import fft_conv
+from s4_fast.ops.scan import ssm_scan, ssm_step
 from s4_fast.ops.vandermonde import log_vandermonde, log_vandermonde_transpose
 
 __all__ = [
@@ -12,4 +13,6 @@ __all__ = [
     "fft_conv",
     "log_vandermonde",
     "log_vandermonde_transpose",
+    "ssm_scan",
+    "ssm_step",
 ]

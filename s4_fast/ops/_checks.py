@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+_PRECISION_OF_REAL = {torch.float32: torch.float32, torch.float64: torch.float64}
+_PRECISION_OF_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def shape_of(**tensors: Tensor) -> str:
@@ -16,11 +18,12 @@ def shape_of(**tensors: Tensor) -> str:
 
 def same_device(op: str, **tensors: Tensor) -> str:
     """The common device type; ValueError when the tensors live on different devices."""
-    devices = {name: str(t.device) for name, t in tensors.items()}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {d}" for name, d in devices.items())
-        raise ValueError(f"{op}: expected all tensors on one device, got {where}")
-    return next(iter(tensors.values())).device.type
+    device = next(iter(tensors.values())).device
+    for t in tensors.values():
+        if t.device != device:
+            where = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
+            raise ValueError(f"{op}: expected all tensors on one device, got {where}")
+    return device.type
 
 
 def common_dtype(op: str, *, real: Sequence[str] = (), **tensors: Tensor) -> torch.dtype:
@@ -28,21 +31,25 @@ def common_dtype(op: str, *, real: Sequence[str] = (), **tensors: Tensor) -> tor
 
     Under autocast, half-precision real inputs count as float32. TypeError for anything else.
     """
-    precisions = {}
+    common = None
+    mixed = False
     for name, t in tensors.items():
-        allowed = (torch.float32, torch.float64) if name in real else (torch.complex64, torch.complex128)
-        dtype = t.dtype
-        if name in real and dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(t.device.type):
-            dtype = torch.float32
-        if dtype not in allowed:
-            expected = " or ".join(str(d).removeprefix("torch.") for d in allowed)
-            got = str(t.dtype).removeprefix("torch.")
-            raise TypeError(f"{op}: expected {name} to be {expected}, got {got} of shape {tuple(t.shape)}")
-        precisions[name] = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-    if len(set(precisions.values())) > 1:
+        precisions = _PRECISION_OF_REAL if name in real else _PRECISION_OF_COMPLEX
+        precision = precisions.get(t.dtype)
+        if precision is None:
+            half = name in real and t.dtype in (torch.float16, torch.bfloat16)
+            if not (half and torch.is_autocast_enabled(t.device.type)):
+                expected = " or ".join(str(d).removeprefix("torch.") for d in precisions)
+                got = str(t.dtype).removeprefix("torch.")
+                raise TypeError(f"{op}: expected {name} to be {expected}, got {got} of shape {tuple(t.shape)}")
+            precision = torch.float32
+        mixed = mixed or common not in (None, precision)
+        common = precision
+    if mixed:
         got = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items())
         raise TypeError(f"{op}: expected all tensors in one precision, got {got}")
-    return next(iter(precisions.values()))
+    assert common is not None
+    return common
 
 
 def to_precision(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,9 +1,9 @@
 """Registers an op and its adjoint with torch.library, and routes both to the chosen backend's module.
 
-A backend module defines ``<op>(*tensors, *scalars)`` and ``<op>_backward(grad, *tensors, *scalars, needs)``.
-The latter returns one gradient per tensor, in PyTorch's convention for complex gradients (dRe + i dIm), and
-may return None where ``needs`` is False. Complex tensors cross the boundary as real pairs, ``(..., 2)``. Modules
-get contiguous tensors, and never an empty batch.
+A backend module defines ``<op>(*tensors, *scalars)`` and ``<op>_backward(*grads, *tensors, *scalars, needs)`` with one
+grad per output. The latter returns one gradient per tensor, in PyTorch's convention for complex gradients
+(dRe + i dIm), and may return None where ``needs`` is False. Complex tensors cross the boundary as real pairs,
+``(..., 2)``. Modules get contiguous tensors, and never an empty batch.
 
 A backend module must conjugate with ``torch.conj_physical``: compiled graphs run custom ops with the Conjugate
 dispatch key excluded, where the lazy ``.conj()`` and ``.mH`` silently lose their conjugation.
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from s4_fast import dispatch
 
@@ -25,35 +26,43 @@ from s4_fast import dispatch
 class Op:
     """A registered op. Calling it with tensors, scalars and a backend's name runs that backend.
 
-    ``complex_inputs`` says per tensor whether it is complex; ``scalars`` are schema fragments such as
-    ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns an empty output for real-pair inputs. The output has no
-    entries exactly where the first tensor has none.
+    ``complex_inputs`` says per tensor whether it is complex, ``complex_outputs`` per output; one output is a Tensor,
+    several are a tuple. ``scalars`` are schema fragments such as ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns
+    the empty output or outputs for real-pair inputs. The outputs have no entries exactly where the first tensor has
+    none.
     """
 
     name: str
     tensors: Sequence[str]
     complex_inputs: Sequence[bool]
-    complex_output: bool
+    complex_outputs: Sequence[bool]
     scalars: Sequence[str]
-    fake: Callable[..., Tensor]
+    fake: Callable[..., Any]
 
-    def __call__(self, *args: Any, backend: str) -> Tensor:
+    def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        pairs = [_to_pairs(t) if c else t for t, c in zip(args[:count], self.complex_inputs, strict=True)]
-        out = getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend)
-        return torch.view_as_complex(out) if self.complex_output else out
+        if _runs_directly(args[:count]) and args[0].numel():
+            tensors = [t.resolve_conj().resolve_neg().contiguous() for t in args[:count]]
+            return _join([t.contiguous() for t in self._run(self.name, tensors, args[count:], backend)])
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            self._refuse_tangents(args[:count])
+        pairs = [_to_pairs(t) if c else t for t, c in self._inputs(args)]
+        outputs = _split(getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend))
+        return _join([torch.view_as_complex(t) if c else t for t, c in self._outputs(outputs)])
 
     def register(self) -> Op:
         """Define ``s4_fast::<name>`` and ``s4_fast::<name>_backward`` and return self."""
         arguments = ", ".join([*(f"Tensor {t}" for t in self.tensors), *self.scalars, "str backend"])
+        grads = ", ".join(f"Tensor grad_{i}" for i in range(len(self.complex_outputs)))
+        outputs = ", ".join("Tensor" for _ in self.complex_outputs)
         forward = torch.library.custom_op(
-            f"s4_fast::{self.name}", self._forward, mutates_args=(), schema=f"({arguments}) -> Tensor"
+            f"s4_fast::{self.name}", self._forward, mutates_args=(), schema=f"({arguments}) -> ({outputs})"
         )
         backward = torch.library.custom_op(
             f"s4_fast::{self.name}_backward",
             self._backward,
             mutates_args=(),
-            schema=f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]",
+            schema=f"({grads}, {arguments}, bool[] needs) -> Tensor[]",
         )
         forward.register_fake(lambda *args: self.fake(*args[:-1]))
         backward.register_fake(self._fake_backward)
@@ -61,52 +70,72 @@ class Op:
         backward.register_autograd(self._no_second_derivative)
         return self
 
-    def _unpack(self, args: Sequence[Any]) -> list[Any]:
-        count = len(self.tensors)
-        tensors = [t.contiguous() for t in args[:count]]
-        unpacked = [torch.view_as_complex(t) if c else t for t, c in zip(tensors, self.complex_inputs, strict=True)]
-        return [*unpacked, *args[count:]]
+    def _inputs(self, args: Sequence[Any]) -> Any:
+        return zip(args[: len(self.tensors)], self.complex_inputs, strict=True)
 
-    def _forward(self, *args: Any) -> Tensor:
+    def _outputs(self, outputs: Sequence[Tensor]) -> Any:
+        return zip(outputs, self.complex_outputs, strict=True)
+
+    def _run(self, function: str, tensors: Sequence[Any], rest: Sequence[Any], backend: str) -> tuple[Tensor, ...]:
+        run = getattr(dispatch.load(self.name, backend), function)
+        device = tensors[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return _split(run(*tensors, *rest))
+        return _split(run(*tensors, *rest))
+
+    def _forward(self, *args: Any) -> Any:
         *rest, backend = args
         if args[0].numel() == 0:
             return self.fake(*rest)
-        run = getattr(dispatch.load(self.name, backend), self.name)
-        with torch.autocast(args[0].device.type, enabled=False):
-            out = run(*self._unpack(rest))
-        return _to_pairs(out).contiguous() if self.complex_output else out.contiguous()
+        tensors = [_from_pairs(t.contiguous(), c) for t, c in self._inputs(rest)]
+        outputs = self._run(self.name, tensors, rest[len(self.tensors) :], backend)
+        return _join([(_to_pairs(t) if c else t).contiguous() for t, c in self._outputs(outputs)])
 
-    def _backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
-        *rest, backend, needs = args
-        if args[0].numel() == 0:
-            return [torch.zeros_like(t) for t in self._fake_backward(grad, *args)]
-        grad = torch.view_as_complex(grad.contiguous()) if self.complex_output else grad.contiguous()
-        run = getattr(dispatch.load(self.name, backend), f"{self.name}_backward")
-        with torch.autocast(grad.device.type, enabled=False):
-            grads = run(grad, *self._unpack(rest), tuple(needs))
+    def _backward(self, *args: Any) -> list[Tensor]:
+        grads, (*rest, backend, needs) = self._split_backward(args)
+        if rest[0].numel() == 0:
+            return [torch.zeros_like(t) for t in self._fake_backward(*args)]
+        tensors = [_from_pairs(t.contiguous(), c) for t, c in [*self._outputs(grads), *self._inputs(rest)]]
+        scalars = rest[len(self.tensors) :]
+        found = self._run(f"{self.name}_backward", tensors, [*scalars, tuple(needs)], backend)
         out = []
-        for g, is_complex, needed in zip(grads, self.complex_inputs, needs, strict=True):
+        for g, is_complex, needed in zip(found, self.complex_inputs, needs, strict=True):
             if not needed:
-                out.append(grad.new_empty(0, dtype=grad.real.dtype if grad.is_complex() else grad.dtype))
+                out.append(grads[0].new_empty(0))
             else:
-                out.append(_to_pairs(g).contiguous() if is_complex else g.contiguous())
+                out.append((_to_pairs(g) if is_complex else g).contiguous())
         return out
 
-    def _fake_backward(self, grad: Tensor, *args: Any) -> list[Tensor]:
-        *rest, _, needs = args
+    def _fake_backward(self, *args: Any) -> list[Tensor]:
+        grads, (*rest, _, needs) = self._split_backward(args)
         tensors = rest[: len(self.tensors)]
-        return [t.new_empty(t.shape) if needed else grad.new_empty(0) for t, needed in zip(tensors, needs, strict=True)]
+        return [
+            t.new_empty(t.shape) if needed else grads[0].new_empty(0) for t, needed in zip(tensors, needs, strict=True)
+        ]
 
-    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _split_backward(self, args: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Any]]:
+        count = len(self.complex_outputs)
+        return args[:count], args[count:]
+
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         count = len(self.tensors)
         ctx.save_for_backward(*inputs[:count])
         ctx.rest = inputs[count:]
 
-    def _autograd(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def _autograd(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count = len(self.tensors)
         needs = list(ctx.needs_input_grad[:count])
-        grads = getattr(torch.ops.s4_fast, f"{self.name}_backward")(grad, *ctx.saved_tensors, *ctx.rest, needs)
-        return (*(g if needed else None for g, needed in zip(grads, needs, strict=True)), *(None for _ in ctx.rest))
+        found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)
+        return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None for _ in ctx.rest))
+
+    def _refuse_tangents(self, tensors: Sequence[Tensor]) -> None:
+        # torch.library would drop them.
+        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise NotImplementedError(
+                f"forward-mode derivatives of {self.name} are not implemented by this backend; "
+                "backend='reference' has them"
+            )
 
     def _no_second_derivative(self, ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -114,5 +143,37 @@ class Op:
         )
 
 
+def _runs_directly(tensors: Sequence[Tensor]) -> bool:
+    """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass.
+
+    torch.library costs tens of microseconds, which is more than one step of a recurrence.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return (
+        all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and not tensors[0].is_meta
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch._C._is_tracing()
+    )
+
+
+def _split(outputs: Any) -> tuple[Any, ...]:
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def _join(outputs: Sequence[Tensor]) -> Any:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
 def _to_pairs(t: Tensor) -> Tensor:
     return torch.view_as_real(t.resolve_conj())
+
+
+def _from_pairs(t: Tensor, is_complex: bool) -> Tensor:
+    return torch.view_as_complex(t) if is_complex else t

@@ -11,7 +11,11 @@ from s4_fast.bench import accuracy, direct, evaluate
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors
 from s4_fast.bench.cases import OPS, Case, arguments
 
-TINY = [Case(op, 3, 4, 24, batch=2, dtype="float64") for op in OPS] + [Case("dplr_kernel", 3, 4, 24, 1, 2, "float64")]
+TINY = [
+    *(Case(op, 3, 4, 24, batch=2, dtype="float64") for op in OPS),
+    Case("dplr_kernel", 3, 4, 24, rank=2, dtype="float64"),
+    Case("ssm_scan", 3, 4, 24, batch=2, dtype="float64", state=True),
+]
 
 
 def test_every_op_has_cases_and_a_direct_evaluation() -> None:
@@ -19,7 +23,7 @@ def test_every_op_has_cases_and_a_direct_evaluation() -> None:
     assert all(callable(getattr(direct, op)) for op in OPS)
 
 
-@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.op}-r{case.rank}")
+@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.op} {case.sizes}")
 def test_direct_evaluation_and_its_gradients_are_the_definition(case: Case) -> None:
     inputs = arguments(case)
     outcome = evaluate.forward_backward(evaluate.implementation(case.op, evaluate.DIRECT), inputs)()
@@ -28,7 +32,7 @@ def test_direct_evaluation_and_its_gradients_are_the_definition(case: Case) -> N
     assert errors.gradient is not None and errors.gradient < 1e-11
 
 
-@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.op}-r{case.rank}")
+@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.op} {case.sizes}")
 def test_reference_in_blocks_is_the_reference_in_one_piece(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = arguments(case)
     function = evaluate.implementation(case.op, "reference")
@@ -37,6 +41,17 @@ def test_reference_in_blocks_is_the_reference_in_one_piece(case: Case, monkeypat
     errors = accuracy.errors(accuracy.reference(case, inputs), whole)
     assert errors.forward < 1e-14
     assert errors.gradient is not None and errors.gradient < 1e-14
+
+
+def test_a_convolution_with_the_given_kernel_is_the_scan() -> None:
+    case = Case("ssm_scan", 3, 4, 24, batch=2, dtype="float64")
+    inputs = arguments(case)
+    function = evaluate.implementation(case.op, evaluate.KERNEL_GIVEN)
+    outcome = evaluate.forward_backward(function, evaluate.inputs(evaluate.KERNEL_GIVEN, inputs))()
+    assert outcome.gradients.keys() == {"u", "k", "D"}
+    errors = accuracy.errors(outcome, accuracy.reference(case, inputs))
+    assert errors.forward < 1e-12
+    assert errors.gradient is not None and errors.gradient < 1e-11
 
 
 def test_long_convolutions_are_not_compared_with_the_quadratic_definition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +63,31 @@ def test_long_convolutions_are_not_compared_with_the_quadratic_definition(monkey
     assert 0 < errors.forward < 1e-14
 
 
+def test_long_scans_are_compared_with_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("ssm_scan", 3, 4, 200, batch=2, dtype="float64")
+    inputs = arguments(case)
+    definition = accuracy.reference(case, inputs)
+    monkeypatch.setattr(accuracy, "_POWERS", 1)
+    errors = accuracy.errors(accuracy.reference(case, inputs), definition)
+    assert 0 < errors.forward < 1e-14
+    assert errors.gradient is not None and 0 < errors.gradient < 1e-13
+
+
 def test_the_worst_gradient_is_named_even_when_it_is_nan() -> None:
     one = torch.ones(2, dtype=torch.float64)
-    expected = evaluate.Outcome(one, {"v": one, "x": one, "w": one})
-    actual = evaluate.Outcome(one, {"v": one, "x": 2 * one, "w": one})
+    expected = evaluate.Outcome((one,), {"v": one, "x": one, "w": one})
+    actual = evaluate.Outcome((one,), {"v": one, "x": 2 * one, "w": one})
     assert accuracy.errors(actual, expected) == Errors(0.0, 1.0, "x")
     actual.gradients["w"] = one * torch.nan
     assert accuracy.errors(actual, expected).worst == "w"
+
+
+def test_the_worst_of_several_outputs_counts_even_when_it_is_nan() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    expected = evaluate.Outcome((one, one, one), {})
+    assert accuracy.errors(evaluate.Outcome((one, 3 * one, 2 * one), {}), expected).forward == 2
+    forward = accuracy.errors(evaluate.Outcome((one, one * torch.nan, 2 * one), {}), expected).forward
+    assert forward != forward
 
 
 def test_verdicts() -> None:

@@ -47,6 +47,19 @@ def test_ratios_and_goals_of_the_automatic_choice() -> None:
     assert [result.failed for result in (direct, ours, other, broken, skipped)] == [False, False, False, True, False]
 
 
+def test_goals_against_a_convolution_with_its_kernel_given() -> None:
+    case = Case("ssm_scan", 2, 3, 50, goals={"forward against fft_conv": 4, "forward+backward against fft_conv": 2})
+    rows = [_row("direct", 100.0, 200.0), _row("fft_conv", 9.0, 50.0), _row("native", 3.0, 10.0, automatic=True)]
+    for row in rows:
+        row.case = case
+    results = compare(rows)
+    assert results[1].ratios["forward"] == pytest.approx(100 / 9)
+    assert results[1].goals_met == {}
+    assert results[2].ratios["forward against fft_conv"] == pytest.approx(3)
+    assert results[2].goals_met == {"forward against fft_conv": False, "forward+backward against fft_conv": True}
+    assert "forward against fft_conv at least 4x: 3.0x  missed" in _shown(results)
+
+
 def test_goals_are_judged_on_a_cpu_alone() -> None:
     rows = [_row("direct", 100.0, 200.0, device="cuda"), _row("pytorch", 4.0, 10.0, automatic=True, device="cuda")]
     assert compare(rows)[1].goals_met == {}

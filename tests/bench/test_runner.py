@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import torch
 
 import s4_fast
 from s4_fast import dispatch
-from s4_fast.bench import runner, worker
-from s4_fast.bench.cases import CASES, Case, select
+from s4_fast.bench import evaluate, runner, worker
+from s4_fast.bench.cases import CASES, Case, arguments, select
 from s4_fast.bench.results import Row, compare
 from s4_fast.bench.runner import Job
 
@@ -23,6 +24,19 @@ def test_the_direct_evaluation_comes_first_and_the_reference_not_at_all() -> Non
     assert not any(job.backend == "direct" and job.case.L == 2**20 for job in jobs)
 
 
+def test_a_scan_is_compared_with_the_convolution_whose_kernel_is_given() -> None:
+    case = Case("ssm_scan", 2, 3, 50, direct=False)
+    jobs = [Job(case, "fft_conv"), Job(case, "pytorch")]
+    assert runner.plan([case], ["pytorch"]) == jobs
+    assert runner.plan([dataclasses.replace(case, state=True)], ["pytorch"])[0].backend == "pytorch"
+    convolution, ours = rows = list(runner.run(jobs, "cpu", 0.01))
+    assert not convolution.error and not ours.error and not convolution.automatic
+    assert convolution.errors is not None and convolution.errors.forward < 2e-6
+    given, compared = compare(rows)
+    assert given.ratios == {} and given.accuracy == ""
+    assert compared.ratios.keys() == {"forward against fft_conv", "forward+backward against fft_conv"}
+
+
 def test_a_backend_that_is_asked_for_runs_beside_the_direct_evaluation() -> None:
     assert [job.backend for job in runner.plan([TINY], ["reference"])] == ["direct", "reference"]
 
@@ -32,9 +46,10 @@ def test_the_quick_run_has_every_op_once_at_least() -> None:
 
 
 def test_rows_come_back_from_the_worker_in_order() -> None:
-    jobs = [Job(TINY, "direct"), Job(TINY, "pytorch"), Job(Case("no_such_op", 1, 1, 1), "pytorch")]
+    chosen = evaluate.automatic(TINY.op, arguments(TINY))
+    jobs = [Job(TINY, "direct"), Job(TINY, chosen), Job(Case("no_such_op", 1, 1, 1), "pytorch")]
     direct, ours, broken = runner.run(jobs, "cpu", 0.01)
-    assert (direct.backend, ours.backend) == ("direct", "pytorch")
+    assert (direct.backend, ours.backend) == ("direct", chosen)
     assert direct.case == ours.case == TINY
     assert ours.automatic and not direct.automatic
     for row in (direct, ours):

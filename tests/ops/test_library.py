@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
-from torch.autograd import gradgradcheck
+from torch.autograd import forward_ad, gradgradcheck
 
 import s4_fast
 from s4_fast import dispatch
-from tests.helpers import DTYPES, Tensors, needs_cxx, normal, relative_error
+from tests.helpers import DTYPES, Tensors, cotangents, needs_cxx, normal, parts, relative_error
 
 L, H, N = 12, 2, 3
 
@@ -42,6 +44,22 @@ def inputs(op: str, dtype: torch.dtype = torch.complex64) -> Tensors:
             "dt": 0.1 + real(H, 1).abs(),
         },
         "fft_conv": lambda: {"u": real(2, H, L), "k": real(2, H, L), "D": real(2, H)},
+        "ssm_scan": lambda: {
+            "u": real(2, H, L),
+            "x": x,
+            "B": complex_(H, N),
+            "C": complex_(H, N),
+            "D": real(H),
+            "state": complex_(2, H, N),
+        },
+        "ssm_step": lambda: {
+            "u": real(2, H),
+            "state": complex_(2, H, N),
+            "x": x,
+            "B": complex_(H, N),
+            "C": complex_(H, N),
+            "D": real(H),
+        },
     }[op]()
 
 
@@ -52,20 +70,25 @@ SCALARS = {
     "cauchy_bilinear": (L,),
     "dplr_kernel": (L,),
     "fft_conv": (),
+    "ssm_scan": (),
+    "ssm_step": (),
 }
 OPS = tuple(SCALARS)
+# What the public function takes behind the tensors where that is not what the op takes.
+PUBLIC = {"ssm_scan": (True,)}
 
 
-def call(op: str, *tensors: Tensor, backend: str | None = None) -> Tensor:
-    return getattr(s4_fast, op)(*tensors, *SCALARS[op], backend=backend)
+def call(op: str, *tensors: Tensor, backend: str | None = None) -> Any:
+    """A tensor, or a tuple of them."""
+    return getattr(s4_fast, op)(*tensors, *PUBLIC.get(op, SCALARS[op]), backend=backend)
 
 
-def differentiate(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """The output, then the gradients of every tensor for a fixed cotangent."""
+def differentiate(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
+    """The outputs, then the gradients of every tensor for fixed cotangents."""
     leaves = [t.detach().requires_grad_() for t in tensors]
-    output = function(*leaves)
-    cotangent = normal(torch.Generator().manual_seed(1), *output.shape, dtype=output.dtype)
-    return [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
+    outputs = parts(function(*leaves))
+    grads = torch.autograd.grad(outputs, leaves, cotangents(outputs))
+    return [*(t.detach() for t in outputs), *grads]
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -96,18 +119,20 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_of_the_adjoint(op: str) -> None:
     pairs = [torch.view_as_real(t) if t.is_complex() else t for t in inputs(op).values()]
-    grad = torch.randn_like(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))
+    grads = [torch.randn_like(t) for t in parts(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))]
     adjoint = getattr(torch.ops.s4_fast, f"{op}_backward")
     for needs in [[True] * len(pairs), [True] + [False] * (len(pairs) - 1)]:
-        torch.library.opcheck(adjoint, (grad, *pairs, *SCALARS[op], "pytorch", needs))
+        torch.library.opcheck(adjoint, (*grads, *pairs, *SCALARS[op], "pytorch", needs))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_fake_outputs_have_the_layout_of_real_ones(op: str) -> None:
     tensors = inputs(op)
-    meta = call(op, *(t.to("meta") for t in tensors.values()))
-    real = call(op, *tensors.values())
-    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+    metas = parts(call(op, *(t.to("meta") for t in tensors.values())))
+    # Through the boundary, and directly.
+    for reals in (call(op, *(t.requires_grad_() for t in tensors.values())), call(op, *inputs(op).values())):
+        for meta, real in zip(metas, parts(reals), strict=True):
+            assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -129,7 +154,7 @@ def test_compiled_graph_keeps_pending_conjugations(op: str, compiler: str) -> No
     tensors = [t.conj() for t in inputs(op).values()]
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
     assert_same(differentiate(compiled, tensors), differentiate(function, tensors))
-    assert_same([function(*tensors)], [call(op, *(2 * t for t in inputs(op).values()))])
+    assert_same(list(parts(function(*tensors))), list(parts(call(op, *(2 * t for t in inputs(op).values())))))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -152,8 +177,8 @@ def test_one_graph_serves_every_length() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_second_derivative_is_refused_by_name(op: str) -> None:
     first = next(iter(inputs(op).values())).requires_grad_()
-    output = call(op, first, *list(inputs(op).values())[1:])
-    (grad,) = torch.autograd.grad(output.abs().square().sum(), first, create_graph=True)
+    output = parts(call(op, first, *list(inputs(op).values())[1:]))
+    (grad,) = torch.autograd.grad(sum(t.abs().square().sum() for t in output), first, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"second derivatives of {op} .* backend='reference' has them"):
         grad.abs().sum().backward()
 
@@ -180,16 +205,129 @@ def test_autocast_computes_in_float32(op: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "reference"])
-@pytest.mark.parametrize("op", ["log_vandermonde_transpose", "fft_conv"])
+@pytest.mark.parametrize("op", ["log_vandermonde_transpose", "fft_conv", "ssm_scan", "ssm_step"])
 def test_autocast_accepts_a_half_precision_signal(op: str, backend: str) -> None:
     u, *rest = inputs(op).values()
     half = u.bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = call(op, half, *rest, backend=backend)
-    assert_same([y], [call(op, half.detach().float(), *rest, backend=backend)])
-    y.abs().sum().backward()
+        outputs = parts(call(op, half, *rest, backend=backend))
+    assert_same(list(outputs), list(parts(call(op, half.detach().float(), *rest, backend=backend))))
+    outputs[0].abs().sum().backward()
     assert half.grad is not None
     assert half.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("op", ["ssm_scan", "ssm_step"])
+def test_the_gradient_of_one_output_alone(op: str) -> None:
+    """Autograd then has no gradient for the other one, which counts as zero."""
+    for index in (0, 1):
+        leaves = [[t.requires_grad_() for t in inputs(op).values()] for _ in range(2)]
+        ours = call(op, *leaves[0])[index]
+        reference = call(op, *leaves[1], backend="reference")[index]
+        cotangent = cotangents(ours)
+        actual = torch.autograd.grad(ours, leaves[0], cotangent)
+        expected = torch.autograd.grad(reference, leaves[1], cotangent, allow_unused=True, materialize_grads=True)
+        assert_same(list(actual), list(expected))
+
+
+def through_the_boundary(op: str, run: Callable[[], Any]) -> bool:
+    """Whether ``run`` calls the registered op, and not the backend directly."""
+    packet = mock.Mock(wraps=getattr(torch.ops.s4_fast, op))
+    with mock.patch.object(torch.ops.s4_fast, op, packet):
+        run()
+    return packet.called
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_calls_that_nothing_watches_skip_the_boundary(op: str) -> None:
+    tensors = list(inputs(op).values())
+    assert not through_the_boundary(op, lambda: call(op, *tensors))
+    tensors[0].requires_grad_()
+    assert through_the_boundary(op, lambda: call(op, *tensors))
+    with torch.no_grad():
+        assert not through_the_boundary(op, lambda: call(op, *tensors))
+    with torch.inference_mode():
+        assert not through_the_boundary(op, lambda: call(op, *tensors))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not through_the_boundary(op, lambda: call(op, *tensors))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_both_ways_give_the_same(op: str) -> None:
+    tensors = list(inputs(op).values())
+    direct = parts(call(op, *tensors))
+    registered = parts(call(op, *(t.clone().requires_grad_() for t in tensors)))
+    for a, b in zip(direct, registered, strict=True):
+        assert torch.equal(a, b.detach())
+        assert all(a.data_ptr() != t.data_ptr() for t in tensors)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("strided", [True, False])
+def test_backends_get_contiguous_tensors_without_pending_signs(
+    strided: bool, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = list(inputs(op).values())
+    if strided:
+        tensors = [torch.stack((t, t), -1)[..., 0] for t in tensors]
+    tensors = [t.conj() if t.is_complex() else torch._neg_view(t) for t in tensors]
+    module = dispatch.load(op, "pytorch")
+    checked = []
+
+    def watched(*args: Any) -> Any:
+        seen = [t for t in args if isinstance(t, Tensor)]
+        checked.append(not any(t.is_conj() or t.is_neg() or not t.is_contiguous() for t in seen))
+        return right(*args)
+
+    right = getattr(module, op)
+    monkeypatch.setattr(module, op, watched)
+    direct = parts(call(op, *tensors, backend="pytorch"))
+    registered = parts(call(op, *(t.requires_grad_() for t in tensors), backend="pytorch"))
+    assert checked == [True, True]
+    assert_same(list(direct), [t.detach() for t in registered])
+
+
+class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_whatever_watches_sees_the_op(op: str) -> None:
+    """Modes, fake tensors, and graphs of make_fx."""
+    tensors = list(inputs(op).values())
+    with Watching() as mode:
+        call(op, *tensors)
+    assert f"s4_fast.{op}.default" in mode.seen
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda *args: call(op, *args))(*tensors)
+    assert f"s4_fast.{op}.default" in graph.code
+    with torch._subclasses.FakeTensorMode() as fake:
+        outputs = parts(call(op, *(fake.from_tensor(t) for t in tensors)))
+    assert all(isinstance(t, torch._subclasses.FakeTensor) for t in outputs)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_forward_mode_is_refused_by_name_and_the_reference_has_it(op: str) -> None:
+    first, *rest = inputs(op, torch.complex128).values()
+
+    def dual(backend: str | None) -> Tensor | None:
+        with forward_ad.dual_level():
+            output = call(op, forward_ad.make_dual(first, torch.ones_like(first)), *rest, backend=backend)
+            return forward_ad.unpack_dual(parts(output)[0]).tangent
+
+    def transformed(backend: str | None) -> Tensor:
+        function = lambda t: parts(call(op, t, *rest, backend=backend))[0]  # noqa: E731
+        return torch.func.jvp(function, (first,), (torch.ones_like(first),))[1]
+
+    for tangent in (dual, transformed):
+        with pytest.raises(NotImplementedError, match=f"forward-mode derivatives of {op} .* backend='reference' has"):
+            tangent(None)
+        assert tangent("reference") is not None
 
 
 def test_inference_mode_and_no_grad_build_no_graph() -> None:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from s4_fast.ops.cauchy import reference as cauchy
 from s4_fast.ops.dplr import reference as dplr
 from s4_fast.ops.long_conv import reference as long_conv
+from s4_fast.ops.scan import reference as scan
 from s4_fast.ops.vandermonde import reference as vandermonde
 from s4_fast.ssm import hippo
 from tests.helpers import DECAYS, log_nodes, log_uniform, normal, relative_error, uniform
@@ -181,3 +182,49 @@ def test_fft_conv_is_a_double_sum(L: int, Lk: int, generator: Generator) -> None
     assert relative_error(long_conv.fft_conv(u, k, D), expected) <= 1e-14
     without = long_conv.fft_conv(u, k, u.new_empty(0))
     assert relative_error(without, expected - D[..., None] * u[:, None]) <= 1e-13
+
+
+# ------------------------------------------------------------------------------------------------------------- scan
+
+
+def scan_arguments(generator: Generator, decay: str, L: int) -> list[Tensor]:
+    """u, x, B, C, D, state of two sequences of one feature with three states."""
+    x = log_nodes(generator, decay, 1, 3, dtype=WIDE)
+    B, C = normal(generator, 1, 3, dtype=WIDE), normal(generator, 1, 3, dtype=WIDE)
+    u, D = normal(generator, 2, 1, L, dtype=torch.float64), normal(generator, 1, dtype=torch.float64)
+    return [u, x, B, C, D, normal(generator, 2, 1, 3, dtype=WIDE)]
+
+
+def recurrence(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample by sample in 40 digits."""
+    lam, B, C, (D,) = [mpmath.exp(value) for value in exact(x)], exact(B), exact(C), exact(D)
+    outputs, finals = [], []
+    for signal, start in zip(u, state, strict=True):
+        s = exact(start)
+        for sample in exact(signal):
+            s = [l * before + b * sample for l, before, b in zip(lam, s, B, strict=True)]
+            outputs.append(2 * mpmath.re(sum(c * value for c, value in zip(C, s, strict=True))) + D * sample)
+        finals += s
+    return rounded(outputs).real.view(u.shape), rounded(finals).view(state.shape)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("L", [1, 2, 37])
+def test_ssm_scan_is_a_loop(L: int, decay: str, generator: Generator) -> None:
+    arguments = scan_arguments(generator, decay, L)
+    for actual, expected in zip(scan.ssm_scan(*arguments), recurrence(*arguments), strict=True):
+        assert relative_error(actual, expected) <= 1e-14
+    u, x, B, C, D, state = arguments
+    none = D.new_empty(0)
+    without = scan.ssm_scan(u, x, B, C, none, state.new_empty(0))
+    for actual, expected in zip(without, recurrence(u, x, B, C, 0 * D, 0 * state), strict=True):
+        assert relative_error(actual, expected) <= 1e-14
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_ssm_step_is_a_scan_of_one_sample(decay: str, generator: Generator) -> None:
+    u, x, B, C, D, state = scan_arguments(generator, decay, 1)
+    y, following = scan.ssm_step(u[..., 0], state, x, B, C, D)
+    expected = recurrence(u, x, B, C, D, state)
+    assert relative_error(y[..., None], expected[0]) <= 1e-14
+    assert relative_error(following, expected[1]) <= 1e-14

@@ -15,7 +15,7 @@ _MULT = Op(
     "cauchy_mult",
     tensors=("v", "z", "w"),
     complex_inputs=(True, True, True),
-    complex_output=True,
+    complex_outputs=(True,),
     scalars=("bool symmetric",),
     fake=lambda v, z, w, symmetric: v.new_empty(v.shape[0], v.shape[1], z.shape[1], 2),
 ).register()
@@ -24,7 +24,7 @@ _BILINEAR = Op(
     "cauchy_bilinear",
     tensors=("v", "w"),
     complex_inputs=(True, True),
-    complex_output=True,
+    complex_outputs=(True,),
     scalars=("SymInt L",),
     fake=lambda v, w, L: v.new_empty(v.shape[0], v.shape[1], L // 2 + 1, 2),
 ).register()

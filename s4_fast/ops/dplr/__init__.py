@@ -18,7 +18,7 @@ _KERNEL = Op(
     "dplr_kernel",
     tensors=_TENSORS,
     complex_inputs=(True, True, True, True, True, False),
-    complex_output=False,
+    complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda w, P, Q, B, C, dt, L: w.new_empty(B.shape[0], C.shape[0], w.shape[0], L),
 ).register()

@@ -13,7 +13,7 @@ _CONV = Op(
     "fft_conv",
     tensors=("u", "k", "D"),
     complex_inputs=(False, False, False),
-    complex_output=False,
+    complex_outputs=(False,),
     scalars=(),
     fake=lambda u, k, D: u.new_empty(u.shape[0], k.shape[0], u.shape[1], u.shape[2]),
 ).register()

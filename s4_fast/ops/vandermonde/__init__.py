@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.vandermonde import reference
@@ -15,7 +15,7 @@ _FORWARD = Op(
     "log_vandermonde",
     tensors=("v", "x"),
     complex_inputs=(True, True),
-    complex_output=False,
+    complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda v, x, L: v.new_empty(v.shape[0], v.shape[1], L),
 ).register()
@@ -24,7 +24,7 @@ _TRANSPOSE = Op(
     "log_vandermonde_transpose",
     tensors=("u", "v", "x"),
     complex_inputs=(False, True, True),
-    complex_output=True,
+    complex_outputs=(True,),
     scalars=("SymInt L",),
     fake=lambda u, v, x, L: v.new_empty(v.shape),
 ).register()
@@ -119,4 +119,7 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(_op, "keops", f"{__name__}.keops", preferred=lambda call: False)
     dispatch.register(
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
+    )
+    dispatch.register(
+        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
     )

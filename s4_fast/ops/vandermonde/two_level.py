@@ -44,8 +44,8 @@ class TwoLevelTables:
         fine_bits = min(bits, (bits + max(rows, 1).bit_length()) // 2)
         self.T = 1 << fine_bits
         self.M = -(-L // self.T)
-        self.fine = _table(powers[:fine_bits], self.T, powers[0], dtype)
-        self.coarse = _table(powers[fine_bits:], self.M, powers[0], dtype)
+        self.fine = power_table(powers[:fine_bits], self.T, powers[0], dtype)
+        self.coarse = power_table(powers[fine_bits:], self.M, powers[0], dtype)
 
     def synthesize(self, v: Tensor) -> Tensor:
         """Re sum_n v_n lambda_n^l: v (c, H, n) complex -> (c, H, L) real, stored as (H, c, L)."""
@@ -83,7 +83,7 @@ class TwoLevelTables:
         return torch.arange(count, dtype=real, device=self.fine.device).view(-1, 1, 1)
 
 
-def _table(powers: Sequence[Tensor], count: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+def power_table(powers: Sequence[Tensor], count: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """(count, H, n): entry j is the product of the powers at the binary digits of j."""
     table = torch.empty(count, *like.shape, dtype=dtype, device=like.device)
     table[0] = 1

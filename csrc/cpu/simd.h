@@ -1,0 +1,124 @@
+// Vectors of the instruction set that a *.isa.cpp file is compiled for. Such files use no function of the C++ library that
+// is not certainly inlined: the linker keeps one copy of each, and could keep one that the processor does not run.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace s4_fast {
+namespace S4_FAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
+typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    using type = FloatVector;
+};
+template <>
+struct VectorOf<double> {
+    using type = DoubleVector;
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+inline Vector<T> load(const T *from) {
+    Vector<T> v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class T>
+inline void store(T *to, Vector<T> v) {
+    __builtin_memcpy(to, &v, sizeof v);
+}
+
+typedef float HalfFloatVector __attribute__((vector_size(kVectorBytes / 2)));
+
+// As many numbers as a vector of doubles has, from and to memory of either type.
+inline DoubleVector load_double(const double *from) { return load(from); }
+inline DoubleVector load_double(const float *from) {
+    HalfFloatVector v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return __builtin_convertvector(v, DoubleVector);
+}
+inline void store_double(double *to, DoubleVector v) { store(to, v); }
+inline void store_double(float *to, DoubleVector v) {
+    const HalfFloatVector half = __builtin_convertvector(v, HalfFloatVector);
+    __builtin_memcpy(to, &half, sizeof half);
+}
+
+// The lower and the upper half of a vector of floats in double, and back.
+#if defined(__AVX512F__)
+#define S4_FAST_LOWER 0, 1, 2, 3, 4, 5, 6, 7
+#define S4_FAST_UPPER 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX2__)
+#define S4_FAST_LOWER 0, 1, 2, 3
+#define S4_FAST_UPPER 4, 5, 6, 7
+#else
+#define S4_FAST_LOWER 0, 1
+#define S4_FAST_UPPER 2, 3
+#endif
+inline DoubleVector lower(FloatVector v) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, S4_FAST_LOWER), DoubleVector);
+}
+inline DoubleVector upper(FloatVector v) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, S4_FAST_UPPER), DoubleVector);
+}
+inline FloatVector joined(DoubleVector low, DoubleVector high) {
+    return __builtin_shufflevector(__builtin_convertvector(low, HalfFloatVector),
+                                   __builtin_convertvector(high, HalfFloatVector), S4_FAST_LOWER, S4_FAST_UPPER);
+}
+#undef S4_FAST_LOWER
+#undef S4_FAST_UPPER
+
+inline double sum(DoubleVector v) {
+    double total = 0;
+    for (int i = 0; i < kLanes<double>; ++i) total += v[i];
+    return total;
+}
+
+// n as a number of whole vectors.
+template <class T>
+constexpr int64_t padded(int64_t n) {
+    return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// Numbers below the normal range, which a decayed state reaches, cost an assist each. Here they are zero.
+class FlushDenormals {
+   public:
+#if defined(__x86_64__)
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved_); }
+
+   private:
+    unsigned saved_;
+#else
+    FlushDenormals() {}
+#endif
+    FlushDenormals(const FlushDenormals &) = delete;
+    FlushDenormals &operator=(const FlushDenormals &) = delete;
+};
+
+}  // namespace S4_FAST_ISA
+}  // namespace s4_fast

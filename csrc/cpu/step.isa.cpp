@@ -1,0 +1,67 @@
+#include "step.h"
+
+#include "powers.h"
+
+namespace s4_fast {
+namespace S4_FAST_ISA {
+namespace {
+
+// Pairs in as many lanes as a vector of doubles has: sums of (re, im) of every second number.
+typedef int64_t Indices __attribute__((vector_size(kVectorBytes)));
+
+inline DoubleVector swapped(DoubleVector v) {
+    Indices indices;
+    for (int i = 0; i < kLanes<double>; ++i) indices[i] = i ^ 1;
+    return __builtin_shuffle(v, indices);
+}
+
+inline DoubleVector broadcast_parts(DoubleVector v, int part) {
+    Indices indices;
+    for (int i = 0; i < kLanes<double>; ++i) indices[i] = (i & ~1) | part;
+    return __builtin_shuffle(v, indices);
+}
+
+}  // namespace
+
+// In double whatever T is: the roundings of a float lambda would add up over steps.
+template <class T>
+void step(const Step<T> &of, int64_t begin, int64_t end) {
+    constexpr int64_t kPairs = kLanes<double> / 2;
+    DoubleVector signs;
+    for (int i = 0; i < kLanes<double>; ++i) signs[i] = i % 2 ? 1 : -1;
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t h = row % of.H, n = of.n;
+        const T *state = of.state + 2 * row * n, *B = of.B + 2 * h * n, *C = of.C + 2 * h * n;
+        const double *lambda = of.lambda + 2 * h * n, u = double(of.u[row]);
+        T *next = of.next + 2 * row * n;
+        DoubleVector sums = {};
+        int64_t i = 0;
+        for (; i + kPairs <= n; i += kPairs) {
+            const DoubleVector s = load_double(state + 2 * i), a = load(lambda + 2 * i);
+            const DoubleVector turned = signs * broadcast_parts(a, 1) * swapped(s);
+            const DoubleVector after = broadcast_parts(a, 0) * s + turned + u * load_double(B + 2 * i);
+            sums -= signs * load_double(C + 2 * i) * after;
+            store_double(next + 2 * i, after);
+        }
+        double total = sum(sums);
+        for (; i < n; ++i) {
+            const Complex after = get(lambda, i) * get(state, i) + u * get(B, i), c = get(C, i);
+            total += c.re * after.re - c.im * after.im;
+            put(next, i, after);
+        }
+        of.y[row] = T(2 * total + (of.D ? double(of.D[h]) * u : 0));
+    }
+}
+
+template <class T>
+void exponentials(const T *x, double *lambda, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) put(lambda, i, exp(get(x, i)));
+}
+
+template void step(const Step<float> &, int64_t, int64_t);
+template void step(const Step<double> &, int64_t, int64_t);
+template void exponentials(const float *, double *, int64_t, int64_t);
+template void exponentials(const double *, double *, int64_t, int64_t);
+
+}  // namespace S4_FAST_ISA
+}  // namespace s4_fast

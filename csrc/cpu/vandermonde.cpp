@@ -1,0 +1,67 @@
+#include "vandermonde.h"
+
+#include "arguments.h"
+#include "memory.h"
+#include "parallel.h"
+#include "pieces.h"
+
+namespace s4_fast {
+namespace {
+
+template <class T>
+int64_t scratch_bytes(const Synthesis<T> &of) {
+    S4_FAST_RETURN_FROM_ISA(synthesis_scratch(of))
+}
+
+template <class T>
+int64_t scratch_bytes(const Moments<T> &of) {
+    S4_FAST_RETURN_FROM_ISA(moments_scratch(of))
+}
+
+template <class T>
+void run(const Synthesis<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(synthesize(of, h, begin, end, scratch))
+}
+
+template <class T>
+void run(const Moments<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(take_moments(of, h, begin, end, scratch))
+}
+
+template <class Problem>
+int for_each_feature(const Problem &of, int64_t threads) {
+    const Pieces pieces(of.c, of.H, of.L);
+    const int64_t bytes = scratch_bytes(of), count = of.H * pieces.parts;
+    threads = at_most(threads, count);
+    const auto scratch = aligned_memory(bytes * threads);
+    parallel_for(threads, count, [&](int64_t index, int64_t worker) {
+        const int64_t part = index % pieces.parts;
+        run(of, index / pieces.parts, pieces.first(part), pieces.first(part + 1), scratch.get() + worker * bytes);
+    });
+    return 0;
+}
+
+}  // namespace
+}  // namespace s4_fast
+
+using namespace s4_fast;
+
+extern "C" int s4_fast_cpu_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
+                                       const void *x, double scale, void *out, int64_t threads) {
+    return for_dtype("vandermonde", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {v, x, out}, [&](auto zero) {
+        using T = decltype(zero);
+        return for_each_feature(Synthesis<T>{c, H, n, L, static_cast<const T *>(v), static_cast<const T *>(x), scale,
+                                             static_cast<T *>(out)},
+                                threads);
+    });
+}
+
+extern "C" int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u,
+                                   const void *x, void *zeroth, void *first, int64_t threads) {
+    return for_dtype("moments", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {u, x, zeroth}, [&](auto zero) {
+        using T = decltype(zero);
+        return for_each_feature(Moments<T>{c, H, n, L, static_cast<const T *>(u), static_cast<const T *>(x),
+                                           static_cast<T *>(zeroth), static_cast<T *>(first)},
+                                threads);
+    });
+}

@@ -1,0 +1,213 @@
+"""The recurrence of a diagonal SSM in linear time: over a sequence from state to state, and one step of it."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from s4_fast import dispatch
+from s4_fast.ops import _checks, _native_calls
+from s4_fast.ops._library import Op
+from s4_fast.ops.scan import reference
+
+_SCAN = Op(
+    "ssm_scan",
+    tensors=("u", "x", "B", "C", "D", "state"),
+    complex_inputs=(False, True, True, True, False, True),
+    complex_outputs=(False, True),
+    scalars=(),
+    fake=lambda u, x, B, C, D, state: (u.new_empty(u.shape), u.new_empty(u.shape[0], *x.shape)),
+).register()
+
+_STEP = Op(
+    "ssm_step",
+    tensors=("u", "state", "x", "B", "C", "D"),
+    complex_inputs=(False, True, True, True, True, False),
+    complex_outputs=(False, True),
+    scalars=(),
+    fake=lambda u, state, x, B, C, D: (u.new_empty(u.shape), state.new_empty(state.shape)),
+).register()
+
+
+@overload
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: Literal[False] = False,
+    *,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    return_state: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def ssm_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""A diagonal SSM over a sequence, ``s_l = exp(x) s_{l-1} + B u_l``, ``y_l = 2 Re sum_n C s_l + D u_l``.
+
+    The same as ``fft_conv(u, log_vandermonde(C * B, x, L), D)`` where ``state`` is None, without a kernel, in time
+    and memory linear in L. A sequence may be cut anywhere: pass the state that the first part returns to the second,
+    and outputs, final state and gradients are those of the whole.
+
+    Args:
+        u: signals, ``(batch, H, L)``, float32 or float64.
+        x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
+        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        D: skip coefficients, ``(H,)``, real, or None.
+        state: ``s_{-1}``, ``(batch, H, n)``, complex, or None for 0.
+        return_state: whether to return the state after the sequence too.
+        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+
+    Returns:
+        ``y`` ``(batch, H, L)``, or ``(y, s_{L-1})`` with the state ``(batch, H, n)`` if ``return_state``. Both are
+        differentiable in every tensor.
+
+    Raises:
+        TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ.
+        ValueError: shapes do not fit, L or n is 0, or the tensors are on different devices.
+        BackendUnavailableError: ``backend`` cannot serve the call.
+    """
+    call = _prepare_scan(u, x, B, C, D, state)
+    choice = dispatch.choose(call, backend)
+    u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
+    state = x.new_empty(0) if state is None else state
+    if choice.backend == "reference" and u.numel():  # there is no FFT of nothing
+        y, final = _rounded(reference.ssm_scan(*map(_widened, (u, x, B, C, D, state))), u, x)
+    else:
+        y, final = _SCAN(u, x, B, C, D, state, backend=choice.backend)
+    return (y, final) if return_state else y
+
+
+def ssm_step(
+    u: Tensor,
+    state: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""One step of a diagonal SSM, ``s = exp(x) state + B u``, ``y = 2 Re sum_n C s + D u``.
+
+    Args:
+        u: samples, ``(batch, H)``, float32 or float64.
+        state: the state before, ``(batch, H, n)``, complex of the same precision.
+        x: logarithms of the decays per step, ``(H, n)``, complex.
+        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        D: skip coefficients, ``(H,)``, real, or None.
+        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+
+    Returns:
+        ``y`` ``(batch, H)`` and the state after, ``(batch, H, n)``. Both are differentiable in every tensor.
+
+    Raises:
+        TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ.
+        ValueError: shapes do not fit, n is 0, or the tensors are on different devices.
+        BackendUnavailableError: ``backend`` cannot serve the call.
+    """
+    call = _prepare_step(u, state, x, B, C, D)
+    choice = dispatch.choose(call, backend)
+    u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
+    if choice.backend == "reference":
+        return _rounded(reference.ssm_step(*map(_widened, (u, state, x, B, C, D))), u, x)
+    return _STEP(u, state, x, B, C, D, backend=choice.backend)
+
+
+def _real(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == dtype else t.to(dtype)
+
+
+def _widened(t: Tensor) -> Tensor:
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+
+def _rounded(outputs: tuple[Tensor, Tensor], u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return outputs[0].to(u.dtype), outputs[1].to(x.dtype)
+
+
+def _prepare_scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+) -> dispatch.Call:
+    op = "ssm_scan"
+    if u.ndim != 3 or u.shape[-1] < 1:
+        raise ValueError(f"{op}: expected u of shape (batch, H, L) with L >= 1, got {tuple(u.shape)}")
+    return _prepare(op, {"L": u.shape[2]}, u, x, B, C, D, state)
+
+
+def _prepare_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> dispatch.Call:
+    op = "ssm_step"
+    if u.ndim != 2:
+        raise ValueError(f"{op}: expected u of shape (batch, H), got {tuple(u.shape)}")
+    return _prepare(op, {}, u, x, B, C, D, state)
+
+
+def _prepare(
+    op: str,
+    sizes: dict[str, int],
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+) -> dispatch.Call:
+    tensors = {"u": u, "x": x, "B": B, "C": C}
+    if D is not None:
+        tensors["D"] = D
+    if state is not None:
+        tensors["state"] = state
+    device = _checks.same_device(op, **tensors)
+    dtype = _checks.common_dtype(op, real=("u", "D"), **tensors)
+    batch, H, *_ = u.shape
+    if x.ndim != 2 or x.shape[0] != H or x.shape[1] < 1:
+        raise ValueError(f"{op}: expected x of shape (H, n) with H = {H} and n >= 1, got {tuple(x.shape)}")
+    n = x.shape[1]
+    for name, t, shape in (("B", B, (H, n)), ("C", C, (H, n)), ("D", D, (H,)), ("state", state, (batch, H, n))):
+        if t is not None and t.shape != shape:
+            fit = f"{op}: expected {name} of shape {shape} to fit u {tuple(u.shape)} and x {tuple(x.shape)}"
+            raise ValueError(f"{fit}, got {tuple(t.shape)}")
+    return dispatch.Call(op, device, dtype, {"batch": batch, "H": H, "n": n, **sizes}, _checks.needs_grad(**tensors))
+
+
+dispatch.register_op("ssm_scan", _prepare_scan)
+dispatch.register_op("ssm_step", _prepare_step)
+for _op in ("ssm_scan", "ssm_step"):
+    dispatch.register(_op, "reference", f"{__name__}.reference")
+    dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
+    dispatch.register(
+        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
+    )

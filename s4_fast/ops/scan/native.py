@@ -1,0 +1,66 @@
+"""The recurrence of a diagonal SSM by the native library."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s4_fast import native_library
+from s4_fast.ops.scan.pytorch import ssm_step_backward
+
+__all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
+
+
+def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """u (Bt, H, L), x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty -> y like u, the state after u."""
+    y, final = torch.empty_like(u), x.new_empty(*u.shape[:2], x.shape[-1])
+    native_library.call("scan", u, *_sizes(u, x), u, x, B, C, _given(D), _given(state), y, final)
+    return y, final
+
+
+def ssm_scan_backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    tensors = (u, x, B, C, D, state)
+    grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+    # The library always writes the gradient of u: the adjoint passes over its samples anyway.
+    grad_u = torch.empty_like(u) if grads[0] is None else grads[0]
+    given = [None if g is None else _given(g) for g in grads[1:]]
+    inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
+    native_library.call("scan_backward", u, *_sizes(u, x), *inputs, grad_u, *given)
+    return tuple(grads)
+
+
+def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """u (Bt, H), state (Bt, H, n), x, B, C (H, n), D (H,) or empty -> y (Bt, H), the state after (Bt, H, n)."""
+    return step(u, state, exponentials(x), B, C, D)
+
+
+def exponentials(x: Tensor) -> Tensor:
+    """exp(x) in complex128, as :func:`step` takes it."""
+    out = torch.empty_like(x, dtype=torch.complex128)
+    native_library.call("exp", x, x.dtype, x.numel(), x, out)
+    return out
+
+
+def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`ssm_step` for lam = exp(x) in complex128."""
+    y, after = torch.empty_like(u), torch.empty_like(state)
+    native_library.call("step", u, u.dtype, *state.shape, u, state, lam, B, C, _given(D), y, after)
+    return y, after
+
+
+def _sizes(u: Tensor, x: Tensor) -> tuple[torch.dtype, int, int, int, int]:
+    return u.dtype, u.shape[0], u.shape[1], x.shape[1], u.shape[2]
+
+
+def _given(t: Tensor) -> Tensor | None:
+    return t if t.numel() else None

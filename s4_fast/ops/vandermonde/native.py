@@ -1,0 +1,30 @@
+"""Vandermonde products by the native library."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from s4_fast import native_library
+from s4_fast.ops.vandermonde.products import Products
+
+
+def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
+    c, H, n = v.shape
+    out = v.new_empty(c, H, L, dtype=v.real.dtype)
+    native_library.call("vandermonde", out, v.dtype, c, H, n, L, v, x, scale, out)
+    return out
+
+
+def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+    (c, H, L), n = u.shape, x.shape[-1]
+    zeroth = x.new_empty(c, H, n)
+    with_l = x.new_empty(c, H, n) if first else None
+    native_library.call("moments", u, u.dtype, c, H, n, L, u, x, zeroth, with_l)
+    return zeroth, with_l
+
+
+_PRODUCTS = Products(_synthesize, _moments)
+log_vandermonde = _PRODUCTS.log_vandermonde
+log_vandermonde_backward = _PRODUCTS.log_vandermonde_backward
+log_vandermonde_transpose = _PRODUCTS.log_vandermonde_transpose
+log_vandermonde_transpose_backward = _PRODUCTS.log_vandermonde_transpose_backward
