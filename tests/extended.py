@@ -41,20 +41,16 @@ def cauchy_bilinear(v: Array, w: Array, L: int) -> Array:
 
 
 def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
-    """One input and one output, rank 1 or 2; rounded to float64."""
+    """One input and one output, any rank; rounded to float64."""
     w, P, Q, B, C, dt = (widened(t) for t in (w, P, Q, B, C, dt))
     left, right = np.concatenate((C, Q.conj())), np.concatenate((B, P))
     sin, cos = half_angles(L)
-    h = (cos - 1j * sin) * cos
-    rho = np.stack([[cauchy_bilinear(dt * x * y, w, L) for y in right] for x in left])
-    if len(P) == 1:
-        correction = h * rho[0, 1] * rho[1, 0] / (1 + h * rho[1, 1])
-    else:
-        s = h * rho[1:, 1:]
-        s[0, 0] += 1
-        s[1, 1] += 1
-        first = s[1, 1] * rho[1, 0] - s[0, 1] * rho[2, 0]
-        second = s[0, 0] * rho[2, 0] - s[1, 0] * rho[1, 0]
-        correction = h * (rho[0, 1] * first + rho[0, 2] * second) / (s[0, 0] * s[1, 1] - s[0, 1] * s[1, 0])
-    kernel = scipy.fft.irfft(rho[0, 0] - correction, n=L)
+    M = np.stack([[cauchy_bilinear(dt * x * y, w, L) for y in right] for x in left])
+    M[1:] *= (cos - 1j * sin) * cos
+    for i in range(1, len(M)):
+        M[i, i] += 1
+    # By elimination: next to a pole the determinant of the rank x rank matrix is a difference of squares of large sums.
+    for p in reversed(range(1, len(M))):
+        M[:p, :p] -= M[:p, p : p + 1] / M[p, p] * M[p : p + 1, :p]
+    kernel = scipy.fft.irfft(M[0, 0], n=L)
     return torch.from_numpy(kernel.astype(np.float64))[None, None]

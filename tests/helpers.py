@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -103,6 +104,31 @@ def backends(op: str) -> list[Any]:
     """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
     names = [name for name in dispatch.implementations(op) if name not in ("reference", "keops", "triton")]
     return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The native library's kernels for ``name``, in this block."""
+    try:
+        native_library.use_isa(name)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    try:
+        assert native_library.isa() == name
+        yield
+    finally:
+        native_library.use_isa(None)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's, and the native library's, number of threads in this block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keops_missing() -> str:

@@ -87,7 +87,8 @@ S4_FAST_API int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_
  * with rho[i, j] the Cauchy sum of v[i, j, h, :] and the poles w at omega_f = exp(-2 pi i f / L), conjugates included,
  *     rho = e^{i theta/2} sum_n v/(2 i s - w c),  s, c = sin, cos(theta/2).
  * v (c + rank, b + rank, H, n) pairs of doubles; w (H, n) complex; shift (c + rank, b + rank, H) doubles;
- * spectrum (b, c, H, L/2 + 1) complex. All arithmetic is in double. */
+ * spectrum (b, c, H, L/2 + 1) complex. All arithmetic is in double. On a CPU rank may be at most 8, and
+ * (b + rank) (c + rank) at most 128. */
 S4_FAST_API int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                           int64_t L, const double *v, const void *w, const double *shift,
                                           void *spectrum, int64_t threads);

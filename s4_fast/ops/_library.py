@@ -41,7 +41,7 @@ class Op:
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        if _runs_directly(args[:count]) and args[0].numel():
+        if runs_directly(args[:count]) and args[0].numel():
             tensors = [t.resolve_conj().resolve_neg().contiguous() for t in args[:count]]
             return _join([t.contiguous() for t in self._run(self.name, tensors, args[count:], backend)])
         if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
@@ -143,7 +143,7 @@ class Op:
         )
 
 
-def _runs_directly(tensors: Sequence[Tensor]) -> bool:
+def runs_directly(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass.
 
     torch.library costs tens of microseconds, which is more than one step of a recurrence.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from s4_fast.ops import _checks, dplr_kernel
+from s4_fast.ops import _checks, dplr_kernel, dplr_step
 from s4_fast.ssm import initialization
 from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, to_pairs
 
@@ -33,11 +33,11 @@ class DPLRRecurrence(NamedTuple):
         return out
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.advance(state) + self.B * u[..., None]
-        return _overlap(self.C, state[:, None]).squeeze(-1), state
+        return dplr_step(u.to(state.dtype.to_real()), state, *self)
 
     def to(self, dtype: torch.dtype) -> DPLRRecurrence:
-        return DPLRRecurrence(*(t.to(dtype) for t in self))
+        """Contiguous, as every step would otherwise copy what it reads."""
+        return DPLRRecurrence(*(t.to(dtype).contiguous() for t in self))
 
 
 class DPLRSSM(SSMParameters):

@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor
 from torch.autograd import gradcheck
 
-from s4_fast import dplr_kernel
+import s4_fast
+from s4_fast import BackendUnavailableError, dplr_kernel, native_library
 from s4_fast.ssm import hippo
 from tests import extended
 from tests.extended import needs_extended
@@ -19,9 +20,12 @@ from tests.helpers import (
     assert_gradients_one_by_one,
     backends,
     evaluate,
+    instruction_set,
     log_uniform,
+    needs_native,
     normal,
     relative_error,
+    threads,
     uniform,
     unusual_views,
     widened,
@@ -208,6 +212,86 @@ def test_tied_P_and_Q_collect_both_gradients(generator: Generator) -> None:
     output = dplr_kernel(**{**tensors, "P": P, "Q": P}, L=9)
     cotangent = normal(Generator().manual_seed(0), *output.shape, dtype=torch.float32).to(output)
     assert relative_error(torch.autograd.grad(output, P, cotangent)[0], grads["P"] + grads["Q"]) <= 1e-14
+
+
+ISAS = ("avx512", "avx2", "portable")
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("L", [1, 2, 17, 1047])
+@pytest.mark.parametrize(
+    ("n", "r", "b", "c"), [(1, 1, 1, 1), (3, 1, 1, 2), (29, 2, 1, 1), (100, 1, 3, 1), (3, 3, 2, 2), (2, 8, 1, 1)]
+)
+def test_every_instruction_set(
+    n: int, r: int, b: int, c: int, L: int, dtype: torch.dtype, isa: str, generator: Generator
+) -> None:
+    tensors = random_inputs(generator, dtype, n=n, r=r, b=b, c=c)
+    with instruction_set(isa):
+        assert_contract("dplr_kernel", tensors, "native", forward=FORWARD[dtype], L=L)
+
+
+@needs_native
+@needs_extended
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("coupling", [1, 1e-3])
+@pytest.mark.parametrize("resonance", RESONANCES)
+def test_every_instruction_set_on_roots_of_unity(resonance: tuple, coupling: float, isa: str) -> None:
+    """Weakly coupled poles are poles of the kernel: nodes in double alone would cost 3e-12 to 2e-10."""
+    tensors = resonant_inputs(*resonance, torch.complex128)
+    tensors |= {name: coupling * tensors[name] for name in ("P", "Q")}
+    with instruction_set(isa):
+        kernel = dplr_kernel(**tensors, L=resonance[2], backend="native")
+    assert relative_error(kernel, extended.dplr_kernel(**tensors, L=resonance[2])) <= 1e-12
+
+
+@needs_native
+@pytest.mark.parametrize(("H", "n", "L"), [(1, 3, 70001), (3, 29, 10006), (130, 4, 40)])
+def test_threads_do_not_change_a_bit(H: int, n: int, L: int, generator: Generator) -> None:
+    tensors = random_inputs(generator, torch.complex64, H=H, n=n, c=2)
+    outcomes = []
+    for count in (1, 2, 5):
+        with threads(count):
+            outcomes.append(evaluate("dplr_kernel", tensors, "native", L=L))
+    for other in outcomes[1:]:
+        assert torch.equal(other.output, outcomes[0].output)
+        assert all(torch.equal(g, outcomes[0].grads[name]) for name, g in other.grads.items())
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"r": 9}, "a rank of at most 8, not 9"),
+        ({"r": 2, "b": 30, "c": 3}, r"at most 128 sums, not 32 x 5 \(rank 2, 30 B and 3 C\)"),
+    ],
+)
+def test_what_native_does_not_take_is_left_to_pytorch(sizes: dict, message: str, generator: Generator) -> None:
+    tensors = random_inputs(generator, torch.complex64, **sizes)
+    with pytest.raises(BackendUnavailableError, match=message):
+        dplr_kernel(**tensors, L=5, backend="native")
+    assert s4_fast.explain(dplr_kernel, **tensors, L=5).backend == "pytorch"
+
+
+@needs_native
+def test_native_is_the_automatic_choice_on_the_cpu(generator: Generator) -> None:
+    tensors = random_inputs(generator, torch.complex64, r=8)
+    assert s4_fast.explain(dplr_kernel, **tensors, L=5).backend == "native"
+    on_meta = {name: t.to("meta") for name, t in tensors.items()}
+    assert s4_fast.explain(dplr_kernel, **on_meta, L=5).backend == "pytorch"
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rank": 9}, "rank must be at most 8"), ({"b": 127}, r"\(b \+ rank\)"), ({"L": 0}, "L must be at least 1")],
+)
+def test_the_library_refuses_what_it_does_not_take(change: dict, message: str) -> None:
+    sizes = {"b": 1, "c": 1, "rank": 1, "H": 1, "n": 1, "L": 1, **change}
+    t = torch.zeros(1, dtype=torch.complex128)
+    with pytest.raises(RuntimeError, match=f"dplr_spectrum: .*{message}"):
+        native_library.call("dplr_spectrum", t, t.dtype, *sizes.values(), t, t, t, t)
 
 
 GOOD = {

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4_fast import DPLRSSM, DiagonalSSM, fft_conv
+from s4_fast import DPLRSSM, DiagonalSSM, dispatch, fft_conv, use_backend
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear
 from s4_fast.ssm.parameters import SSMParameters
-from tests.helpers import relative_error
+from tests.helpers import needs_native, relative_error
 
 DATA = Path(__file__).parents[1] / "data"
 INITS = [("legs", 1), ("legt", 2), ("fout", 1), ("legs", 3)]
@@ -312,6 +312,19 @@ def test_a_longer_kernel_between_forward_and_backward_is_refused(generator):
     loss = ssm.kernel(10).sum() + ssm.kernel(11).sum()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@needs_native
+@pytest.mark.parametrize(("init", "rank"), INITS)
+def test_native_steps_are_those_of_pytorch(init, rank, generator):
+    ssm = build(generator, init, rank).float()
+    u, state = torch.randn(3, 4, 50, generator=generator), ssm.init_state(3)
+    with torch.no_grad(), mock.patch.object(dispatch, "load", wraps=dispatch.load) as load:
+        got = run(ssm, u, state)
+    assert {call.args for call in load.call_args_list} == {("dplr_step", "native")}
+    with torch.no_grad(), use_backend("pytorch"):
+        want = run(ssm.double(), u.double(), state.to(C128))
+    assert all(relative_error(*pair) < 1e-5 for pair in zip(got, want, strict=True))
 
 
 # What DPLRSSM and DiagonalSSM share

@@ -1,4 +1,4 @@
-"""The convolution kernel of a diagonal-plus-low-rank SSM (S4)."""
+"""The convolution kernel of a diagonal-plus-low-rank SSM (S4), and one step of its recurrence."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
-from s4_fast.ops._library import Op
-from s4_fast.ops.dplr import reference
+from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops._library import Op, runs_directly
+from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
+_STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C")
+
+# What the native library takes: kMaxRank and kMaxSums of csrc/cpu/dplr.h.
+_MAX_RANK, _MAX_SUMS = 8, 128
 
 _KERNEL = Op(
     "dplr_kernel",
@@ -69,6 +73,51 @@ def dplr_kernel(
     return _KERNEL(w, P, Q, B, C, dt, L, backend=choice.backend)
 
 
+def dplr_step(
+    u: Tensor,
+    state: Tensor,
+    increment: Tensor,
+    G: Tensor,
+    V: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""One step of a diagonal-plus-low-rank recurrence, in O(n) per feature.
+
+    ``s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u``,  ``y_c = 2 Re sum_n C_c s'``, over one of each
+    conjugate pair. The increment is lambda - 1 of the diagonal part, which keeps what float32 loses of lambda.
+
+    Args:
+        u: input, ``(batch, H)``, float32 or float64.
+        state: ``(batch, H, n)``, complex of the same precision, as are the following.
+        increment: ``(H, n)``.
+        G, V: low-rank factors of the step, ``(r, H, n)``. Any rank r >= 1.
+        B: input vector, ``(H, n)``.
+        C: output vectors, ``(c, H, n)``.
+        backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in gradients or graphs.
+
+    Returns:
+        ``y`` ``(batch, c, H)``, real, and the next state. Differentiable in every tensor.
+
+    Raises:
+        TypeError: a tensor has the wrong type, or the precisions differ.
+        ValueError: shapes do not fit, or the tensors are on different devices.
+        BackendUnavailableError: ``backend`` cannot serve the call.
+    """
+    tensors = (u, state, increment, G, V, B, C)
+    call = _prepare_step(*tensors)
+    choice = dispatch.choose(call, backend)
+    if choice.backend == "reference":
+        wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors)
+        y, following = reference.dplr_step(*wide)
+        return y.to(call.dtype), following.to(state.dtype)
+    # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can.
+    module = pytorch if torch.compiler.is_compiling() else dispatch.load("dplr_step", choice.backend)
+    return module.dplr_step(u.to(call.dtype), *tensors[1:])
+
+
 def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> dispatch.Call:
     op = "dplr_kernel"
     tensors = dict(zip(_TENSORS, (w, P, Q, B, C, dt), strict=True))
@@ -89,6 +138,53 @@ def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, 
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))
 
 
+def _prepare_step(
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+) -> dispatch.Call:
+    op = "dplr_step"
+    tensors = dict(zip(_STEP_TENSORS, (u, state, increment, G, V, B, C), strict=True))
+    device = _checks.same_device(op, **tensors)
+    dtype = _checks.common_dtype(op, real=("u",), **tensors)
+    if state.ndim != 3 or 0 in state.shape[1:]:
+        raise ValueError(f"{op}: expected state of shape (batch, H, n) with H, n >= 1, got {tuple(state.shape)}")
+    batch, H, n = state.shape
+    for name, t, expected in (("u", u, (batch, H)), ("increment", increment, (H, n)), ("B", B, (H, n))):
+        if t.shape != expected:
+            raise ValueError(f"{op}: expected {name} of shape {expected} to fit state, got {tuple(t.shape)}")
+    for name, t in (("G", G), ("V", V), ("C", C)):
+        if t.ndim != 3 or t.shape[0] < 1 or t.shape[1:] != (H, n):
+            raise ValueError(f"{op}: expected {name} of shape (k, {H}, {n}) to fit state, got {tuple(t.shape)}")
+    if G.shape != V.shape:
+        raise ValueError(f"{op}: expected G and V of one shape, got {_checks.shape_of(G=G, V=V)}")
+    shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
+    grads = _checks.needs_grad(**tensors)
+    if not grads and not runs_directly(tuple(tensors.values())):
+        grads = _STEP_TENSORS  # tangents, transforms and modes must see the operations, too
+    return dispatch.Call(op, device, dtype, shape, grads)
+
+
+def _native_refuses(call: dispatch.Call) -> str | None:
+    rank = call.shape["rank"]
+    if call.device != "cpu":
+        return f"its DPLR kernels run on the CPU; the tensors are on {call.device!r}"
+    return f"it takes a rank of at most {_MAX_RANK}, not {rank}" if rank > _MAX_RANK else None
+
+
+def _native_refuses_kernel(call: dispatch.Call) -> str | None:
+    rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
+    if (b + rank) * (c + rank) > _MAX_SUMS:
+        return f"it takes at most {_MAX_SUMS} sums, not {b + rank} x {c + rank} (rank {rank}, {b} B and {c} C)"
+    return _native_refuses(call)
+
+
+def _native_refuses_step(call: dispatch.Call) -> str | None:
+    if torch.compiler.is_compiling():
+        return "its step is not part of compiled graphs"
+    if call.grads:
+        return f"its step has no gradients or transforms, and {', '.join(call.grads)} need them"
+    return _native_refuses(call)
+
+
 def _triton_refuses(call: dispatch.Call) -> str | None:
     rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
     sums = math.prod(1 << (size + rank - 1).bit_length() for size in (b, c))
@@ -106,4 +202,14 @@ dispatch.register(
     f"{__name__}.triton",
     refuses=_triton_refuses,
     preferred=_triton_calls.preferred,
+)
+dispatch.register(
+    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_calls.preferred
+)
+
+dispatch.register_op("dplr_step", _prepare_step)
+dispatch.register("dplr_step", "reference", f"{__name__}.reference")
+dispatch.register("dplr_step", "pytorch", f"{__name__}.pytorch")
+dispatch.register(
+    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_calls.preferred
 )

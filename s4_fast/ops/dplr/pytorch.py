@@ -1,4 +1,4 @@
-"""The DPLR convolution kernel in pure PyTorch: Cauchy sums in the FFT form, then the split Woodbury correction.
+"""The DPLR kernel and step in pure PyTorch. Kernel: Cauchy sums in the FFT form, then the split Woodbury correction.
 
 The FFT form is accurate in norm, not node by node, and the Woodbury quotient amplifies its error: in float32 by
 10^2 for the kernel, by up to 10^6 for the gradient of weakly damped poles (LegT). Everything between the
@@ -40,6 +40,17 @@ def dplr_kernel_backward(
     half = conj_physical(torch.fft.rfft(grad.double(), norm="forward"))
     rows = combine_backward(half, kernel.sums(with_CB=False), kernel.h, kernel.alpha)
     return kernel.backward(rows, needs)
+
+
+def dplr_step(
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """u (Bt, H), state (Bt, H, n), increment, B (H, n), G, V (r, H, n), C (c, H, n) -> (Bt, c, H), (Bt, H, n)."""
+    following = state + increment * state
+    for g, v in zip(G, V, strict=True):
+        following = following - g * (2 * (v * state).sum(-1, keepdim=True).real)
+    following = following + B * u[..., None]
+    return 2 * (C * following[:, None]).sum(-1).real, following
 
 
 class _Kernel:

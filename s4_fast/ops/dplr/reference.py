@@ -1,4 +1,4 @@
-"""The definition, in any precision."""
+"""The definitions, in any precision."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tenso
     eye = torch.eye(P.shape[0], dtype=rho.dtype, device=rho.device)
     correction = rho[..., :c, b:] @ torch.linalg.solve(eye + h * rho[..., c:, b:], h * rho[..., c:, :b])
     return torch.fft.irfft((rho[..., :c, :b] - correction).permute(3, 2, 0, 1), n=L)
+
+
+def dplr_step(
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u, and y_c = 2 Re sum_n C_c s'."""
+    overlap = 2 * torch.einsum("rhn,bhn->brh", V, state).real
+    state = state + increment * state - torch.einsum("rhn,brh->bhn", G, overlap.to(G.dtype)) + B * u[..., None]
+    return 2 * torch.einsum("chn,bhn->bch", C, state).real, state

@@ -1,14 +1,8 @@
 """The DPLR convolution kernel as fused Triton kernels: Cauchy sums and Woodbury correction in registers.
 
-The spectrum (woodbury.py) is the Schur complement, k = M_00 - M_01 M_11^-1 M_10, of the sums at a node with
-
-    M = [ rho_CB'            rho_CP      ]
-        [ h rho_QB' - alpha  I + h rho_QP ],
-
-which Gaussian elimination leaves in place of M_00. One kernel writes the finished spectrum. Its adjoint recomputes the
-sums and writes their gradients, which the backward kernel of the Cauchy sums reduces over the nodes. All of it is
-float64: the Woodbury quotient amplifies the rounding of the sums, for the gradient of weakly damped poles (LegT) by up
-to 10^6.
+One kernel writes the finished spectrum, the Schur complement of M (factors.py). Its adjoint recomputes the sums and
+writes their gradients, which the backward kernel of the Cauchy sums reduces over the nodes. All of it is float64: the
+Woodbury quotient amplifies the rounding of the sums, for the gradient of weakly damped poles (LegT) by up to 10^6.
 """
 
 from __future__ import annotations
@@ -16,21 +10,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, conj_physical
+from torch import Tensor
 
 from s4_fast.ops._triton import LAUNCH, half_angle, load_complex, pairs, store_complex
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
 from s4_fast.ops.cauchy.triton import cauchy_bilinear_backward, row_sums
-from s4_fast.ops.dplr.woodbury import split
-
-_WIDE = torch.complex128
+from s4_fast.ops.dplr.factors import Factors
 
 
 def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
     """w (H, n), P, Q (r, H, n), B (b, H, n), C (c, H, n), dt (H, 1 or n) -> (b, c, H, L)."""
-    factors = _Factors(P, Q, B, C, dt)
+    factors = Factors(P, Q, B, C, dt)
     spectrum = w.new_empty(B.shape[0], C.shape[0], w.shape[0], L // 2 + 1)
-    factors.launch(spectrum_kernel, w, L, torch.view_as_real(spectrum))
+    _launch(spectrum_kernel, factors, w, L, torch.view_as_real(spectrum))
     return torch.fft.irfft(spectrum, n=L)
 
 
@@ -45,55 +37,27 @@ def dplr_kernel_backward(
     L: int,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    factors = _Factors(P, Q, B, C, dt)
+    factors = Factors(P, Q, B, C, dt)
     spectrum = adjoint_irfft(grad.double(), L)
     grad_rho = spectrum.new_empty(factors.v.shape[0], w.shape[0], L // 2 + 1)
-    factors.launch(spectrum_backward_kernel, w, L, pairs(spectrum), torch.view_as_real(grad_rho))
+    _launch(spectrum_backward_kernel, factors, w, L, pairs(spectrum), torch.view_as_real(grad_rho))
     grad_v, grad_w = cauchy_bilinear_backward(grad_rho, factors.v, w, L, (True, needs[0]))
     return (grad_w, *factors.backward(grad_v))
 
 
-class _Factors:
-    """The left (C, Q*) and right (B', P) factors of the sums in complex128, their products, and M - h rho."""
-
-    def __init__(self, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> None:
-        self.dtype, self.dt = P.dtype, dt
-        self.b, self.c, self.rank = B.shape[0], C.shape[0], P.shape[0]
-        P = P.to(_WIDE)
-        self.alpha, rest = split(P, B.to(_WIDE))
-        self.left = torch.cat((C.to(_WIDE), conj_physical(Q.to(_WIDE))))
-        self.right = torch.cat((rest, P))
-        self.products = (self.left[:, None] * self.right).flatten(0, 1)
-        self.v = dt.double() * self.products
-        self.shift = self.alpha.new_zeros(self.c + self.rank, self.b + self.rank, P.shape[1])
-        self.shift[self.c :, : self.b] = -self.alpha
-        self.shift[self.c :, self.b :].diagonal(dim1=0, dim2=1).fill_(1)
-
-    def launch(self, kernel: triton.JITFunction, w: Tensor, L: int, *tensors: Tensor) -> None:
-        """Run ``kernel`` on every node of every feature."""
-        H, n = w.shape
-        rows, columns = (triton.next_power_of_2(size + self.rank) for size in (self.c, self.b))
-        # A thread keeps the whole M of its node where that is small, and half of it where it is not.
-        nodes = 128 if rows * columns <= 8 else 64
-        kernel[(H, triton.cdiv(L // 2 + 1, nodes))](
-            *(pairs(self.v), pairs(w), self.shift, *tensors, H, n, L),
-            *(self.b, self.c, self.rank, rows, columns, nodes),
-            num_warps=4,
-            **LAUNCH,
-        )
-
-    def backward(self, grad_v: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of P, Q, B, C and dt. alpha is a constant: the kernel does not depend on it."""
-        grad_dt = (grad_v * conj_physical(self.products)).real.sum(0)
-        if self.dt.shape[-1] == 1:
-            grad_dt = grad_dt.sum(-1, keepdim=True)
-        grad = (self.dt.double() * grad_v).unflatten(0, (self.c + self.rank, self.b + self.rank))
-        left = (grad * conj_physical(self.right)).sum(1)
-        right = (grad * conj_physical(self.left)[:, None]).sum(0)
-        grad_B = right[: self.b]
-        grad_P = right[self.b :] - torch.einsum("rbh,bhn->rhn", self.alpha.to(_WIDE), grad_B)
-        complex_grads = (grad_P, conj_physical(left[self.c :]), grad_B, left[: self.c])
-        return (*(g.to(self.dtype) for g in complex_grads), grad_dt.to(self.dt.dtype))
+def _launch(kernel: triton.JITFunction, factors: Factors, w: Tensor, L: int, *tensors: Tensor) -> None:
+    """Run ``kernel`` on every node of every feature."""
+    b, c, rank = factors.b, factors.c, factors.rank
+    H, n = w.shape
+    rows, columns = (triton.next_power_of_2(size + rank) for size in (c, b))
+    # A thread keeps the whole M of its node where that is small, and half of it where it is not.
+    nodes = 128 if rows * columns <= 8 else 64
+    kernel[(H, triton.cdiv(L // 2 + 1, nodes))](
+        *(pairs(factors.v), pairs(w), factors.shift, *tensors, H, n, L),
+        *(b, c, rank, rows, columns, nodes),
+        num_warps=4,
+        **LAUNCH,
+    )
 
 
 @triton.jit

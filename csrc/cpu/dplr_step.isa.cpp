@@ -1,0 +1,102 @@
+// One step of a DPLR recurrence, vectorised over the states. Complex numbers stay interleaved: the real part of a
+// product summed over states is the sum of the even entries of an elementwise product less that of the odd ones.
+#include "complex.h"
+#include "dplr.h"
+
+namespace s4_fast {
+namespace S4_FAST_ISA {
+namespace {
+
+template <int... I>
+constexpr auto neighbours(std::integer_sequence<int, I...>) {
+    return std::integer_sequence<int, (I ^ 1)...>{};
+}
+
+// The real parts (Part = 0) or the imaginary parts (1), each twice.
+template <int Part, int... I>
+constexpr auto doubled(std::integer_sequence<int, I...>) {
+    return std::integer_sequence<int, ((I & ~1) + Part)...>{};
+}
+
+// Adds to every lane the one `Width` further on.
+template <class T, int Width, int... I>
+S4_FAST_INLINE Vector<T> folded(Vector<T> x, std::integer_sequence<int, I...>) {
+    return x + shuffle<T>(x, x, std::integer_sequence<int, (I + Width) % int(sizeof...(I))...>{});
+}
+
+// The sum of the even lanes less that of the odd ones.
+template <class T, int Width = kLanes<T> / 2>
+S4_FAST_INLINE T alternating_sum(Vector<T> x) {
+    if constexpr (Width < 2)
+        return x[0] - x[1];
+    else
+        return alternating_sum<T, Width / 2>(folded<T, Width>(x, std::make_integer_sequence<int, kLanes<T>>{}));
+}
+
+// 2 Re sum_n a b, for n complex numbers.
+template <class T>
+S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
+    constexpr int count = kLanes<T>;
+    Vector<T> first = {}, second = {};
+    int64_t i = 0;
+    for (; i + 2 * count <= 2 * n; i += 2 * count) {
+        first += load(a + i) * load(b + i);
+        second += load(a + i + count) * load(b + i + count);
+    }
+    T sum = 0;
+    for (; i + count <= 2 * n; i += count) first += load(a + i) * load(b + i);
+    first += second;
+    for (; i < 2 * n; i += 2) sum += a[i] * b[i] - a[i + 1] * b[i + 1];
+    return 2 * (sum + alternating_sum<T>(first));
+}
+
+// next = s + increment s + B u
+template <class T>
+S4_FAST_INLINE void advance(const T *s, const T *increment, const T *B, T u, int64_t n, T *next) {
+    constexpr int count = kLanes<T>;
+    constexpr auto lanes = std::make_integer_sequence<int, count>{};
+    Vector<T> sign;
+    for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? T(1) : T(-1);
+    int64_t i = 0;
+    for (; i + count <= 2 * n; i += count) {
+        const Vector<T> x = load(s + i), factor = load(increment + i);
+        const Vector<T> re = shuffle<T>(factor, factor, doubled<0>(lanes));
+        const Vector<T> im = shuffle<T>(factor, factor, doubled<1>(lanes));
+        const Vector<T> result = x + (re * x + im * (sign * shuffle<T>(x, x, neighbours(lanes))) + u * load(B + i));
+        store<T>(next + i, result);
+    }
+    for (; i < 2 * n; i += 2) {
+        const T re = s[i], im = s[i + 1], a = increment[i], b = increment[i + 1];
+        next[i] = re + (a * re - b * im + u * B[i]);
+        next[i + 1] = im + (a * im + b * re + u * B[i + 1]);
+    }
+}
+
+}  // namespace
+
+template <class T>
+void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
+    const FlushDenormals flush;
+    const int64_t H = step.H, n = step.n, width = 2 * n;
+    for (int64_t h = first; h < last; ++h)
+        for (int64_t batch = 0; batch < step.batch; ++batch) {
+            const int64_t at = batch * H + h;
+            const T *s = step.state + at * width;
+            T *next = step.next + at * width;
+            T overlaps[kMaxRank];  // of s, which next may overwrite
+            for (int64_t r = 0; r < step.rank; ++r) overlaps[r] = overlap(step.V + (r * H + h) * width, s, n);
+            advance(s, step.increment + h * width, step.B + h * width, step.u[at], n, next);
+            for (int64_t r = 0; r < step.rank; ++r) {
+                const T *G = step.G + (r * H + h) * width;
+                for (int64_t i = 0; i < width; ++i) next[i] -= overlaps[r] * G[i];
+            }
+            for (int64_t c = 0; c < step.c; ++c)
+                step.y[(batch * step.c + c) * H + h] = overlap(step.C + (c * H + h) * width, next, n);
+        }
+}
+
+template void dplr_step(const DplrStep<float> &, int64_t, int64_t);
+template void dplr_step(const DplrStep<double> &, int64_t, int64_t);
+
+}  // namespace S4_FAST_ISA
+}  // namespace s4_fast
