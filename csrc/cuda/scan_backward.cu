@@ -126,15 +126,18 @@ __global__ void __launch_bounds__(THREADS)
         load_samples<false>(tables.u, tables.chunks, u);
         __syncthreads();
         for (int m = row; m < M; m += ROWS) {
-            R window[4] = {};  // u[t - d - e]
+            R window[4] = {}, products[4] = {};  // u[t - d - e], and their products with grad_y[t]
             for (int t = d; t < T; ++t) {
                 const R g = tables.grad_y[m][t];
                 window[0] = tables.u[m][t - d];
 #pragma unroll
-                for (int e = 0; e < 4; ++e) sums[e] += g * window[e];
+                for (int e = 0; e < 4; ++e) products[e] += g * window[e];
 #pragma unroll
                 for (int e = 3; e > 0; --e) window[e] = window[e - 1];
             }
+            // Chunk by chunk: one long sum would round more.
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sums[e] += products[e];
         }
     }
 #pragma unroll

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,9 +19,16 @@ from tests.native.trees import ROOT
 
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 GUARD = 64
+# The compiler's options, for a run of the tests with sanitizers.
+OPTIONS_VARIABLE = "S4_FAST_EMULATED_OPTIONS"
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+needs_device = pytest.mark.skipif(
+    bool(native_library.cause(cuda=True)), reason=f"the native library on a GPU: {native_library.cause(cuda=True)}"
+)
 
 
-def build(folder: Path, options: Sequence[str] = ("-O1",)) -> Path:
+def build(folder: Path, options: Sequence[str]) -> Path:
     """Compile csrc/cuda for the CPU into a library in ``folder``."""
     sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
     command = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DS4_FAST_EMULATE", '-DS4_FAST_VERSION="0"']
@@ -73,3 +82,6 @@ class Device:
 
     def call(self, name: str, like: Tensor, *args: Any) -> None:
         native_library.call(name, like, *args)
+
+
+Library = Emulated | Device

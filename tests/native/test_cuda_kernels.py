@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,39 +14,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from s4_fast import native_library
 from s4_fast.ops.cauchy import reference as cauchy
 from s4_fast.ops.vandermonde import reference as vandermonde
-from tests.helpers import GRADIENT, log_nodes, log_uniform, normal, relative_error, uniform, widened
-from tests.native.emulated import Device, Emulated, build
+from tests.helpers import DTYPES, GRADIENT, log_nodes, log_uniform, normal, relative_error, uniform, widened
+from tests.native.emulated import OPTIONS_VARIABLE, Emulated, Library, needs_compiler
+from tests.native.trees import ROOT
 
-Library = Emulated | Device
-
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
-needs_device = pytest.mark.skipif(
-    not torch.cuda.is_available() or bool(native_library.cause(cuda=True)),
-    reason=f"the native library on a CUDA device: {native_library.cause(cuda=True)}",
-)
-DTYPES = (torch.complex64, torch.complex128)
 # A unit in the last place of a float32 output is 6e-8; a forward result is sums of a few such errors.
 FORWARD = {"float32": 1e-6, "float64": 1e-12}
 DECAYS = ("none", "weak", "strong")
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    return Emulated(build(tmp_path_factory.mktemp("emulated")))
-
-
-@pytest.fixture(
-    params=[pytest.param("emulated", marks=needs_compiler), pytest.param("cuda", marks=[needs_device, pytest.mark.gpu])]
-)
-def library(request: pytest.FixtureRequest) -> Library:
-    if request.param == "cuda":
-        return Device()
-    library = request.getfixturevalue("emulated")
-    library.order("shuffled")
-    return library
 
 
 def empty(like: Tensor, *shape: int, real: bool = False) -> Tensor:
@@ -360,9 +338,7 @@ def test_scan(
 
     def backward(needed: Sequence[bool]) -> list[Tensor | None]:
         grad_y, grad_final, *tensors = (None if t is None else t.to(library.device) for t in (*cotangents, *inputs))
-        out = [
-            empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)
-        ]
+        out = [empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)]
         library.call("scan_backward", grad_y, dtype, batch, H, n, L, grad_y, grad_final, *tensors, *out)
         return out
 
@@ -499,3 +475,34 @@ def test_a_workspace_that_is_too_small(emulated: Emulated) -> None:
     assert b"scan: the workspace has 100 bytes and needs" in emulated._handle.s4_fast_error()
     assert function(*sizes, *pointers, *rest, None, None, 0, None)
     assert b"neither a workspace nor where to write its size" in emulated._handle.s4_fast_error()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_no_sanitizer_complains() -> None:
+    """This file again, with the kernels compiled for the address and undefined-behaviour sanitizers."""
+    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    preload = found.stdout.strip()
+    if not os.path.isabs(preload):
+        pytest.skip("g++ has no address sanitizer")
+    environment = {
+        **os.environ,
+        OPTIONS_VARIABLE: "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "emulated or order",
+        __file__,
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert " passed" in result.stdout or "[100%]" in result.stdout
