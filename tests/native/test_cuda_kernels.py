@@ -1,4 +1,4 @@
-"""Every CUDA kernel against float64: on the CPU, where csrc/cuda/emulate.h runs it, and on the GPU where there is one."""
+"""Every CUDA kernel against float64: on the CPU, where csrc/cuda/emulate.h runs it, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from torch import Generator, Tensor
 
 from s4_fast.ops.cauchy import reference as cauchy
 from s4_fast.ops.vandermonde import reference as vandermonde
-from tests.helpers import DTYPES, GRADIENT, log_nodes, log_uniform, normal, relative_error, uniform, widened
+from tests.helpers import DTYPES, FORWARD, GRADIENT, log_nodes, log_uniform, normal, relative_error, uniform, widened
 from tests.native.emulated import OPTIONS_VARIABLE, Emulated, Library, needs_compiler
 from tests.native.trees import ROOT
 
-# A unit in the last place of a float32 output is 6e-8; a forward result is sums of a few such errors.
-FORWARD = {"float32": 1e-6, "float64": 1e-12}
 DECAYS = ("none", "weak", "strong")
 
 
@@ -184,7 +182,7 @@ def schur_complement(v: Tensor, w: Tensor, shift: Tensor, c: int, b: int, L: int
     """k (b, c, H, L//2 + 1), as the header says."""
     theta = 2 * math.pi / L * torch.arange(L // 2 + 1, dtype=torch.float64)
     h = ((1 + torch.exp(-1j * theta)) / 2)[:, None, None]
-    rows, columns, H, n = v.shape
+    rows, columns, H, _ = v.shape
     rho = cauchy.cauchy_bilinear(v.flatten(0, 1), w, L).view(rows, columns, H, -1).permute(2, 3, 0, 1)
     M = shift.permute(2, 0, 1)[:, None] + torch.cat((rho[..., :c, :], h * rho[..., c:, :]), -2)
     k = M[..., :c, :b] - M[..., :c, b:] @ torch.linalg.solve(M[..., c:, b:], M[..., c:, :b])
@@ -236,7 +234,7 @@ def test_dplr_spectrum(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("batch", "c", "rank", "H", "n"), [(1, 1, 1, 1, 1), (3, 2, 2, 3, 29), (2, 1, 5, 1, 100)])
+@pytest.mark.parametrize(("batch", "c", "rank", "H", "n"), [(1, 1, 1, 1, 1), (3, 2, 2, 3, 29), (2, 2, 5, 3, 100)])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_dplr_step(
     library: Library, generator: Generator, batch: int, c: int, rank: int, H: int, n: int, in_place: bool, dtype: Any
@@ -328,7 +326,8 @@ def test_scan(
     for actual, wanted in zip(scan(library, *inputs), expected, strict=True):
         close(actual, wanted.detach())
 
-    cotangents = [normal(generator, *expected[0].shape, dtype=inputs[0].dtype), None]
+    # Correlated with u: the gradients are sums over all samples, which must not vanish by chance.
+    cotangents = [inputs[0] + normal(generator, *expected[0].shape, dtype=inputs[0].dtype), None]
     total = (expected[0] * cotangents[0]).sum()
     if optional:
         cotangents[1] = normal(generator, *expected[1].shape, dtype=dtype)
@@ -491,18 +490,8 @@ def test_no_sanitizer_complains() -> None:
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "emulated or order",
-        __file__,
-    ]
+    every_kernel = "order or (emulated and (weak or dplr or cauchy or step)) and not long"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, __file__]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    assert " passed" in result.stdout or "[100%]" in result.stdout
+    assert "[100%]" in result.stdout

@@ -1,4 +1,4 @@
-"""The ops by the native library's CUDA part, through their public functions: emulated, and on the GPU where there is one.
+"""The ops by the native library's CUDA part, through their public functions: emulated, and where there is a GPU on it.
 
 What is emulated takes the tensors of the CPU to the kernels of csrc/cuda instead of csrc/cpu.
 """
@@ -99,14 +99,7 @@ def test_steps_follow_the_scan(dtype: torch.dtype, device: torch.device, generat
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
-    shapes = {
-        "state": (2, 3, 29),
-        "increment": (3, 29),
-        "G": (2, 3, 29),
-        "V": (2, 3, 29),
-        "B": (3, 29),
-        "C": (2, 3, 29),
-    }
+    shapes = dict.fromkeys(("state", "G", "V", "C"), (2, 3, 29)) | dict.fromkeys(("increment", "B"), (3, 29))
     tensors = {name: normal(generator, *shape, dtype=dtype).to(device) for name, shape in shapes.items()}
     u = normal(generator, 2, 3, dtype=tensors["B"].real.dtype).to(device)
     outputs, expected = (s4_fast.dplr_step(u, **tensors, backend=name) for name in ("native", "reference"))
@@ -116,7 +109,7 @@ def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generato
 
 def test_cauchy_on_the_cpu_is_refused(generator: Generator) -> None:
     tensors, _ = cauchy_inputs(generator, torch.complex64)
-    with pytest.raises(BackendUnavailableError, match="'native' .* cannot run cauchy_mult: "):
+    with pytest.raises(BackendUnavailableError, match=r"'native' .* cannot run cauchy_mult: "):
         s4_fast.cauchy_mult(**tensors, backend="native")
     assert s4_fast.explain("cauchy_mult", **tensors).backend == "pytorch"
 
