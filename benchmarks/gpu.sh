@@ -61,6 +61,16 @@ step machine describe_machine
 step native env S4_FAST_BUILD=cuda "$python" csrc/build_native.py
 step tests "$python" -m pytest -q tests
 step doctor "$python" -m s4_fast doctor
+step native-kernels "$python" -m pytest -q -m '' -k 'not emulated' tests/native/test_cuda_kernels.py tests/native/test_cuda_ops.py
+for tool in memcheck racecheck; do
+    if command -v compute-sanitizer >/dev/null; then
+        # PyTorch's caching allocator would hide an access beyond a tensor from the sanitizer.
+        step "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$python" -m pytest -q -k 'not emulated and (contract or step)' tests/native/test_cuda_ops.py
+    else
+        echo "== $tool: skipped, compute-sanitizer is not on the PATH"
+    fi
+done
 step kernels "$python" benchmarks/gpu_kernels.py "$out"
 step bench "$python" -m s4_fast bench --device cuda --json "$out/bench.json" --csv "$out/bench.csv" \
     ${plot[@]+"${plot[@]}"} "$@"

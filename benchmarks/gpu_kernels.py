@@ -1,7 +1,8 @@
-"""The Triton kernels on a GPU against three yardsticks, as JSON and a plot: python benchmarks/gpu_kernels.py OUT_DIR.
+"""The kernels for a GPU against their yardsticks, as JSON and a plot: python benchmarks/gpu_kernels.py OUT_DIR.
 
-The yardsticks are the ``pytorch`` backend, ``torch.compile`` of the direct evaluation, and a copy on the device of as
-many bytes as the output has: the least that writing it can cost. Errors are relative to the definition in float64.
+The kernels are those of the native library and of Triton. The yardsticks are the ``pytorch`` backend, ``torch.compile``
+of the direct evaluation (for ``ssm_scan``, the convolution with a given kernel), and a copy on the device of as many
+bytes as the output has: the least that writing it can cost. Errors are relative to the definition in float64.
 """
 
 from __future__ import annotations
@@ -14,28 +15,37 @@ from typing import Any
 
 import torch
 
+from s4_fast import dispatch
 from s4_fast.bench import accuracy, direct, evaluate, machine, measure, plot
 from s4_fast.bench.cases import Arguments, Case, arguments
 
-OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel")
+OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel", "ssm_scan")
 FEATURES, STATES, LENGTHS = (128, 1024), 32, (1024, 4096, 16384, 65536)
 COMPILED, COPY = "compiled direct", "copy"
-COLOURS = {"triton": "#1f8a5b", "pytorch": "#d9622b", COMPILED: "#9aa5b1", COPY: "#1f2933"}
+KERNELS = ("native", "triton")
+COLOURS = {
+    **{"native": "#1f6fb2", "triton": "#1f8a5b", "pytorch": "#d9622b"},
+    **{COMPILED: "#9aa5b1", evaluate.KERNEL_GIVEN: "#9aa5b1", COPY: "#1f2933"},
+}
 
 
-def implementations(op: str) -> dict[str, Callable[..., torch.Tensor]]:
+def implementations(op: str) -> dict[str, Callable[..., evaluate.Output]]:
     """What is measured, by name."""
-    ours = {name: evaluate.implementation(op, name) for name in ("triton", "pytorch")}
+    names = [name for name in (*KERNELS, "pytorch") if name in dispatch.implementations(op)]
+    ours = {name: evaluate.implementation(op, name) for name in names}
+    if op == "ssm_scan":
+        return {**ours, evaluate.KERNEL_GIVEN: evaluate.implementation(op, evaluate.KERNEL_GIVEN)}
     return {**ours, COMPILED: torch.compile(getattr(direct, op), dynamic=False)}
 
 
 def row(
-    case: Case, inputs: Arguments, name: str, function: Callable[..., torch.Tensor], seconds: float
+    case: Case, inputs: Arguments, name: str, function: Callable[..., evaluate.Output], seconds: float
 ) -> dict[str, Any]:
     """Milliseconds (median, p20, p80), MiB and errors of one implementation; what failed and why where it did."""
     result: dict[str, Any] = {"op": case.op, "H": case.H, "n": case.n, "L": case.L, "implementation": name}
+    expected = accuracy.reference(case, inputs) if name in KERNELS else None
+    inputs = evaluate.inputs(name, inputs)
     forward, both = evaluate.forward(function, inputs), evaluate.forward_backward(function, inputs)
-    expected = accuracy.reference(case, inputs) if name == "triton" else None
     try:
         result["forward"] = measure.timed(forward, "cuda", seconds)._asdict()
         result["forward_mib"] = measure.peak_memory(forward, "cuda")
@@ -52,7 +62,7 @@ def row(
 
 def copy_row(case: Case, inputs: Arguments, seconds: float) -> dict[str, Any]:
     """The time of copying a tensor of the output's size on the device."""
-    source = evaluate.forward(evaluate.implementation(case.op, "triton"), inputs)()
+    source = evaluate.forward(evaluate.implementation(case.op, "pytorch"), inputs)()[0]
     target = torch.empty_like(source)
     time = measure.timed(lambda: target.copy_(source), "cuda", seconds)
     return {
@@ -101,13 +111,13 @@ def main() -> None:
                 torch.compiler.reset()
                 rows += [row(case, inputs, name, run, options.seconds) for name, run in functions.items()]
                 rows.append(copy_row(case, inputs, options.seconds))
-                print("\n".join(json.dumps(r) for r in rows[-4:]), flush=True)
+                print("\n".join(json.dumps(r) for r in rows[-len(functions) - 1 :]), flush=True)
                 text = json.dumps({"machine": described, "rows": rows}, indent=1)
                 (options.out / "gpu_kernels.json").write_text(text + "\n")
     if not plot.matplotlib_missing():
         write_plot(options.out / "gpu_kernels.png", rows, described["gpu"])
-    if any("error" in r or r.get("verdict") == accuracy.FAIL for r in rows if r["implementation"] == "triton"):
-        raise SystemExit("a Triton kernel failed or missed the accuracy contract")
+    if any("error" in r or r.get("verdict") == accuracy.FAIL for r in rows if r["implementation"] in KERNELS):
+        raise SystemExit("a kernel failed or missed the accuracy contract")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,58 @@ S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, i
                                       const void *V, const void *B, const void *C, void *y, void *next,
                                       int64_t threads);
 
+/* ---- CUDA ------------------------------------------------------------------------------------------------------ */
+
+/* What is below takes what its CPU counterpart takes. Call a function once before capturing it into a graph: the code of
+ * a kernel is loaded at its first launch. dplr_spectrum serves a rank up to 4, its adjoint moreover up to 36 sums
+ * (c + rank) (b + rank), dplr_step a rank up to 64. */
+S4_FAST_API int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
+                                         const void *x, double scale, void *out, void *workspace,
+                                         int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u,
+                                     const void *x, void *zeroth, void *first, void *workspace,
+                                     int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
+                                  const void *x, const void *B, const void *C, const void *D, const void *state,
+                                  void *y, void *final, void *workspace, int64_t *workspace_bytes, int64_t device,
+                                  void *stream);
+S4_FAST_API int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
+                                           const void *grad_y, const void *grad_final, const void *u, const void *x,
+                                           const void *B, const void *C, const void *D, const void *state, void *grad_u,
+                                           void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
+                                           void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_exp(int64_t dtype, int64_t count, const void *x, double *lambda, void *workspace,
+                                 int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *u, const void *state,
+                                  const double *lambda, const void *B, const void *C, const void *D, void *y,
+                                  void *next, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                           int64_t L, const double *v, const void *w, const double *shift,
+                                           void *spectrum, void *workspace, int64_t *workspace_bytes, int64_t device,
+                                           void *stream);
+S4_FAST_API int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H,
+                                                    int64_t n, int64_t L, const void *grad_spectrum, const double *v,
+                                                    const void *w, const double *shift, double *grad_v, double *grad_w,
+                                                    void *workspace, int64_t *workspace_bytes, int64_t device,
+                                                    void *stream);
+S4_FAST_API int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
+                                       const void *u, const void *state, const void *increment, const void *G,
+                                       const void *V, const void *B, const void *C, void *y, void *next,
+                                       void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+
+/* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and
+ * z (z_rows, Lz) with z_rows = 1 or H, out (c, H, Lz), all complex. */
+S4_FAST_API int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
+                                         const void *v, const void *z, const void *w, int64_t symmetric, void *out,
+                                         void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+
+/* The gradients of v, z and w, each or NULL, of the shapes and types of what they belong to, for that of out. */
+S4_FAST_API int s4_fast_cuda_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz,
+                                                  int64_t z_rows, const void *grad, const void *v, const void *z,
+                                                  const void *w, int64_t symmetric, void *grad_v, void *grad_z,
+                                                  void *grad_w, void *workspace, int64_t *workspace_bytes,
+                                                  int64_t device, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

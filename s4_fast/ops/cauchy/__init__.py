@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.cauchy import reference
@@ -119,6 +119,12 @@ def _prepare_bilinear(v: Tensor, w: Tensor, L: int) -> tuple[dispatch.Call, torc
     return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, w=w)), lead
 
 
+def _native_refuses(call: dispatch.Call) -> str | None:
+    if call.device == "cpu":
+        return "its Cauchy kernels run on CUDA devices; the tensors are on 'cpu'"
+    return _native_calls.refuses(call)
+
+
 dispatch.register_op("cauchy_mult", lambda *args, **kwargs: _prepare_mult(*args, **kwargs)[0])
 dispatch.register_op("cauchy_bilinear", lambda *args, **kwargs: _prepare_bilinear(*args, **kwargs)[0])
 for _op in ("cauchy_mult", "cauchy_bilinear"):
@@ -128,3 +134,6 @@ for _op in ("cauchy_mult", "cauchy_bilinear"):
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses, preferred=_triton_calls.preferred
     )
 dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)
+dispatch.register(
+    "cauchy_mult", "native", f"{__name__}.native", refuses=_native_refuses, preferred=_native_calls.preferred
+)

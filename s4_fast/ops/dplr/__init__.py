@@ -15,8 +15,9 @@ from s4_fast.ops.dplr import pytorch, reference
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
 _STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C")
 
-# What the native library takes: kMaxRank and kMaxSums of csrc/cpu/dplr.h.
-_MAX_RANK, _MAX_SUMS = 8, 128
+# What the native library takes, by device: kMaxRank and kMaxSums of csrc/cpu/dplr.h; csrc/cuda/dplr_sums.cuh and
+# dplr_spectrum_backward.cu. The step takes the CPU's rank everywhere.
+_MAX_RANK, _MAX_SUMS = {"cpu": 8, "cuda": 4}, {"cpu": 128, "cuda": 36}
 
 _KERNEL = Op(
     "dplr_kernel",
@@ -163,18 +164,14 @@ def _prepare_step(
     return dispatch.Call(op, device, dtype, shape, grads)
 
 
-def _native_refuses(call: dispatch.Call) -> str | None:
-    rank = call.shape["rank"]
-    if call.device != "cpu":
-        return f"its DPLR kernels run on the CPU; the tensors are on {call.device!r}"
-    return f"it takes a rank of at most {_MAX_RANK}, not {rank}" if rank > _MAX_RANK else None
-
-
 def _native_refuses_kernel(call: dispatch.Call) -> str | None:
+    if refusal := _native_calls.refuses(call):
+        return refusal
     rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
-    if (b + rank) * (c + rank) > _MAX_SUMS:
-        return f"it takes at most {_MAX_SUMS} sums, not {b + rank} x {c + rank} (rank {rank}, {b} B and {c} C)"
-    return _native_refuses(call)
+    most = _MAX_SUMS[call.device]
+    if (b + rank) * (c + rank) > most:
+        return f"it takes at most {most} sums, not {b + rank} x {c + rank} (rank {rank}, {b} B and {c} C)"
+    return _native_refuses_rank(rank, _MAX_RANK[call.device])
 
 
 def _native_refuses_step(call: dispatch.Call) -> str | None:
@@ -182,7 +179,11 @@ def _native_refuses_step(call: dispatch.Call) -> str | None:
         return "its step is not part of compiled graphs"
     if call.grads:
         return f"its step has no gradients or transforms, and {', '.join(call.grads)} need them"
-    return _native_refuses(call)
+    return _native_calls.refuses(call) or _native_refuses_rank(call.shape["rank"], _MAX_RANK["cpu"])
+
+
+def _native_refuses_rank(rank: int, most: int) -> str | None:
+    return f"it takes a rank of at most {most}, not {rank}" if rank > most else None
 
 
 def _triton_refuses(call: dispatch.Call) -> str | None:

@@ -1,0 +1,27 @@
+"""Cauchy sums at arbitrary nodes by the native library, on CUDA devices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s4_fast import native_library
+
+
+def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool) -> Tensor:
+    """v (c, H, n), z (1 or H, Lz), w (H, n) -> (c, H, Lz)."""
+    out = v.new_empty(*v.shape[:2], z.shape[1])
+    native_library.call("cauchy_mult", v, *_sizes(v, z), v, z, w, symmetric, out)
+    return out
+
+
+def cauchy_mult_backward(
+    grad: Tensor, v: Tensor, z: Tensor, w: Tensor, symmetric: bool, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    grads = tuple(torch.empty_like(t) if needed else None for t, needed in zip((v, z, w), needs, strict=True))
+    native_library.call("cauchy_mult_backward", v, *_sizes(v, z), grad, v, z, w, symmetric, *grads)
+    return grads
+
+
+def _sizes(v: Tensor, z: Tensor) -> tuple[torch.dtype, int, int, int, int, int]:
+    return v.dtype, *v.shape, z.shape[1], z.shape[0]

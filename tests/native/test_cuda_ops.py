@@ -1,0 +1,151 @@
+"""The ops by the native library's CUDA part, through their public functions: emulated, and where there is a GPU on it.
+
+What is emulated takes the tensors of the CPU to the kernels of csrc/cuda instead of csrc/cpu.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import s4_fast
+from s4_fast import BackendUnavailableError, dispatch, native_library
+from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, log_nodes, log_uniform, normal, uniform
+from tests.native.emulated import Library, needs_device
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture
+def device(library: Library, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the kernels find their tensors."""
+    if library.device.type == "cpu":
+        monkeypatch.setattr(native_library, "call", library.call)
+        missing = dispatch._missing
+        monkeypatch.setattr(dispatch, "_missing", lambda backend: "" if backend == "native" else missing(backend))
+        for op in dispatch.ops():
+            table = dispatch._implementations[op]
+            if "native" in table:
+                serving = dataclasses.replace(table["native"], refuses=lambda call: None)
+                monkeypatch.setitem(table, "native", serving)
+    return library.device
+
+
+def poles(generator: Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.complex(-log_uniform(generator, 1e-2, 1, *shape), uniform(generator, -8, 8, *shape)).to(dtype)
+
+
+def vandermonde_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    v = normal(generator, 2, 3, 29, dtype=dtype)
+    return {"v": v, "x": log_nodes(generator, "weak", 3, 29, dtype=dtype)}, {"L": 1047}
+
+
+def transpose_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    tensors, sizes = vandermonde_inputs(generator, dtype)
+    return {"u": normal(generator, 2, 3, 1047, dtype=tensors["v"].real.dtype), **tensors}, sizes
+
+
+def cauchy_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    v, z = normal(generator, 2, 3, 29, dtype=dtype), 4 * normal(generator, 170, dtype=dtype)
+    return {"v": v, "z": z, "w": poles(generator, dtype, 3, 29)}, {}
+
+
+def dplr_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    P = normal(generator, 1, 2, 19, dtype=dtype)
+    B, C = normal(generator, 1, 2, 19, dtype=dtype), normal(generator, 2, 2, 19, dtype=dtype)
+    dt = log_uniform(generator, 1e-2, 1e-1, 2, 1).to(P.real.dtype)
+    return {"w": poles(generator, dtype, 2, 19), "P": P, "Q": P.clone(), "B": B, "C": C, "dt": dt}, {"L": 131}
+
+
+def scan_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    x = log_nodes(generator, "weak", 3, 29, dtype=dtype)
+    u, D = normal(generator, 2, 3, 1047, dtype=x.real.dtype), normal(generator, 3, dtype=x.real.dtype)
+    B, C = (normal(generator, 3, 29, dtype=dtype) for _ in range(2))
+    return {"u": u, "x": x, "B": B, "C": C, "D": D, "state": normal(generator, 2, 3, 29, dtype=dtype)}, {}
+
+
+INPUTS: dict[str, Callable[[Generator, torch.dtype], tuple[Tensors, dict[str, int]]]] = {
+    "log_vandermonde": vandermonde_inputs,
+    "log_vandermonde_transpose": transpose_inputs,
+    "cauchy_mult": cauchy_inputs,
+    "dplr_kernel": dplr_inputs,
+    "ssm_scan": scan_inputs,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", INPUTS)
+def test_contract(op: str, dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
+    tensors, scalars = INPUTS[op](generator, dtype)
+    forward = 5e-6 if op == "dplr_kernel" and dtype == torch.complex64 else None
+    assert_contract(op, {name: t.to(device) for name, t in tensors.items()}, "native", forward=forward, **scalars)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps_follow_the_scan(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
+    tensors, _ = scan_inputs(generator, dtype)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    u, state = tensors.pop("u")[..., :9], tensors.pop("state")
+    y, final = s4_fast.ssm_scan(u, **tensors, state=state, return_state=True, backend="native")
+    for l in range(u.shape[-1]):
+        out, state = s4_fast.ssm_step(u[..., l], state, **tensors, backend="native")
+        torch.testing.assert_close(out, y[..., l], rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])
+    torch.testing.assert_close(state, final, rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
+    shapes = dict.fromkeys(("state", "G", "V", "C"), (2, 3, 29)) | dict.fromkeys(("increment", "B"), (3, 29))
+    tensors = {name: normal(generator, *shape, dtype=dtype).to(device) for name, shape in shapes.items()}
+    u = normal(generator, 2, 3, dtype=tensors["B"].real.dtype).to(device)
+    outputs, expected = (s4_fast.dplr_step(u, **tensors, backend=name) for name in ("native", "reference"))
+    for actual, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])
+
+
+def test_cauchy_on_the_cpu_is_refused(generator: Generator) -> None:
+    tensors, _ = cauchy_inputs(generator, torch.complex64)
+    with pytest.raises(BackendUnavailableError, match=r"'native' .* cannot run cauchy_mult: "):
+        s4_fast.cauchy_mult(**tensors, backend="native")
+    assert s4_fast.explain("cauchy_mult", **tensors).backend == "pytorch"
+
+
+@needs_device
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", INPUTS)
+def test_cuda_graph(op: str, generator: Generator) -> None:
+    """A captured call gives what an ordinary one gives, for the inputs of its replay."""
+    tensors, scalars = INPUTS[op](generator, torch.complex64)
+    tensors = {name: t.cuda() for name, t in tensors.items()}
+    function = getattr(s4_fast, op)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        function(**tensors, **scalars, backend="native")
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = function(**tensors, **scalars, backend="native")
+    for t in tensors.values():
+        t.mul_(0.5)
+    graph.replay()
+    assert torch.equal(captured, function(**tensors, **scalars, backend="native"))
+
+
+@needs_device
+@pytest.mark.gpu
+def test_repeated_calls_are_equal(generator: Generator) -> None:
+    """No sum depends on the order in which blocks run."""
+    for op, inputs in INPUTS.items():
+        tensors, scalars = inputs(generator, torch.complex64)
+        leaves = {name: t.cuda().requires_grad_() for name, t in tensors.items()}
+        runs = []
+        for _ in range(3):
+            out = getattr(s4_fast, op)(**leaves, **scalars, backend="native")
+            runs.append([out, *torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))])
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(other, runs[0], strict=True)), op
