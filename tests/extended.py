@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.fft
-import torch
 from torch import Tensor
 
 Array = np.ndarray
@@ -40,9 +39,8 @@ def cauchy_bilinear(v: Array, w: Array, L: int) -> Array:
     return (cos + 1j * sin) * out
 
 
-def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
-    """One input and one output, rank 1 or 2; rounded to float64."""
-    w, P, Q, B, C, dt = (widened(t) for t in (w, P, Q, B, C, dt))
+def dplr_kernel(w: Array, P: Array, Q: Array, B: Array, C: Array, dt: Array, L: int) -> Array:
+    """One input and one output, rank 1 or 2: (H, L)."""
     left, right = np.concatenate((C, Q.conj())), np.concatenate((B, P))
     sin, cos = half_angles(L)
     h = (cos - 1j * sin) * cos
@@ -56,5 +54,9 @@ def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tenso
         first = s[1, 1] * rho[1, 0] - s[0, 1] * rho[2, 0]
         second = s[0, 0] * rho[2, 0] - s[1, 0] * rho[1, 0]
         correction = h * (rho[0, 1] * first + rho[0, 2] * second) / (s[0, 0] * s[1, 1] - s[0, 1] * s[1, 0])
-    kernel = scipy.fft.irfft(rho[0, 0] - correction, n=L)
-    return torch.from_numpy(kernel.astype(np.float64))[None, None]
+    return scipy.fft.irfft(rho[0, 0] - correction, n=L)
+
+
+def neighbour(t: Array, draw: np.random.Generator) -> Array:
+    """``t`` with every entry moved by what rounding it to float64 may move it."""
+    return t * (1 + draw.choice([-1, 1], t.shape) * np.longdouble(2) ** -53)
