@@ -58,6 +58,7 @@ fi
 
 step machine describe_machine
 step tests "$python" -m pytest -q tests
+step tests_slow "$python" -m pytest -q -m slow tests/ops/test_triton.py
 step doctor "$python" -m s4_fast doctor
 step kernels "$python" benchmarks/gpu_kernels.py "$out"
 step bench "$python" -m s4_fast bench --device cuda --json "$out/bench.json" --csv "$out/bench.csv" \

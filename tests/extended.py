@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.fft
+from numpy.linalg import norm
 from torch import Tensor
 
 Array = np.ndarray
@@ -37,6 +38,15 @@ def cauchy_bilinear(v: Array, w: Array, L: int) -> Array:
         for a, b in ((v[..., i, None], w[..., i, None]), (v[..., i, None].conj(), w[..., i, None].conj())):
             out = out + a / (2j * sin - b * cos)
     return (cos + 1j * sin) * out
+
+
+def assert_as_good_as_its_poles(output: Tensor, v: Tensor, w: Tensor, L: int, seed: int) -> None:
+    """``output`` is off from ``cauchy_bilinear(v, w, L)``, n states, by what a few roundings of w do to it."""
+    wide_v, wide_w = widened(v), widened(w)
+    truth = cauchy_bilinear(wide_v, wide_w, L)
+    neighbours = neighbour(np.stack([wide_w] * 5), np.random.default_rng(seed))
+    one_rounding = np.median(norm(cauchy_bilinear(wide_v, neighbours, L) - truth, axis=-1))
+    assert norm(output.numpy() - truth) <= 20 * one_rounding + 1e-14 * norm(truth)
 
 
 def dplr_kernel(w: Array, P: Array, Q: Array, B: Array, C: Array, dt: Array, L: int) -> Array:

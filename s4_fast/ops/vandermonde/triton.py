@@ -93,7 +93,7 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """M, T, the states of one product, and warps: the least tile that holds L, up to 8192.
+    """M, T, the states of one product, and warps.
 
     M stays below 64, where the compiler would change to the asynchronous matrix units of sm_90 and sm_100: for
     operands made in registers, each split in two, that costs more than it gains, and it spills.
@@ -104,9 +104,7 @@ def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
         return 16, 16, 16, 1
     if L <= 1024:
         return 32, 32, 16, 2
-    if L <= 2048:
-        return 32, 64, 16, 4
-    return (32, 128, 16, 4) if L <= 4096 else (32, 256, 16, 8)
+    return (32, 64, 16, 4) if L <= 4096 else (32, 256, 16, 8)
 
 
 def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
