@@ -60,6 +60,7 @@ fi
 step machine describe_machine
 step native env S4_FAST_BUILD=cuda "$python" csrc/build_native.py
 step tests "$python" -m pytest -q tests
+step tests_slow "$python" -m pytest -q -m slow tests/ops/test_triton.py
 step doctor "$python" -m s4_fast doctor
 step native-kernels "$python" -m pytest -q -m '' -k 'not emulated' tests/native/test_cuda_kernels.py tests/native/test_cuda_ops.py
 for tool in memcheck racecheck; do

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from numpy.linalg import norm
 from torch import Tensor
 
 Array = np.ndarray
@@ -38,6 +39,20 @@ def cauchy_bilinear(v: Array, w: Array, L: int) -> Array:
         for a, b in ((v[..., i, None], w[..., i, None]), (v[..., i, None].conj(), w[..., i, None].conj())):
             out = out + a / (2j * sin - b * cos)
     return (cos + 1j * sin) * out
+
+
+def assert_as_good_as_its_poles(output: Tensor, v: Tensor, w: Tensor, L: int, seed: int) -> None:
+    """``output`` is off from ``cauchy_bilinear(v, w, L)``, n states, by what a few roundings of w do to it."""
+    wide_v, wide_w = widened(v), widened(w)
+    truth = cauchy_bilinear(wide_v, wide_w, L)
+    neighbours = neighbour(np.stack([wide_w] * 5), np.random.default_rng(seed))
+    one_rounding = np.median(norm(cauchy_bilinear(wide_v, neighbours, L) - truth, axis=-1))
+    assert norm(output.numpy() - truth) <= 20 * one_rounding + 1e-14 * norm(truth)
+
+
+def neighbour(t: Array, draw: np.random.Generator) -> Array:
+    """``t`` with every entry moved by what rounding it to float64 may move it."""
+    return t * (1 + draw.choice([-1, 1], t.shape) * np.longdouble(2) ** -53)
 
 
 def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:

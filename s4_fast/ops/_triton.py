@@ -18,8 +18,8 @@ LAUNCH = {"enable_fp_fusion": True}
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies. Triton 3.2 aborts on the split products of tables made in registers."""
-    return "ieee" if dtype == torch.float64 or version() < (3, 3) else "tf32x3"
+    """How :func:`dot` multiplies. Triton 3.2 aborts on tensor-core products of tables made in registers."""
+    return "ieee" if dtype == torch.float64 or version() < (3, 3) else "split"
 
 
 @triton.jit
@@ -109,6 +109,37 @@ def power(phase, high, low, l):
         rest = low * steps
         size = tl.exp2(high * steps) * (1.0 + rest * (1.0 + 0.5 * rest))
     return size * cos, size * sin
+
+
+@triton.jit
+def _halves(a):
+    """A float32 as the nearest one of 11 bits, which the tensor cores take as it is, and the rest of 12 bits."""
+    high = ((a.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return high, a - high
+
+
+@triton.jit
+def dot(a, b, precision: tl.constexpr):
+    """The matrix product a b. "split" makes it of three products of tensor cores and leaves out 2^-22 of each term.
+
+    The caller sums such products itself: tensor cores truncate when they add, which a long sum would show. What Triton
+    calls tf32x3 does the same and spends as many instructions again on operands that are infinite.
+    """
+    if precision == "split":
+        a_high, a_low = _halves(a)
+        b_high, b_low = _halves(b)
+        out = tl.dot(a_low, b_high, input_precision="tf32")
+        out = tl.dot(a_high, b_low, out, input_precision="tf32")
+        out = tl.dot(a_high, b_high, out, input_precision="tf32")
+    else:
+        out = tl.dot(a, b, input_precision=precision, out_dtype=a.dtype)
+    return out
+
+
+@triton.jit
+def times(a_re, a_im, b_re, b_im):
+    """The product of two complex numbers."""
+    return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
 
 
 @triton.jit

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops._triton_calls import version
 from s4_fast.ssm import hippo
+from tests import extended
+from tests.extended import needs_extended
 from tests.helpers import (
     DECAYS,
     DTYPES,
@@ -35,7 +38,7 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_bilinear", "cauchy_mult", "dplr_kernel")
 slow = pytest.mark.slow
 # Every L and every n that is awkward for a tile.
-SMALL = [(2, 29, 1), (2, 3, 17), (1, 32, 129)]
+SMALL = [(2, 29, 1), (2, 3, 17), (1, 32, 129), (1, 100, 33)]
 CASES = [(*size, torch.complex64) for size in (*SMALL, (1, 3, 1047), (1, 1, 4099))]
 CASES += [(*size, torch.complex128) for size in SMALL]
 CASES += [
@@ -61,7 +64,7 @@ def inputs(
         return {"v": v, "x": x.to(dtype)}, {"L": L}
     if op == "log_vandermonde_transpose":
         return {"u": normal(generator, c, H, L, dtype=dtype.to_real()), "v": v, "x": x.to(dtype)}, {"L": L}
-    # Next to a pole float64 loses digits, and the reference with it.
+    # Next to a pole float64 loses digits, and the reference with it: that has a test of its own.
     least = 1e-3 if dtype == torch.complex128 else 0.0
     w = torch.complex(x.real.clamp(-1, -least), 2 * torch.tan(0.4 * x.imag)).to(dtype)
     if op == "cauchy_bilinear":
@@ -115,6 +118,18 @@ def test_late_phases(op: str, dtype: torch.dtype, generator: Generator) -> None:
     check(op, tensors, **scalars)
 
 
+@pytest.mark.parametrize("programs", [1, 3])
+@pytest.mark.parametrize("op", OPS[:4])
+def test_programs_of_several_tiles(
+    op: str, programs: int, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with thousands of features, where a program of an adjoint sums over more than one tile."""
+    for module in ("vandermonde", "cauchy"):
+        monkeypatch.setattr(f"s4_fast.ops.{module}.triton._PROGRAMS", programs)
+    tensors, scalars = inputs(op, generator, 1, 3, 4099 if op.startswith("log") else 400, torch.complex64)
+    check(op, tensors, **scalars)
+
+
 def test_large_tiles_of_the_vandermonde_product(generator: Generator) -> None:
     """Two tiles of the largest kind, of which one is partly beyond L."""
     tensors, scalars = inputs("log_vandermonde", generator, 1, 17, 8200, torch.complex64)
@@ -127,6 +142,17 @@ def test_bilinear_next_to_poles(distance: float, generator: Generator) -> None:
     L, k = 1000, torch.tensor([[0, 7, 250, 499]])
     w = torch.complex(torch.full(k.shape, -distance), 2 * torch.tan(math.pi * k / L + distance)).to(torch.complex64)
     check("cauchy_bilinear", {"v": normal(generator, 1, 4, dtype=torch.complex64), "w": w}, L=L)
+
+
+@needs_extended
+@pytest.mark.parametrize("decay", ["none", "weak"])
+@pytest.mark.parametrize("L", [17, 1047])
+def test_bilinear_in_float64_is_as_good_as_its_poles(L: int, decay: str, generator: Generator) -> None:
+    """With hardly any decay one rounding of w moves the sums next to a pole by more than 1e-12 already."""
+    x = log_nodes(generator, decay, 20, dtype=torch.complex128)
+    v, w = normal(generator, 20, dtype=torch.complex128), torch.complex(x.real, 2 * torch.tan(0.4 * x.imag))
+    output = s4_fast.cauchy_bilinear(v.to(DEVICE), w.to(DEVICE), L, backend="triton").cpu()
+    extended.assert_as_good_as_its_poles(output, v, w, L, generator.initial_seed())
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-5])
@@ -210,19 +236,47 @@ def test_the_automatic_choice_does_not_take_it_yet(op: str, generator: Generator
     assert chosen.backend in ("native", "pytorch")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_compiled(op: str, dtype: torch.dtype, generator: Generator) -> None:
+    """By Inductor on a GPU; in the interpreter by what it shares with every compiler, the traced graph."""
+    tensors, scalars = inputs(op, generator, 2, 3, 20, dtype)
+    tensors = {name: t.to(DEVICE) for name, t in tensors.items()}
+    expected = forward_and_gradients(op, tensors, scalars, getattr(s4_fast, op))
+    compiled = torch.compile(
+        getattr(s4_fast, op), fullgraph=True, backend="aot_eager" if DEVICE == "cpu" else "inductor"
+    )
+    actual = forward_and_gradients(op, tensors, scalars, compiled)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-def test_compiled_and_in_a_cuda_graph(op: str, generator: Generator) -> None:
-    tensors, scalars = inputs(op, generator, 4, 5, 300, torch.complex64)
+def test_in_a_cuda_graph(op: str, dtype: torch.dtype, generator: Generator) -> None:
+    """Replayed on other values in the same memory."""
+    tensors, scalars = inputs(op, generator, 4, 5, 300, dtype)
     tensors = {name: t.to(DEVICE) for name, t in tensors.items()}
-    run = getattr(s4_fast, op)
-    expected = run(**tensors, **scalars, backend="triton")
-    compiled = torch.compile(lambda: run(**tensors, **scalars, backend="triton"), fullgraph=True)
-    assert torch.equal(compiled(), expected)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        forward_and_gradients(op, tensors, scalars, getattr(s4_fast, op))
+    stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(**tensors, **scalars, backend="triton")
+    with torch.cuda.graph(graph, stream=stream):
+        captured = forward_and_gradients(op, tensors, scalars, getattr(s4_fast, op))
+    others, _ = inputs(op, generator, 4, 5, 300, dtype)
+    for name, t in others.items():
+        tensors[name].copy_(t)
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(captured, expected)
+    expected = forward_and_gradients(op, tensors, scalars, getattr(s4_fast, op))
+    assert all(torch.equal(a, e) for a, e in zip(captured, expected, strict=True))
+
+
+def forward_and_gradients(
+    op: str, tensors: Tensors, scalars: dict[str, int], run: Callable[..., Tensor]
+) -> list[Tensor]:
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    output = run(**leaves, **scalars, backend="triton")
+    return [output, *torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output))]

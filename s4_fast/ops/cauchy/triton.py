@@ -64,7 +64,7 @@ def _sums(v: Tensor, z: Tensor, w: Tensor, L: int, form: str, power: int = 1) ->
     nodes = L // 2 + 1 if form == "bilinear" else L
     out = v.new_empty(rows, H, nodes)
     R = min(4, triton.next_power_of_2(rows))
-    sums_kernel[(H, triton.cdiv(nodes, NODES), triton.cdiv(rows, R))](
+    sums_kernel[(H * triton.cdiv(nodes, NODES), triton.cdiv(rows, R))](
         *(pairs(v), pairs(z), pairs(w), torch.view_as_real(out)),
         *(rows, H, n, L, z.shape[0], form, power, R, NODES),
         num_warps=4,
@@ -142,10 +142,11 @@ def sums_kernel(
     form: tl.constexpr, power: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """F nodes of R rows of one feature."""
-    h = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1).to(tl.int64) * F + tl.arange(0, F)
-    row = tl.program_id(2).to(tl.int64) * R + tl.arange(0, R)
     nodes = L // 2 + 1 if form == "bilinear" else L
+    blocks = tl.cdiv(nodes, F)
+    h = (tl.program_id(0) // blocks).to(tl.int64)
+    k = (tl.program_id(0) % blocks).to(tl.int64) * F + tl.arange(0, F)
+    row = tl.program_id(1).to(tl.int64) * R + tl.arange(0, R)
     a, b = _nodes(z, z_rows, h, k, L, form)
     re, im = row_sums(v, w, row, row < rows, h, H, n, a, b, form, power, R, F)
     row, k = row[:, None], k[None, :]

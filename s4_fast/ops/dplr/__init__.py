@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -188,8 +186,7 @@ def _native_refuses_rank(rank: int, most: int) -> str | None:
 
 def _triton_refuses(call: dispatch.Call) -> str | None:
     rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
-    sums = math.prod(1 << (size + rank - 1).bit_length() for size in (b, c))
-    if sums > 16:
+    if (1 << (b + rank - 1).bit_length()) * (1 << (c + rank - 1).bit_length()) > 16:
         return f"its {rank + b} x {rank + c} sums per node do not fit in registers (rank {rank}, {b} B and {c} C)"
     return _triton_calls.refuses(call)
 

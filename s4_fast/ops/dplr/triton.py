@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s4_fast.ops._triton import LAUNCH, half_angle, load_complex, pairs, store_complex
+from s4_fast.ops._triton import LAUNCH, half_angle, load_complex, pairs, store_complex, times
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
 from s4_fast.ops.cauchy.triton import cauchy_bilinear_backward, row_sums
 from s4_fast.ops.dplr.factors import Factors
@@ -52,17 +52,12 @@ def _launch(kernel: triton.JITFunction, factors: Factors, w: Tensor, L: int, *te
     rows, columns = (triton.next_power_of_2(size + rank) for size in (c, b))
     # A thread keeps the whole M of its node where that is small, and half of it where it is not.
     nodes = 128 if rows * columns <= 8 else 64
-    kernel[(H, triton.cdiv(L // 2 + 1, nodes))](
+    kernel[(H * triton.cdiv(L // 2 + 1, nodes),)](
         *(pairs(factors.v), pairs(w), factors.shift, *tensors, H, n, L),
         *(b, c, rank, rows, columns, nodes),
         num_warps=4,
         **LAUNCH,
     )
-
-
-@triton.jit
-def _times(a_re, a_im, b_re, b_im):
-    return a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re
 
 
 @triton.jit
@@ -84,10 +79,11 @@ def _pivot(re, im, i, j, p, q):
 
 @triton.jit
 def _nodes(L, F: tl.constexpr):
-    """The program's F nodes k (beyond the last one: the last one's values), with cos and sin of pi k / L."""
-    k = tl.program_id(1).to(tl.int64) * F + tl.arange(0, F)
+    """The program's feature and F nodes k (beyond the last one: the last one's values), cos and sin of pi k / L."""
+    blocks = tl.cdiv(L // 2 + 1, F)
+    k = (tl.program_id(0) % blocks).to(tl.int64) * F + tl.arange(0, F)
     cos, sin = half_angle(tl.minimum(k, L // 2), L)
-    return k, cos, sin
+    return (tl.program_id(0) // blocks).to(tl.int64), k, cos, sin
 
 
 @triton.jit
@@ -96,7 +92,7 @@ def _eliminated(
     b: tl.constexpr, c: tl.constexpr, rank: tl.constexpr, I: tl.constexpr, J: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """M (I, J, F) after elimination: k where i < c and j < b, and what each step read where it read it."""
-    r = tl.arange(0, I * J)
+    r = tl.arange(0, I * J).to(tl.int64)
     row = (r // J) * (b + rank) + r % J
     present = (r // J < c + rank) & (r % J < b + rank)
     re, im = row_sums(v, w, row, present, h, H, n, cos, sin, "bilinear", 1, I * J, F)
@@ -110,7 +106,7 @@ def _eliminated(
         p = c + rank - 1 - step
         q = b + rank - 1 - step
         column_re, column_im, row_re, row_im, inverse_re, inverse_im = _pivot(re, im, i, j, p, q)
-        row_re, row_im = _times(row_re, row_im, inverse_re, inverse_im)
+        row_re, row_im = times(row_re, row_im, inverse_re, inverse_im)
         left = (i < p) & (j < q)
         re -= tl.where(left, column_re * row_re - column_im * row_im, 0.0)
         im -= tl.where(left, column_re * row_im + column_im * row_re, 0.0)
@@ -123,8 +119,7 @@ def spectrum_kernel(
     b: tl.constexpr, c: tl.constexpr, rank: tl.constexpr, I: tl.constexpr, J: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """F nodes of the spectrum (b, c, H, L//2 + 1) of one feature."""
-    h = tl.program_id(0).to(tl.int64)
-    k, cos, sin = _nodes(L, F)
+    h, k, cos, sin = _nodes(L, F)
     re, im = _eliminated(v, w, shift, h, H, n, cos, sin, b, c, rank, I, J, F)
     i, j = tl.arange(0, I)[:, None, None], tl.arange(0, J)[None, :, None]
     last = L // 2
@@ -140,8 +135,7 @@ def spectrum_backward_kernel(
     b: tl.constexpr, c: tl.constexpr, rank: tl.constexpr, I: tl.constexpr, J: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """The gradients of all sums, ((c + rank) (b + rank), H, L//2 + 1), for that of the spectrum, at F nodes."""
-    h = tl.program_id(0).to(tl.int64)
-    k, cos, sin = _nodes(L, F)
+    h, k, cos, sin = _nodes(L, F)
     re, im = _eliminated(v, w, shift, h, H, n, cos, sin, b, c, rank, I, J, F)
     i, j = tl.arange(0, I)[:, None, None], tl.arange(0, J)[None, :, None]
     last = L // 2
@@ -153,12 +147,12 @@ def spectrum_backward_kernel(
         p = c + step
         q = b + step
         column_re, column_im, row_re, row_im, inverse_re, inverse_im = _pivot(re, im, i, j, p, q)
-        a_re, a_im = _times(column_re, column_im, inverse_re, inverse_im)
-        d_re, d_im = _times(a_re, -a_im, g_re, g_im)
+        a_re, a_im = times(column_re, column_im, inverse_re, inverse_im)
+        d_re, d_im = times(a_re, -a_im, g_re, g_im)
         d_re, d_im = tl.expand_dims(tl.sum(d_re, 0), 0), tl.expand_dims(tl.sum(d_im, 0), 0)
         g_re, g_im = tl.where(i == p, -d_re, g_re), tl.where(i == p, -d_im, g_im)
-        a_re, a_im = _times(row_re, row_im, inverse_re, inverse_im)
-        d_re, d_im = _times(a_re, -a_im, g_re, g_im)
+        a_re, a_im = times(row_re, row_im, inverse_re, inverse_im)
+        d_re, d_im = times(a_re, -a_im, g_re, g_im)
         d_re, d_im = tl.expand_dims(tl.sum(d_re, 1), 1), tl.expand_dims(tl.sum(d_im, 1), 1)
         g_re, g_im = tl.where(j == q, -d_re, g_re), tl.where(j == q, -d_im, g_im)
     lower = i >= c

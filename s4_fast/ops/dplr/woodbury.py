@@ -28,10 +28,15 @@ class Sums(NamedTuple):
 
 
 def split(P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha (r, b, H) real and B' = B - P alpha (b, H, n), for P (r, H, n) and B (b, H, n)."""
-    gram = torch.einsum("ihn,jhn->hij", conj_physical(P), P).real
-    overlap = torch.einsum("ihn,bhn->hib", conj_physical(P), B).real
-    alpha = (torch.linalg.pinv(gram, hermitian=True) @ overlap).permute(1, 2, 0)
+    """alpha (r, b, H) real and B' = B - P alpha (b, H, n), for P (r, H, n) and B (b, H, n).
+
+    The ridge makes dependent rows of P solvable. A decomposition would stop a GPU to see whether it converged.
+    """
+    gram = torch.einsum("ihn,jhn->ijh", conj_physical(P), P).real
+    overlap = torch.einsum("ihn,bhn->ibh", conj_physical(P), B).real
+    ridge = 1e-12 * gram.diagonal().sum(-1) + torch.finfo(gram.dtype).tiny
+    gram.diagonal().add_(ridge[:, None])
+    alpha = torch.stack(_solve([list(row) for row in gram], list(overlap)))
     return alpha, B - torch.einsum("rbh,rhn->bhn", alpha.to(P.dtype), P)
 
 

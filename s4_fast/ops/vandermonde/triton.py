@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor, conj_physical
 
-from s4_fast.ops._triton import LAUNCH, load_complex, log_node, pairs, power, product_precision, store_complex
+from s4_fast.ops._triton import (
+    LAUNCH,
+    dot,
+    load_complex,
+    log_node,
+    pairs,
+    power,
+    product_precision,
+    store_complex,
+    times,
+)
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -57,8 +67,7 @@ def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
     c, H, n = v.shape
     out = v.new_empty(c, H, L, dtype=v.real.dtype)
     M, T, K, warps = synthesis_tile(L, out.dtype)
-    grid = (c * H, triton.cdiv(L, M * T))
-    synthesis_kernel[grid](
+    synthesis_kernel[(c * H * triton.cdiv(L, M * T),)](
         *(pairs(v), pairs(x), out, H, n, L, scale, M, T, K, product_precision(out.dtype)), num_warps=warps, **LAUNCH
     )
     return out
@@ -84,23 +93,42 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """M, T, the states of one product, and warps. A tile costs (M + T) powers per state for M T outputs.
+    """M, T, the states of one product, and warps.
 
     M stays below 64, where the compiler would change to the asynchronous matrix units of sm_90 and sm_100: for
     operands made in registers, each split in two, that costs more than it gains, and it spills.
     """
     if dtype == torch.float64:
         return 32, 32, 16, 4
-    if L <= 2048:
-        return (16, 16, 16, 1) if L <= 256 else (32, 32, 16, 2)
-    return (32, 64, 16, 4) if L <= 8192 else (32, 256, 16, 8)
+    if L <= 256:
+        return 16, 16, 16, 1
+    if L <= 1024:
+        return 32, 32, 16, 2
+    return (32, 64, 16, 4) if L <= 4096 else (32, 256, 16, 8)
 
 
 def moments_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     """M, T, the states of one program, and warps. The T powers of a state stay in registers."""
     if dtype == torch.float64:
         return 16, 32, 16, 4
-    return (16, 16, 16, 1) if L <= 256 else (32, 32, 16, 4)
+    return (16, 16, 16, 1) if L <= 256 else (16, 64, 32, 4)
+
+
+# Powers per state of the first factor of a table.
+_FACTOR = tl.constexpr(16)
+
+
+@triton.jit
+def _table(phase, high, low, T: tl.constexpr, K: tl.constexpr):
+    """lambda^t for t < T, a multiple of 16, and K states, (T, K): products of T/16 powers with 16 others."""
+    t = tl.arange(0, _FACTOR).to(tl.int64)
+    re, im = power(phase, high, low, t[:, None])
+    if T > _FACTOR:
+        t = tl.arange(0, T // _FACTOR).to(tl.int64) * _FACTOR
+        step_re, step_im = power(phase, high, low, t[:, None])
+        re, im = times(step_re[:, None, :], step_im[:, None, :], re[None, :, :], im[None, :, :])
+        re, im = tl.reshape(re, (T, K)), tl.reshape(im, (T, K))
+    return re, im
 
 
 @triton.jit
@@ -109,9 +137,9 @@ def synthesis_kernel(
     M: tl.constexpr, T: tl.constexpr, K: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """One tile of M x T consecutive outputs of one row (c, h)."""
-    row = tl.program_id(0).to(tl.int64)
-    start = (tl.program_id(1).to(tl.int64) * M + tl.arange(0, M)) * T
-    t = tl.arange(0, T).to(tl.int64)
+    tiles = tl.cdiv(L, M * T)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    start = ((tl.program_id(0) % tiles).to(tl.int64) * M + tl.arange(0, M)) * T
     dtype: tl.constexpr = out.dtype.element_ty
     sums = tl.zeros((M, T), dtype)
     for k in range(0, n, K):
@@ -119,14 +147,14 @@ def synthesis_kernel(
         x_re, x_im = load_complex(x, row % H * n + state, state < n)
         v_re, v_im = load_complex(v, row * n + state, state < n)
         phase, high, low = log_node(x_re, x_im)
-        coarse_re, coarse_im = power(phase[None, :], high[None, :], low[None, :], start[:, None])
-        fine_re, fine_im = power(phase[:, None], high[:, None], low[:, None], t[None, :])
-        v_re, v_im = scale * v_re[None, :], scale * v_im[None, :]
-        left_re = v_re * coarse_re - v_im * coarse_im
-        left_im = v_re * coarse_im + v_im * coarse_re
-        sums = tl.dot(left_re, fine_re, sums, input_precision=precision, out_dtype=dtype)
-        sums = tl.dot(-left_im, fine_im, sums, input_precision=precision, out_dtype=dtype)
-    l = start[:, None] + t[None, :]
+        # One row per power, so that a thread has few states, of which each costs float64 and a reduction of its phase.
+        phase, high, low = phase[None, :], high[None, :], low[None, :]
+        fine_re, fine_im = _table(phase, high, low, T, K)
+        coarse_re, coarse_im = power(phase, high, low, start[:, None])
+        left_re, left_im = times(scale * v_re[None, :], scale * v_im[None, :], coarse_re, coarse_im)
+        sums += dot(left_re, tl.trans(fine_re), precision)
+        sums += dot(-left_im, tl.trans(fine_im), precision)
+    l = start[:, None] + tl.arange(0, T)[None, :]
     tl.store(out + row * L + l, sums, l < L)
 
 
@@ -137,7 +165,7 @@ def moments_kernel(
 ):  # fmt: skip
     """The sums of K states over ``each`` tiles of one row (c, h), into out[moment, split, row, state].
 
-    A tile is first summed over t, which is a product with one table for all tiles, then over m.
+    A tile is first summed over t, which is a product with one table for all tiles, and at the end over m.
     """
     rows = tl.num_programs(0).to(tl.int64)
     row = tl.program_id(0).to(tl.int64)
@@ -149,29 +177,32 @@ def moments_kernel(
     phase, high, low = log_node(x_re, x_im)
     phase, high, low = phase[None, :], high[None, :], low[None, :]
     t = tl.arange(0, T).to(tl.int64)
+    m = tl.arange(0, M).to(tl.int64)
     # Powers beyond L are not needed, and those of a growing node could overflow.
     fine_re, fine_im = power(phase, high, low, tl.minimum(t, L - 1)[:, None])
-    zeroth_re, zeroth_im = tl.zeros((K,), dtype), tl.zeros((K,), dtype)
-    first_re, first_im = tl.zeros((K,), dtype), tl.zeros((K,), dtype)
+    base_re, base_im = power(phase, high, low, tl.minimum(m * T, L - 1)[:, None])
+    zeroth_re, zeroth_im = tl.zeros((M, K), dtype), tl.zeros((M, K), dtype)
+    first_re, first_im = tl.zeros((M, K), dtype), tl.zeros((M, K), dtype)
     for tile in range(split * each, (split + 1) * each):
-        start = (tile * M + tl.arange(0, M).to(tl.int64)) * T
-        l = start[:, None] + t[None, :]
+        begin = (tl.zeros((1, 1), tl.int64) + tile) * (M * T)
+        start = begin + m[:, None] * T
+        l = start + t[None, :]
         block = tl.load(u + row * L + l, l < L, 0.0)
-        coarse_re, coarse_im = power(phase, high, low, tl.minimum(start, L - 1)[:, None])
-        inner_re = tl.dot(block, fine_re, input_precision=precision, out_dtype=dtype)
-        inner_im = tl.dot(block, fine_im, input_precision=precision, out_dtype=dtype)
-        product_re = coarse_re * inner_re - coarse_im * inner_im
-        product_im = coarse_re * inner_im + coarse_im * inner_re
-        zeroth_re += tl.sum(product_re, 0)
-        zeroth_im += tl.sum(product_im, 0)
+        step_re, step_im = power(phase, high, low, tl.minimum(begin, L - 1))
+        coarse_re, coarse_im = times(base_re, base_im, step_re, step_im)
+        coarse_re, coarse_im = tl.where(start < L, coarse_re, 0.0), tl.where(start < L, coarse_im, 0.0)
+        inner_re, inner_im = dot(block, fine_re, precision), dot(block, fine_im, precision)
+        product_re, product_im = times(coarse_re, coarse_im, inner_re, inner_im)
+        zeroth_re += product_re
+        zeroth_im += product_im
         if first:
             block *= t.to(dtype)[None, :]
-            inner_re = tl.dot(block, fine_re, input_precision=precision, out_dtype=dtype)
-            inner_im = tl.dot(block, fine_im, input_precision=precision, out_dtype=dtype)
-            offset = start.to(dtype)[:, None]
-            first_re += tl.sum(coarse_re * inner_re - coarse_im * inner_im + offset * product_re, 0)
-            first_im += tl.sum(coarse_re * inner_im + coarse_im * inner_re + offset * product_im, 0)
+            inner_re, inner_im = dot(block, fine_re, precision), dot(block, fine_im, precision)
+            inner_re, inner_im = times(coarse_re, coarse_im, inner_re, inner_im)
+            offset = start.to(dtype)
+            first_re += inner_re + offset * product_re
+            first_im += inner_im + offset * product_im
     index = (split * rows + row) * n + state
-    store_complex(out, index, zeroth_re, zeroth_im, state < n)
+    store_complex(out, index, tl.sum(zeroth_re, 0), tl.sum(zeroth_im, 0), state < n)
     if first:
-        store_complex(out, index + splits * rows * n, first_re, first_im, state < n)
+        store_complex(out, index + splits * rows * n, tl.sum(first_re, 0), tl.sum(first_im, 0), state < n)
