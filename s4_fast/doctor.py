@@ -17,7 +17,7 @@ from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
 from s4_fast.bench.cases import OPS, Arguments, Case, arguments
 
-_SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000), "ssm_step": (8, 32, 1)}
+_SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000), "ssm_step": (8, 32, 1), "dplr_step": (8, 32, 1)}
 CASES = (
     *(
         Case(op, *_SIZES.get(op, (8, 32, 1000)), batch=2, dtype=dtype, state=True)

@@ -1,7 +1,12 @@
 // Scratch memory of one worker, laid out by the same code that measures it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#ifdef S4_FAST_CHECKED
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace s4_fast {
 
@@ -12,9 +17,13 @@ class Arena {
 
     template <class T>
     T *take(int64_t count) {
-        T *taken = reinterpret_cast<T *>(memory_ + used_);
-        used_ += (count * int64_t(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-        return memory_ ? taken : nullptr;
+        const int64_t start = used_, bytes = count * int64_t(sizeof(T));
+        used_ += (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment;
+        if (memory_ == nullptr) return nullptr;
+#ifdef S4_FAST_CHECKED
+        ASAN_POISON_MEMORY_REGION(memory_ + start + bytes, std::size_t(used_ - start - bytes));
+#endif
+        return reinterpret_cast<T *>(memory_ + start);
     }
 
     int64_t used() const { return used_; }
@@ -22,6 +31,13 @@ class Arena {
     static constexpr int64_t kAlignment = 64;
 
    private:
+#ifdef S4_FAST_CHECKED
+    // No array may reach into the next.
+    static constexpr int64_t kGap = kAlignment;
+#else
+    static constexpr int64_t kGap = 0;
+#endif
+
     char *memory_;
     int64_t used_ = 0;
 };

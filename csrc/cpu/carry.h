@@ -7,37 +7,6 @@
 namespace s4_fast {
 namespace S4_FAST_ISA {
 
-// A complex number per node, re and im apart, padded to whole vectors.
-struct State {
-    int64_t n, np;
-    double *re, *im;
-
-    State(Arena &memory, int64_t n, int64_t np)
-        : n(n), np(np), re(memory.take<double>(np)), im(memory.take<double>(np)) {}
-
-    // `scale` times n pairs, or zero.
-    template <class T>
-    void set(const T *pairs, double scale = 1) const {
-        for (int64_t i = 0; i < np; ++i) {
-            re[i] = pairs && i < n ? scale * double(pairs[2 * i]) : 0;
-            im[i] = pairs && i < n ? scale * double(pairs[2 * i + 1]) : 0;
-        }
-    }
-
-    void save(double *to) const {
-        for (int64_t i = 0; i < np; ++i) to[i] = re[i], to[np + i] = im[i];
-    }
-    void restore(const double *from) const {
-        for (int64_t i = 0; i < np; ++i) re[i] = from[i], im[i] = from[np + i];
-    }
-
-    template <class T>
-    void write(T *pairs) const {
-        if (pairs == nullptr) return;
-        for (int64_t i = 0; i < n; ++i) put(pairs, i, {re[i], im[i]});
-    }
-};
-
 // How many recurrences run side by side, so that one need not wait for its last step.
 constexpr int kChains = kRegisters == 32 ? 4 : 2;
 // Chunks that float states pass between two that are carried in double: few enough roundings not to be seen.
@@ -48,37 +17,44 @@ template <class T>
 struct Carry {
     Jumps<T> one, group;
 
-    Carry(Arena &memory, int64_t np) : one(memory, np), group(memory, np) {}
+    int64_t np;
 
-    void set(int64_t i, Complex x, Complex lambda, int64_t chunk) const {
-        one.set(i, x, lambda, chunk);
-        if (sizeof(T) == sizeof(float)) group.set(i, x, lambda, kGroup * chunk);
+    Carry(Arena &memory, int64_t np) : one(memory, np), group(memory, np), np(np) {}
+
+    // For chunks of `chunk` samples of L.
+    void set(int64_t n, Split x, Split lambda, int64_t chunk, int64_t L) const {
+        one.set(n, np, x, lambda, chunk, L / chunk);
+        if constexpr (sizeof(T) == sizeof(float)) square_up(np, one.high, kGroup, group.high);
     }
-    void clear(int64_t i) const { one.clear(i), group.clear(i); }
 
     // Replaces the inputs of `rows` chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the state
     // over them. The adjoint runs from the last row to the first.
-    void over(const State &state, bool adjoint, int64_t rows, T *local) const {
-        const int64_t np = state.np;
-        int64_t grouped = 0;
+    void over(Split state, bool adjoint, int64_t rows, T *local) const {
+        int64_t wide = 0, grouped = 0;
         if constexpr (sizeof(T) == sizeof(float)) {
-            grouped = rows / kGroup * kGroup;
+            wide = np / kLanes<float> * kLanes<float>, grouped = rows / kGroup * kGroup;
             T *first = local + (adjoint ? rows - 1 : 0) * 2 * np;
             const int64_t step = adjoint ? -2 * np : 2 * np;
-            for (int64_t i = 0; i < np; i += kLanes<float>) groups(state, i, adjoint, grouped / kGroup, first + i, step);
+            for (int64_t i = 0; i < wide; i += kLanes<float>) groups(state, i, adjoint, grouped / kGroup, first + i, step);
         }
-        T *rest = local + (adjoint ? 0 : grouped) * 2 * np;
-        int64_t i = 0;
-        for (; i + kChains * kLanes<double> <= np; i += kChains * kLanes<double>) {
-            chains<kChains>(state, i, adjoint, rows - grouped, rest);
-        }
-        for (; i < np; i += kLanes<double>) chains<1>(state, i, adjoint, rows - grouped, rest);
+        one_by_one(state, 0, wide, adjoint, rows - grouped, local + (adjoint ? 0 : grouped) * 2 * np);
+        one_by_one(state, wide, np, adjoint, rows, local);
     }
 
    private:
+    // The states begin <= i < end.
+    void one_by_one(Split state, int64_t begin, int64_t end, bool adjoint, int64_t rows, T *local) const {
+        if (rows == 0) return;
+        int64_t i = begin;
+        for (; i + kChains * kLanes<double> <= end; i += kChains * kLanes<double>) {
+            chains<kChains>(state, i, adjoint, rows, local);
+        }
+        for (; i < end; i += kLanes<double>) chains<1>(state, i, adjoint, rows, local);
+    }
+
     template <int Chains>
-    void chains(const State &state, int64_t i, bool adjoint, int64_t rows, T *local) const {
-        const int64_t np = state.np, step = adjoint ? -2 * np : 2 * np;
+    void chains(Split state, int64_t i, bool adjoint, int64_t rows, T *local) const {
+        const int64_t step = adjoint ? -2 * np : 2 * np;
         Jump<T> jump[Chains];
         DoubleVector re[Chains], im[Chains];
 #pragma GCC unroll 4
@@ -105,11 +81,10 @@ struct Carry {
     }
 
     // One vector of float states over `count` groups of rows from `row` on, `step` apart.
-    void groups(const State &state, int64_t i, bool adjoint, int64_t count, float *row, int64_t step) const {
+    void groups(Split state, int64_t i, bool adjoint, int64_t count, float *row, int64_t step) const {
         constexpr int64_t kHalf = kLanes<double>;
-        const int64_t np = state.np;
-        const FloatVector a = joined(load(one.re + i), load(one.re + i + kHalf));
-        FloatVector b = joined(load(one.im + i), load(one.im + i + kHalf));
+        const FloatVector a = joined(load(one.high.re + i), load(one.high.re + i + kHalf));
+        FloatVector b = joined(load(one.high.im + i), load(one.high.im + i + kHalf));
         if (adjoint) b = -b;
         Jump<T> low, high;
         low.set(group, i, adjoint), high.set(group, i + kHalf, adjoint);

@@ -7,7 +7,17 @@
 
 #include "arena.h"
 
+#ifdef S4_FAST_CHECKED
+#include <atomic>
+#include <cstring>
+#endif
+
 namespace s4_fast {
+
+#ifdef S4_FAST_CHECKED
+// What the memory holds at first, which must not matter (tests/native/sanitize.cpp).
+extern std::atomic<int> scratch_byte;
+#endif
 
 struct FreeAligned {
     void operator()(char *memory) const { ::operator delete(memory, std::align_val_t(Arena::kAlignment)); }
@@ -15,8 +25,13 @@ struct FreeAligned {
 
 // Throws std::bad_alloc.
 inline std::unique_ptr<char, FreeAligned> aligned_memory(int64_t bytes) {
-    return std::unique_ptr<char, FreeAligned>(
-        static_cast<char *>(::operator new(std::size_t(bytes > 0 ? bytes : 1), std::align_val_t(Arena::kAlignment))));
+    const std::size_t size = std::size_t(bytes > 0 ? bytes : 1);
+    std::unique_ptr<char, FreeAligned> memory(
+        static_cast<char *>(::operator new(size, std::align_val_t(Arena::kAlignment))));
+#ifdef S4_FAST_CHECKED
+    std::memset(memory.get(), scratch_byte, size);
+#endif
+    return memory;
 }
 
 }  // namespace s4_fast

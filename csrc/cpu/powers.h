@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "arena.h"
 #include "simd.h"
 
 namespace s4_fast {
@@ -27,65 +28,152 @@ inline void put(T *pairs, int64_t i, Complex value) {
     pairs[2 * i] = T(value.re), pairs[2 * i + 1] = T(value.im);
 }
 
-inline Complex exp(Complex x) {
-    const double size = ::exp(x.re);
-    return {size * ::cos(x.im), size * ::sin(x.im)};
-}
+// A complex number per node in double, re and im apart, padded with zeros to whole vectors.
+struct Split {
+    double *re, *im;
 
-// lambda^count for a power of two `count`. A square doubles the relative error: at most 2^5 roundings of a double for
-// float, which has 2^29 to spare, and an exponential of an exact product for double.
-template <class T>
-inline Complex power_of_two(Complex x, Complex lambda, int64_t count) {
-    if (sizeof(T) == sizeof(double)) return exp(double(count) * x);
-    for (; count > 1; count /= 2) lambda = lambda * lambda;
-    return lambda;
-}
-
-// re, im[t] = lambda^t for t < count, which is a power of two.
-inline void fill_powers(Complex lambda, int64_t count, double *re, double *im) {
-    re[0] = 1, im[0] = 0;
-    for (int64_t done = 1; done < count; done *= 2, lambda = lambda * lambda) {
-        for (int64_t t = 0; t < done; ++t) {
-            re[done + t] = re[t] * lambda.re - im[t] * lambda.im;
-            im[done + t] = re[t] * lambda.im + im[t] * lambda.re;
-        }
-    }
-}
-
-// lambda^count of n states as the factor of a recurrence over many steps, which multiplies its rounding error by the
-// number of steps: for double the part that a double loses is kept where the processor has a wider type.
-template <class T>
-struct Jumps {
-    double *re, *im, *low_re, *low_im;
-
-    static constexpr bool kLow = sizeof(T) == sizeof(double);
-
-    template <class Memory>
-    Jumps(Memory &memory, int64_t np)
-        : re(memory.template take<double>(np)),
-          im(memory.template take<double>(np)),
-          low_re(kLow ? memory.template take<double>(np) : nullptr),
-          low_im(kLow ? memory.template take<double>(np) : nullptr) {}
-
-    void set(int64_t i, Complex x, Complex lambda, int64_t count) const {
-        if constexpr (kLow) {
-            const long double phase = static_cast<long double>(x.im) * count;
-            const long double size = ::expl(static_cast<long double>(x.re) * count);
-            const long double wide_re = size * ::cosl(phase), wide_im = size * ::sinl(phase);
-            re[i] = double(wide_re), im[i] = double(wide_im);
-            low_re[i] = double(wide_re - re[i]), low_im[i] = double(wide_im - im[i]);
-        } else {
-            const Complex power = power_of_two<T>(x, lambda, count);
-            re[i] = power.re, im[i] = power.im;
-        }
-    }
-
-    void clear(int64_t i) const {
-        re[i] = im[i] = 0;
-        if constexpr (kLow) low_re[i] = low_im[i] = 0;
-    }
+    Split(Arena &memory, int64_t np) : re(memory.take<double>(np)), im(memory.take<double>(np)) {}
 
     Complex get(int64_t i) const { return {re[i], im[i]}; }
+    void put(int64_t i, Complex value) const { re[i] = value.re, im[i] = value.im; }
+
+    // To n pairs.
+    template <class T>
+    void write(T *pairs, int64_t n) const {
+        for (int64_t i = 0; i < n; ++i) pairs[2 * i] = T(re[i]), pairs[2 * i + 1] = T(im[i]);
+    }
+
+    // `scale` times n pairs, or zero.
+    template <class T>
+    void set(const T *pairs, int64_t n, int64_t np, double scale = 1) const {
+        for (int64_t i = 0; i < np; ++i) re[i] = im[i] = 0;
+        for (int64_t i = 0; pairs && i < n; ++i) {
+            re[i] = scale * double(pairs[2 * i]), im[i] = scale * double(pairs[2 * i + 1]);
+        }
+    }
+};
+
+// exp(re + i im), a vector at a time where |re| < 700 and |im| < 10^6: the quarter turns in im are then counted exactly, and
+// three parts of 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and Taylor's.
+inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, DoubleVector &out_im) {
+    bool near = true;
+    for (int i = 0; i < kLanes<double>; ++i) near = near && re[i] > -700 && re[i] < 700 && im[i] > -1e6 && im[i] < 1e6;
+    if (!near) {
+        for (int i = 0; i < kLanes<double>; ++i) {
+            const double size = ::exp(re[i]);
+            out_re[i] = size * ::cos(im[i]), out_im[i] = size * ::sin(im[i]);
+        }
+        return;
+    }
+    // Adding it rounds to an integer, which the low bits then hold.
+    constexpr double kRound = 6755399441055744.0;
+    const DoubleVector shifted = re * 1.4426950408889634 + kRound, twos = shifted - kRound;
+    const DoubleVector r = (re - twos * 6.93147180369123816490e-01) - twos * 1.90821492927058770002e-10;
+    constexpr double kTaylor[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                  1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
+                                  1.0 / 6,          1.0 / 2,         1.0,            1.0};
+    DoubleVector size = DoubleVector{} + kTaylor[0];
+#pragma GCC unroll 16
+    for (int k = 1; k < 14; ++k) size = size * r + kTaylor[k];
+    const IndexVector exponent = (IndexVector)shifted << 52;
+    size = (DoubleVector)((IndexVector)size + exponent);
+
+    const DoubleVector turned = im * 0.63661977236758134 + kRound, quarters = turned - kRound;
+    const DoubleVector angle = ((im - quarters * 1.57079632673412561417e+00) - quarters * 6.07710050630396597660e-11) -
+                               quarters * 2.02226624871116645580e-21;
+    const DoubleVector z = angle * angle;
+    DoubleVector sin = z * 1.58969099521155010221e-10 - 2.50507602534068634195e-08;
+    sin = (sin * z + 2.75573137070700676789e-06) * z - 1.98412698298579493134e-04;
+    sin = (sin * z + 8.33333333332248946124e-03) * z - 1.66666666666666324348e-01;
+    sin = angle + angle * (z * sin);
+    DoubleVector cos = z * -1.13596475577881948265e-11 + 2.08757232129817482790e-09;
+    cos = (cos * z - 2.75573143513906633035e-07) * z + 2.48015872894767294178e-05;
+    cos = (cos * z - 1.38888888888741095749e-03) * z + 4.16666666666666019037e-02;
+    cos = 1.0 - (0.5 * z - z * z * cos);
+    const IndexVector quarter = (IndexVector)turned;
+    const DoubleVector x = (quarter & 1) != 0 ? sin : cos, y = (quarter & 1) != 0 ? cos : sin;
+    out_re = size * (((quarter + 1) & 2) != 0 ? -x : x);
+    out_im = size * ((quarter & 2) != 0 ? -y : y);
+}
+
+inline void exponentials(int64_t np, Split x, Split out) {
+    for (int64_t i = 0; i < np; i += kLanes<double>) {
+        DoubleVector re, im;
+        exponential(load(x.re + i), load(x.im + i), re, im);
+        store(out.re + i, re), store(out.im + i, im);
+    }
+}
+
+// out = base^count elementwise, for a power of two `count`. Each square doubles the relative error.
+inline void square_up(int64_t np, Split base, int64_t count, Split out) {
+    for (int64_t i = 0; i < np; i += kLanes<double>) {
+        DoubleVector re = load(base.re + i), im = load(base.im + i);
+        for (int64_t k = 1; k < count; k *= 2) {
+            const DoubleVector squared = re * re - im * im;
+            im = 2 * re * im, re = squared;
+        }
+        store(out.re + i, re), store(out.im + i, im);
+    }
+}
+
+// lambda^t of np nodes for t < count, by doubling: rows (count, np).
+struct PowerTable {
+    int64_t np, count;
+    double *re, *im;
+
+    PowerTable(Arena &memory, int64_t np, int64_t count)
+        : np(np), count(count), re(memory.take<double>(count * np)), im(memory.take<double>(count * np)) {}
+
+    void fill(Split lambda) const {
+        for (int64_t i = 0; i < np; i += kLanes<double>) {
+            DoubleVector by_re = load(lambda.re + i), by_im = load(lambda.im + i);
+            double *row_re = re + i, *row_im = im + i;
+            store(row_re, DoubleVector{} + 1), store(row_im, DoubleVector{});
+            for (int64_t done = 1; done < count; done *= 2) {
+                for (int64_t t = 0; t < done && done + t < count; ++t) {
+                    const DoubleVector a = load(row_re + t * np), b = load(row_im + t * np);
+                    store(row_re + (done + t) * np, a * by_re - b * by_im);
+                    store(row_im + (done + t) * np, a * by_im + b * by_re);
+                }
+                const DoubleVector squared = by_re * by_re - by_im * by_im;
+                by_im = 2 * by_re * by_im, by_re = squared;
+            }
+        }
+    }
+};
+
+// lambda^count as the factor of a recurrence over some steps, which multiplies its rounding error by their number. For
+// float, squares of lambda have digits to spare. For double and many steps, the part that a double loses is kept where the
+// processor has a wider type.
+template <class T>
+struct Jumps {
+    Split high, low;
+
+    static constexpr bool kLow = sizeof(T) == sizeof(double);
+    static constexpr int64_t kManySteps = 512;
+
+    Jumps(Arena &memory, int64_t np) : high(memory, np), low(memory, kLow ? np : 0) {}
+
+    void set(int64_t n, int64_t np, Split x, Split lambda, int64_t count, int64_t steps) const {
+        if constexpr (!kLow) {
+            square_up(np, lambda, count, high);
+            return;
+        }
+        const double times = double(count);
+        for (int64_t i = 0; i < np; i += kLanes<double>) {
+            DoubleVector re, im;
+            exponential(times * load(x.re + i), times * load(x.im + i), re, im);
+            store(high.re + i, re), store(high.im + i, im);
+            store(low.re + i, DoubleVector{}), store(low.im + i, DoubleVector{});
+        }
+        for (int64_t i = 0; i < n && steps > kManySteps; ++i) {
+            const long double phase = static_cast<long double>(x.im[i]) * count;
+            const long double size = ::expl(static_cast<long double>(x.re[i]) * count);
+            const long double re = size * ::cosl(phase), im = size * ::sinl(phase);
+            high.re[i] = double(re), high.im[i] = double(im);
+            low.re[i] = double(re - high.re[i]), low.im[i] = double(im - high.im[i]);
+        }
+    }
 };
 
 // One vector of states, s <- lambda^count s + input, and its adjoint, s <- conj(lambda^count) s + input.
@@ -94,10 +182,10 @@ struct Jump {
     DoubleVector re, im, low_re, low_im;
 
     void set(const Jumps<T> &jumps, int64_t i, bool adjoint) {
-        re = load(jumps.re + i), im = load(jumps.im + i);
+        re = load(jumps.high.re + i), im = load(jumps.high.im + i);
         if (adjoint) im = -im;
         if constexpr (Jumps<T>::kLow) {
-            low_re = load(jumps.low_re + i), low_im = load(jumps.low_im + i);
+            low_re = load(jumps.low.re + i), low_im = load(jumps.low.im + i);
             if (adjoint) low_im = -low_im;
         }
     }

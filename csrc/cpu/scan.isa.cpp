@@ -7,6 +7,8 @@
 // L after whole chunks is stepped in double.
 #include "scan.h"
 
+#include <initializer_list>
+
 #include "carry.h"
 #include "multiply.h"
 #include "tables.h"
@@ -23,41 +25,50 @@ constexpr int64_t kSegmentBytes = 1 << 20;
 // Blocks whose products are summed in T before they are added up in double.
 constexpr int64_t kSummed = 8;
 
-// The parameters of one feature in double, re and im apart, padded with zeros to whole vectors.
+// Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
+// ahead. A quarter at a time, between products: all at once would be waited for.
+template <class T>
+struct Ahead {
+    const T *read, *write;
+    int64_t samples;
+
+    static Ahead none() { return {nullptr, nullptr, 0}; }
+    static Ahead row(const T *read, const T *write, int64_t length) {
+        return {read, write, length < kBlock * kChunk ? length : kBlock * kChunk};
+    }
+
+    void quarter(int64_t which) const {
+        constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+        for (int64_t l = which * samples / 4; l < (which + 1) * samples / 4; l += kLine) {
+            __builtin_prefetch(read + l, 0, 1), __builtin_prefetch(write + l, 1, 1);
+        }
+    }
+};
+
+// The parameters of one feature, and the powers lambda^t, t <= kChunk.
 template <class T>
 struct Nodes {
     int64_t n, np;
-    double *lambda_re, *lambda_im, *B_re, *B_im, *C_re, *C_im;
+    Split x, lambda, B, C;  // C is twice the parameter
     Carry<T> carry;
+    PowerTable powers;
 
     Nodes(Arena &memory, int64_t n)
         : n(n),
-          np(padded<T>(n)),
-          lambda_re(memory.take<double>(np)),
-          lambda_im(memory.take<double>(np)),
-          B_re(memory.take<double>(np)),
-          B_im(memory.take<double>(np)),
-          C_re(memory.take<double>(np)),
-          C_im(memory.take<double>(np)),
-          carry(memory, np) {}
+          np(padded(n)),
+          x(memory, np),
+          lambda(memory, np),
+          B(memory, np),
+          C(memory, np),
+          carry(memory, np),
+          powers(memory, np, kChunk + 1) {}
 
     void set(const Scan<T> &scan, int64_t h) const {
-        for (int64_t i = 0; i < n; ++i) {
-            const Complex x = get(scan.x, h * n + i), lambda = exp(x);
-            const Complex B = get(scan.B, h * n + i), C = get(scan.C, h * n + i);
-            lambda_re[i] = lambda.re, lambda_im[i] = lambda.im;
-            B_re[i] = B.re, B_im[i] = B.im, C_re[i] = C.re, C_im[i] = C.im;
-            carry.set(i, x, lambda, kChunk);
-        }
-        for (int64_t i = n; i < np; ++i) {
-            lambda_re[i] = lambda_im[i] = B_re[i] = B_im[i] = C_re[i] = C_im[i] = 0;
-            carry.clear(i);
-        }
+        x.set(scan.x + 2 * h * n, n, np), B.set(scan.B + 2 * h * n, n, np), C.set(scan.C + 2 * h * n, n, np, 2);
+        exponentials(np, x, lambda);
+        carry.set(n, x, lambda, kChunk, scan.L);
+        powers.fill(lambda);
     }
-
-    Complex lambda(int64_t i) const { return {lambda_re[i], lambda_im[i]}; }
-    Complex B(int64_t i) const { return {B_re[i], B_im[i]}; }
-    Complex C(int64_t i) const { return {C_re[i], C_im[i]}; }
 };
 
 // Toeplitz matrices in the rows of `multiply` with a step of -1: K[t - k] for t >= k, or its transpose.
@@ -94,83 +105,65 @@ struct Toeplitz {
     static constexpr int64_t kColumns = 2 * kLanes<T>;
 };
 
-// lambda^t of one state for t <= kChunk, and the local kernel that the states add up to.
-struct Powers {
-    double *re, *im, *kernel;
-
-    explicit Powers(Arena &memory)
-        : re(memory.take<double>(kChunk + 1)), im(memory.take<double>(kChunk + 1)), kernel(memory.take<double>(kChunk)) {}
-
-    void start(double D) const {
-        for (int64_t d = 0; d < kChunk; ++d) kernel[d] = 0;
-        kernel[0] = D;
-    }
-
-    template <class T>
-    void set(const Nodes<T> &nodes, int64_t i) const {
-        fill_powers(nodes.lambda(i), kChunk, re, im);
-        const Complex last = nodes.carry.one.get(i);
-        re[kChunk] = last.re, im[kChunk] = last.im;
-        const Complex v = 2.0 * (nodes.C(i) * nodes.B(i));
-        for (int64_t d = 0; d < kChunk; ++d) kernel[d] += v.re * re[d] - v.im * im[d];
-    }
-};
-
 // What the forward pass of one feature works with.
 template <class T>
 struct Forward {
     Nodes<T> nodes;
-    State state;
+    Split state;
     Toeplitz<T> toeplitz;
-    Powers powers;
     T *inputs;   // (kChunk, 2 np): B lambda^{T-1-t}
-    T *outputs;  // (2 np, kChunk): what S_m adds to y
+    T *by_time;  // (kChunk, 2 np): conj(2 C lambda^{t+1})
+    T *outputs;  // its transpose: what S_m adds to y
     T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them
 
     Forward(Arena &memory, int64_t n)
         : nodes(memory, n),
-          state(memory, n, nodes.np),
+          state(memory, nodes.np),
           toeplitz(memory),
-          powers(memory),
           inputs(memory.take<T>(kChunk * 2 * nodes.np)),
+          by_time(memory.take<T>(kChunk * 2 * nodes.np)),
           outputs(memory.take<T>(2 * nodes.np * kChunk)),
           local(memory.take<T>(kBlock * 2 * nodes.np)) {}
 
     void set(const Scan<T> &scan, int64_t h) const {
-        const int64_t n = nodes.n, np = nodes.np;
+        const int64_t np = nodes.np;
         nodes.set(scan, h);
-        powers.start(scan.D ? double(scan.D[h]) : 0);
-        for (int64_t i = 0; i < n; ++i) {
-            powers.set(nodes, i);
-            const Complex B = nodes.B(i), C = 2.0 * nodes.C(i);
-            for (int64_t t = 0; t < kChunk; ++t) {
-                const Complex power = {powers.re[kChunk - 1 - t], powers.im[kChunk - 1 - t]};
-                const Complex input = B * power;
-                inputs[t * 2 * np + i] = T(input.re), inputs[t * 2 * np + np + i] = T(input.im);
+        double kernel[kChunk];
+        for (int64_t t = 0; t < kChunk; ++t) {
+            const double *re = nodes.powers.re + t * np, *im = nodes.powers.im + t * np;
+            write_products(np, re, im, nodes.B, false, inputs + (kChunk - 1 - t) * 2 * np);
+            write_products(np, re + np, im + np, nodes.C, true, by_time + t * 2 * np);
+            DoubleVector total = {};
+            for (int64_t i = 0; i < np; i += kLanes<double>) {
+                const DoubleVector B_re = load(nodes.B.re + i), B_im = load(nodes.B.im + i);
+                const DoubleVector C_re = load(nodes.C.re + i), C_im = load(nodes.C.im + i);
+                total += (B_re * C_re - B_im * C_im) * load(re + i) - (B_re * C_im + B_im * C_re) * load(im + i);
             }
-            for (int64_t t = 0; t < kChunk; ++t) {
-                outputs[i * kChunk + t] = T(C.re * powers.re[t + 1] - C.im * powers.im[t + 1]);
-                outputs[(np + i) * kChunk + t] = T(-(C.re * powers.im[t + 1] + C.im * powers.re[t + 1]));
-            }
+            kernel[t] = sum(total);
         }
-        clear_columns(inputs, n, np, kChunk, 2 * np);
-        clear_columns(inputs, np + n, 2 * np, kChunk, 2 * np);
-        clear_rows(outputs, n, np, kChunk);
-        clear_rows(outputs, np + n, 2 * np, kChunk);
-        toeplitz.set(powers.kernel);
+        if (scan.D) kernel[0] += double(scan.D[h]);
+        transpose(kChunk, 2 * np, by_time, outputs);
+        toeplitz.set(kernel);
+    }
+
+    void take_in(int64_t rows, const T *u, T *out) const {
+        multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
     }
 
     // The states before `rows` chunks, from `state`, which is taken over them.
     void states(int64_t rows, const T *u, T *out) const {
-        multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
+        take_in(rows, u, out);
         nodes.carry.over(state, false, rows, out);
     }
 
-    void chunks(int64_t rows, const T *u, T *y) const {
-        const int64_t np = nodes.np;
-        multiply<T>(rows, 2 * np, {kChunk, {u, kChunk, 1}, inputs, 2 * np}, local, 2 * np, false);
+    void chunks(int64_t rows, const T *u, T *y, const Ahead<T> &ahead) const {
+        ahead.quarter(0);
+        take_in(rows, u, local);
+        ahead.quarter(1);
         nodes.carry.over(state, false, rows, local);
-        toeplitz.apply(rows, {2 * np, {local, 2 * np, 1}, outputs, kChunk}, u, y);
+        ahead.quarter(2);
+        toeplitz.apply(rows, {2 * nodes.np, {local, 2 * nodes.np, 1}, outputs, kChunk}, u, y);
+        ahead.quarter(3);
     }
 
     void steps(int64_t count, const T *u, T *y, double D) const {
@@ -179,13 +172,13 @@ struct Forward {
             DoubleVector output = {};
             for (int64_t i = 0; i < nodes.np; i += kLanes<double>) {
                 const DoubleVector re = load(state.re + i), im = load(state.im + i);
-                const DoubleVector a = load(nodes.lambda_re + i), b = load(nodes.lambda_im + i);
-                const DoubleVector next_re = a * re - b * im + load(nodes.B_re + i) * input;
-                const DoubleVector next_im = a * im + b * re + load(nodes.B_im + i) * input;
-                output += load(nodes.C_re + i) * next_re - load(nodes.C_im + i) * next_im;
+                const DoubleVector a = load(nodes.lambda.re + i), b = load(nodes.lambda.im + i);
+                const DoubleVector next_re = a * re - b * im + load(nodes.B.re + i) * input;
+                const DoubleVector next_im = a * im + b * re + load(nodes.B.im + i) * input;
+                output += load(nodes.C.re + i) * next_re - load(nodes.C.im + i) * next_im;
                 store(state.re + i, next_re), store(state.im + i, next_im);
             }
-            y[t] = T(2 * sum(output) + D * input);
+            y[t] = T(sum(output) + D * input);
         }
     }
 };
@@ -206,26 +199,25 @@ template <class T>
 struct Backward {
     int64_t segment;  // chunks whose states are kept at a time
     Forward<T> forward;
-    State adjoint;
-    T *adjoint_inputs;   // (kChunk, 2 np): conj(2 C lambda^{t+1})
+    Split adjoint;
     T *adjoint_outputs;  // (2 np, kChunk): what G_m adds to grad u
     T *states;           // (segment, 2 np): S
     T *adjoints;         // (kBlock, 2 np): G
-    T *by_state;         // (2 np, kChunk): W, of the last blocks, then in double
-    T *by_adjoint;       // (2 np, kChunk): sum_m G_m u_{m,t}, likewise
+    T *by_state;         // (kChunk, 2 np): W of the last blocks, and in double of those before
+    T *by_adjoint;       // (kChunk, 2 np): sum_m G_m u_{m,t}, likewise
     T *by_sample;        // (kChunk, kChunk): sum_m grad y_{m,t} u_{m,j}, likewise
     double *W, *V, *R;
-    double *GS_re, *GS_im;  // (np,)
-    double *by_x, *by_B, *by_C, *by_D;  // pairs: what the stepped samples add to the conjugated gradients
-    double *steps;                      // (kChunk, np) pairs: states before and after stepped samples
-    double *starts;                     // (segments, 2 np): the states that segments start from
-    int64_t summed = 0;                 // blocks in by_state, by_adjoint and by_sample
+    Split GS;                // sum_m conj(G_m) S_m
+    Split by_x, by_B, by_C;  // what the stepped samples add to the conjugated gradients
+    double *by_D;
+    double *steps;       // (kChunk + 1, np) pairs: states before and after stepped samples
+    double *starts;      // (segments, 2 np): the states that segments start from
+    int64_t summed = 0;  // blocks in by_state, by_adjoint and by_sample
 
     Backward(Arena &memory, const ScanBackward<T> &scan)
         : segment(chunks_of_segment(scan)),
           forward(memory, scan.forward.n),
-          adjoint(memory, scan.forward.n, np()),
-          adjoint_inputs(memory.take<T>(kChunk * 2 * np())),
+          adjoint(memory, np()),
           adjoint_outputs(memory.take<T>(2 * np() * kChunk)),
           states(memory.take<T>(segment * 2 * np())),
           adjoints(memory.take<T>(kBlock * 2 * np())),
@@ -235,11 +227,10 @@ struct Backward {
           W(memory.take<double>(2 * np() * kChunk)),
           V(memory.take<double>(2 * np() * kChunk)),
           R(memory.take<double>(kChunk * kChunk)),
-          GS_re(memory.take<double>(np())),
-          GS_im(memory.take<double>(np())),
-          by_x(memory.take<double>(2 * np())),
-          by_B(memory.take<double>(2 * np())),
-          by_C(memory.take<double>(2 * np())),
+          GS(memory, np()),
+          by_x(memory, np()),
+          by_B(memory, np()),
+          by_C(memory, np()),
           by_D(memory.take<double>(1)),
           steps(memory.take<double>((kChunk + 1) * 2 * np())),
           starts(memory.take<double>((scan.forward.L / kChunk / segment + 1) * 2 * np())) {}
@@ -248,35 +239,16 @@ struct Backward {
 
     static int64_t chunks_of_segment(const ScanBackward<T> &scan) {
         const int64_t chunks = scan.forward.L / kChunk;
-        const int64_t fitting = kSegmentBytes / (2 * padded<T>(scan.forward.n) * int64_t(sizeof(T)));
+        const int64_t fitting = kSegmentBytes / (2 * padded(scan.forward.n) * int64_t(sizeof(T)));
         const int64_t most = fitting < kBlock ? kBlock : fitting / kBlock * kBlock;
         return chunks < 1 ? 1 : chunks < most ? chunks : most;
     }
 
     void set(const Scan<T> &scan, int64_t h) const {
         forward.set(scan, h);
-        const Nodes<T> &nodes = forward.nodes;
-        const int64_t n = nodes.n, columns = 2 * np();
-        for (int64_t i = 0; i < n; ++i) {
-            for (int64_t t = 0; t < kChunk; ++t) {
-                // As what S_m adds to y, and as what u adds to the state.
-                adjoint_inputs[t * columns + i] = forward.outputs[i * kChunk + t];
-                adjoint_inputs[t * columns + np() + i] = forward.outputs[(np() + i) * kChunk + t];
-                adjoint_outputs[i * kChunk + t] = forward.inputs[t * columns + i];
-                adjoint_outputs[(np() + i) * kChunk + t] = forward.inputs[t * columns + np() + i];
-            }
-        }
-        clear_columns(adjoint_inputs, n, np(), kChunk, columns);
-        clear_columns(adjoint_inputs, np() + n, columns, kChunk, columns);
-        clear_rows(adjoint_outputs, n, np(), kChunk);
-        clear_rows(adjoint_outputs, np() + n, columns, kChunk);
-        clear(W, columns * kChunk), clear(V, columns * kChunk), clear(R, kChunk * kChunk);
-        clear(GS_re, np()), clear(GS_im, np());
-        clear(by_x, columns), clear(by_B, columns), clear(by_C, columns), clear(by_D, 1);
-    }
-
-    static void clear(double *out, int64_t count) {
-        for (int64_t i = 0; i < count; ++i) out[i] = 0;
+        transpose(kChunk, 2 * np(), forward.inputs, adjoint_outputs);
+        clear(W, kChunk * 2 * np()), clear(V, kChunk * 2 * np()), clear(R, kChunk * kChunk), clear(by_D, 1);
+        for (const Split &sums : {GS, by_x, by_B, by_C}) clear(sums.re, np()), clear(sums.im, np());
     }
 
     static void add(const T *from, double *to, int64_t count) {
@@ -285,14 +257,24 @@ struct Backward {
 
     // sum_m conj(G_m) S_m of one block.
     void add_GS(int64_t rows, const T *S) const {
-        for (int64_t i = 0; i < np(); i += kLanes<T>) {
+        const int64_t whole = np() / kLanes<T> * kLanes<T>;
+        for (int64_t i = 0; i < whole; i += kLanes<T>) {
             Vector<T> re = {}, im = {};
             for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
                 const Vector<T> G_re = load(adjoints + at), G_im = load(adjoints + at + np());
                 const Vector<T> S_re = load(S + at), S_im = load(S + at + np());
                 re += G_re * S_re + G_im * S_im, im += G_re * S_im - G_im * S_re;
             }
-            for (int j = 0; j < kLanes<T>; ++j) GS_re[i + j] += double(re[j]), GS_im[i + j] += double(im[j]);
+            for (int j = 0; j < kLanes<T>; ++j) GS.re[i + j] += double(re[j]), GS.im[i + j] += double(im[j]);
+        }
+        for (int64_t i = whole; i < np(); i += kLanes<double>) {
+            DoubleVector re = load(GS.re + i), im = load(GS.im + i);
+            for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
+                const DoubleVector G_re = load_double(adjoints + at), G_im = load_double(adjoints + at + np());
+                const DoubleVector S_re = load_double(S + at), S_im = load_double(S + at + np());
+                re += G_re * S_re + G_im * S_im, im += G_re * S_im - G_im * S_re;
+            }
+            store(GS.re + i, re), store(GS.im + i, im);
         }
     }
 
@@ -300,8 +282,8 @@ struct Backward {
     void add_products(int64_t rows, const T *S, const T *grad_y, const T *u) {
         const int64_t columns = 2 * np();
         const bool more = summed > 0;
-        multiply<T>(columns, kChunk, {rows, {S, 1, columns}, grad_y, kChunk}, by_state, kChunk, more);
-        multiply<T>(columns, kChunk, {rows, {adjoints, 1, columns}, u, kChunk}, by_adjoint, kChunk, more);
+        multiply<T>(kChunk, columns, {rows, {grad_y, 1, kChunk}, S, columns}, by_state, columns, more);
+        multiply<T>(kChunk, columns, {rows, {u, 1, kChunk}, adjoints, columns}, by_adjoint, columns, more);
         multiply<T>(kChunk, kChunk, {rows, {grad_y, 1, kChunk}, u, kChunk}, by_sample, kChunk, more);
         add_GS(rows, S);
         if (++summed == kSummed) flush_products();
@@ -325,24 +307,14 @@ struct Backward {
         return sum(total) + rest;
     }
 
-    // sum_t a_t b_t over a chunk.
-    static Complex product(const double *a_re, const double *a_im, const double *b_re, const double *b_im) {
-        DoubleVector re = {}, im = {};
-        for (int64_t t = 0; t < kChunk; t += kLanes<double>) {
-            re += load(a_re + t) * load(b_re + t) - load(a_im + t) * load(b_im + t);
-            im += load(a_re + t) * load(b_im + t) + load(a_im + t) * load(b_re + t);
-        }
-        return {sum(re), sum(im)};
-    }
-
     // The states before and after `count` stepped samples, from the state on.
     void step_states(int64_t count, const T *u) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t i = 0; i < nodes.n; ++i) {
-            Complex s = {forward.state.re[i], forward.state.im[i]};
+            Complex s = forward.state.get(i);
             put(steps, i, s);
             for (int64_t t = 0; t < count; ++t) {
-                s = nodes.lambda(i) * s + double(u[t]) * nodes.B(i);
+                s = nodes.lambda.get(i) * s + double(u[t]) * nodes.B.get(i);
                 put(steps, (t + 1) * np() + i, s);
             }
         }
@@ -355,109 +327,131 @@ struct Backward {
             const double dy = double(grad_y[t]), input = double(u[t]);
             double du = D * dy;
             for (int64_t i = 0; i < nodes.n; ++i) {
-                const Complex g = Complex{adjoint.re[i], adjoint.im[i]} + 2 * dy * conj(nodes.C(i));
-                du += nodes.B_re[i] * g.re + nodes.B_im[i] * g.im;
+                const Complex lambda = nodes.lambda.get(i), g = adjoint.get(i) + dy * conj(nodes.C.get(i));
+                du += nodes.B.re[i] * g.re + nodes.B.im[i] * g.im;
                 if (parameters) {
-                    const Complex before = nodes.lambda(i) * get(steps, t * np() + i);
-                    put(by_C, i, get(by_C, i) + 2 * dy * get(steps, (t + 1) * np() + i));
-                    put(by_B, i, get(by_B, i) + input * conj(g));
-                    put(by_x, i, get(by_x, i) + conj(g) * before);
+                    by_C.put(i, by_C.get(i) + 2 * dy * get(steps, (t + 1) * np() + i));
+                    by_B.put(i, by_B.get(i) + input * conj(g));
+                    by_x.put(i, by_x.get(i) + conj(g) * (lambda * get(steps, t * np() + i)));
                 }
-                const Complex back = conj(nodes.lambda(i)) * g;
-                adjoint.re[i] = back.re, adjoint.im[i] = back.im;
+                adjoint.put(i, conj(lambda) * g);
             }
             grad_u[t] = T(du);
         }
     }
 
     // The states of the chunks of a segment, kept or only passed through.
-    void advance(const T *u, int64_t count, bool keep) const {
+    void advance(const T *u, int64_t count, bool keep, const Ahead<T> &ahead) const {
+        ahead.quarter(0), ahead.quarter(1);
         for (int64_t first = 0; first < count; first += kBlock) {
             const int64_t rows = count - first < kBlock ? count - first : kBlock;
             forward.states(rows, u + first * kChunk, keep ? states + first * 2 * np() : forward.local);
         }
+        ahead.quarter(2), ahead.quarter(3);
     }
 
     // Takes the adjoint back over the chunks of a segment whose states are kept.
-    void segment_back(int64_t count, const T *grad_y, const T *u, T *grad_u, bool parameters) {
+    void segment_back(int64_t count, const T *grad_y, const T *u, T *grad_u, bool parameters, const Ahead<T> &ahead) {
         for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
             const int64_t rows = count - first < kBlock ? count - first : kBlock, at = first * kChunk;
             const int64_t columns = 2 * np();
-            multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, adjoint_inputs, columns}, adjoints, columns,
+            multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, forward.by_time, columns}, adjoints, columns,
                         false);
+            if (first == 0) ahead.quarter(0);
             forward.nodes.carry.over(adjoint, true, rows, adjoints);
+            if (first == 0) ahead.quarter(1);
             forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk},
                                               grad_y + at, grad_u + at);
+            if (first == 0) ahead.quarter(2), ahead.quarter(3);
             if (!parameters) continue;
             add_products(rows, states + first * columns, grad_y + at, u + at);
         }
     }
 
-    void row(const ScanBackward<T> &scan, int64_t b, int64_t h) {
+    void row(const ScanBackward<T> &scan, int64_t b, int64_t h, bool last) {
         const Scan<T> &f = scan.forward;
         const int64_t row = b * f.H + h, chunks = f.L / kChunk, whole = chunks * kChunk;
         const T *u = f.u + row * f.L, *grad_y = scan.grad_y + row * f.L;
         T *grad_u = scan.grad_u + row * f.L;
         const int64_t segments = (chunks + segment - 1) / segment;
+        const T *next_u = u + (last ? 0 : f.H * f.L);
+        const Ahead<T> next = last ? Ahead<T>::none() : Ahead<T>::row(next_u, next_u, f.L);
         const auto length = [&](int64_t s) { return chunks - s * segment < segment ? chunks - s * segment : segment; };
 
         if (scan.parameters) {
-            forward.state.set(f.state ? f.state + 2 * row * f.n : nullptr);
+            forward.state.set(f.state ? f.state + 2 * row * f.n : nullptr, f.n, np());
             for (int64_t s = 0; s < segments; ++s) {
-                forward.state.save(starts + s * 2 * np());
-                advance(u + s * segment * kChunk, length(s), s == segments - 1);
+                for (int64_t i = 0; i < np(); ++i) {
+                    starts[s * 2 * np() + i] = forward.state.re[i], starts[(s * 2 + 1) * np() + i] = forward.state.im[i];
+                }
+                advance(u + s * segment * kChunk, length(s), s == segments - 1,
+                        s == 0 ? Ahead<T>::row(grad_y, grad_u, f.L) : Ahead<T>::none());
             }
             step_states(f.L - whole, u + whole);
             by_D[0] += product(f.L, grad_y, u);
         }
-        adjoint.set(scan.grad_final ? scan.grad_final + 2 * row * f.n : nullptr);
+        adjoint.set(scan.grad_final ? scan.grad_final + 2 * row * f.n : nullptr, f.n, np());
         step_back(f.L - whole, grad_y + whole, u + whole, grad_u + whole, f.D ? double(f.D[h]) : 0, scan.parameters);
         for (int64_t s = segments - 1; s >= 0; --s) {
             const int64_t at = s * segment * kChunk;
             if (scan.parameters && s < segments - 1) {
-                forward.state.restore(starts + s * 2 * np());
-                advance(u + at, length(s), true);
+                for (int64_t i = 0; i < np(); ++i) {
+                    forward.state.re[i] = starts[s * 2 * np() + i], forward.state.im[i] = starts[(s * 2 + 1) * np() + i];
+                }
+                advance(u + at, length(s), true, Ahead<T>::none());
             }
-            segment_back(length(s), grad_y + at, u + at, grad_u + at, scan.parameters);
+            segment_back(length(s), grad_y + at, u + at, grad_u + at, scan.parameters,
+                         s == 0 ? next : Ahead<T>::none());
         }
-        if (scan.grad_state) adjoint.write(scan.grad_state + 2 * row * f.n);
+        if (scan.grad_state) adjoint.write(scan.grad_state + 2 * row * f.n, f.n);
     }
 
     void finish(double *sums) {
         flush_products();
         const Nodes<T> &nodes = forward.nodes;
-        const Powers &powers = forward.powers;
-        const int64_t n = nodes.n;
-        // lambda^t and t lambda^t, forwards and backwards.
-        double first_re[kChunk + 1], first_im[kChunk + 1], back_re[kChunk], back_im[kChunk], back1_re[kChunk],
-            back1_im[kChunk], correlation[kChunk] = {}, zero[kChunk] = {};
+        double correlation[kChunk] = {};
         for (int64_t t = 0; t < kChunk; ++t) {
             for (int64_t j = 0; j <= t; ++j) correlation[t - j] += R[t * kChunk + j];
         }
-        for (int64_t i = 0; i < n; ++i) {
-            powers.set(nodes, i);
-            for (int64_t t = 0; t <= kChunk; ++t) first_re[t] = double(t) * powers.re[t], first_im[t] = double(t) * powers.im[t];
+        for (int64_t i = 0; i < np(); i += kLanes<double>) {
+            const double *re = nodes.powers.re + i, *im = nodes.powers.im + i;
+            Sum w, w1, v, v1, r, r1;
             for (int64_t t = 0; t < kChunk; ++t) {
-                const int64_t from = kChunk - 1 - t;
-                back_re[t] = powers.re[from], back_im[t] = -powers.im[from];
-                back1_re[t] = first_re[from], back1_im[t] = -first_im[from];
+                const Sum now = {load(re + t * np()), load(im + t * np())};
+                const Sum next = {load(re + (t + 1) * np()), load(im + (t + 1) * np())};
+                const double *W_t = W + t * 2 * np() + i, *V_t = V + (kChunk - 1 - t) * 2 * np() + i;
+                const Sum of_w = next * Sum{load(W_t), load(W_t + np())};
+                const Sum of_v = now * Sum{load(V_t), -load(V_t + np())};
+                w.add(1, of_w), w1.add(double(t + 1), of_w);
+                v.add(1, of_v), v1.add(double(t), of_v);
+                r.add(correlation[t], now), r1.add(double(t) * correlation[t], now);
             }
-            const double *W_re = W + i * kChunk, *W_im = W + (np() + i) * kChunk;
-            const double *V_re = V + i * kChunk, *V_im = V + (np() + i) * kChunk;
-            const Complex w = product(powers.re + 1, powers.im + 1, W_re, W_im);
-            const Complex w1 = product(first_re + 1, first_im + 1, W_re, W_im);
-            const Complex v = conj(product(back_re, back_im, V_re, V_im));
-            const Complex v1 = conj(product(back1_re, back1_im, V_re, V_im));
-            const Complex r = product(powers.re, powers.im, correlation, zero);
-            const Complex r1 = product(first_re, first_im, correlation, zero);
-            const Complex B = nodes.B(i), C = 2.0 * nodes.C(i);
-            const Complex carried = double(kChunk) * (nodes.carry.one.get(i) * Complex{GS_re[i], GS_im[i]});
-            put(sums, i, get(by_x, i) + C * w1 + B * v1 + C * B * r1 + carried);
-            put(sums, n + i, get(by_B, i) + v + C * r);
-            put(sums, 2 * n + i, get(by_C, i) + 2.0 * w + 2.0 * B * r);
+            const Sum B = {load(nodes.B.re + i), load(nodes.B.im + i)}, C = {load(nodes.C.re + i), load(nodes.C.im + i)};
+            const Sum jump = {load(nodes.carry.one.high.re + i), load(nodes.carry.one.high.im + i)};
+            Sum x = {load(by_x.re + i), load(by_x.im + i)}, b = {load(by_B.re + i), load(by_B.im + i)};
+            Sum c = {load(by_C.re + i), load(by_C.im + i)};
+            x.add(1, C * w1), x.add(1, B * v1), x.add(1, C * (B * r1));
+            x.add(double(kChunk), jump * Sum{load(GS.re + i), load(GS.im + i)});
+            b.add(1, v), b.add(1, C * r);
+            c.add(2, w), c.add(2, B * r);
+            for (int64_t j = 0; j < kLanes<double> && i + j < nodes.n; ++j) {
+                put(sums, i + j, {x.re[j], x.im[j]});
+                put(sums, nodes.n + i + j, {b.re[j], b.im[j]});
+                put(sums, 2 * nodes.n + i + j, {c.re[j], c.im[j]});
+            }
         }
-        sums[6 * n] = by_D[0];
+        sums[6 * nodes.n] = by_D[0];
     }
+
+    // A vector of complex numbers.
+    struct Sum {
+        DoubleVector re = {}, im = {};
+
+        void add(double factor, const Sum &of) { re += factor * of.re, im += factor * of.im; }
+        friend Sum operator*(const Sum &a, const Sum &b) {
+            return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+        }
+    };
 };
 
 }  // namespace
@@ -480,12 +474,16 @@ void scan(const Scan<T> &scan, T *y, T *final, int64_t h, int64_t first, int64_t
         const int64_t row = b * scan.H + h;
         const T *u = scan.u + row * scan.L;
         T *out = y + row * scan.L;
-        forward.state.set(scan.state ? scan.state + 2 * row * scan.n : nullptr);
+        forward.state.set(scan.state ? scan.state + 2 * row * scan.n : nullptr, scan.n, forward.nodes.np);
         for (int64_t m = 0; m < chunks; m += kBlock) {
-            forward.chunks(chunks - m < kBlock ? chunks - m : kBlock, u + m * kChunk, out + m * kChunk);
+            const int64_t rows = chunks - m < kBlock ? chunks - m : kBlock;
+            const bool ends = m + rows == chunks && b + 1 < last;
+            const int64_t next = scan.H * scan.L;
+            forward.chunks(rows, u + m * kChunk, out + m * kChunk,
+                           ends ? Ahead<T>::row(u + next, out + next, scan.L) : Ahead<T>::none());
         }
         forward.steps(scan.L - whole, u + whole, out + whole, scan.D ? double(scan.D[h]) : 0);
-        if (final) forward.state.write(final + 2 * row * scan.n);
+        if (final) forward.state.write(final + 2 * row * scan.n, scan.n);
     }
 }
 
@@ -502,7 +500,7 @@ void scan_backward(const ScanBackward<T> &scan, int64_t h, int64_t first, int64_
     Arena memory(scratch);
     Backward<T> backward(memory, scan);
     backward.set(scan.forward, h);
-    for (int64_t b = first; b < last; ++b) backward.row(scan, b, h);
+    for (int64_t b = first; b < last; ++b) backward.row(scan, b, h, b + 1 == last);
     if (scan.parameters) backward.finish(sums);
 }
 

@@ -27,6 +27,7 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
+typedef int64_t IndexVector __attribute__((vector_size(kVectorBytes)));
 
 template <class T>
 struct VectorOf;
@@ -98,11 +99,8 @@ inline double sum(DoubleVector v) {
     return total;
 }
 
-// n as a number of whole vectors.
-template <class T>
-constexpr int64_t padded(int64_t n) {
-    return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
+// n nodes as whole vectors of doubles; their 2n real and imaginary parts are then whole vectors of floats too.
+constexpr int64_t padded(int64_t n) { return (n + kLanes<double> - 1) / kLanes<double> * kLanes<double>; }
 
 // Numbers below the normal range, which a decayed state reaches, cost an assist each. Here they are zero.
 class FlushDenormals {

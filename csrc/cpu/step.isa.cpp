@@ -6,17 +6,14 @@ namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-// Pairs in as many lanes as a vector of doubles has: sums of (re, im) of every second number.
-typedef int64_t Indices __attribute__((vector_size(kVectorBytes)));
-
 inline DoubleVector swapped(DoubleVector v) {
-    Indices indices;
+    IndexVector indices;
     for (int i = 0; i < kLanes<double>; ++i) indices[i] = i ^ 1;
     return __builtin_shuffle(v, indices);
 }
 
 inline DoubleVector broadcast_parts(DoubleVector v, int part) {
-    Indices indices;
+    IndexVector indices;
     for (int i = 0; i < kLanes<double>; ++i) indices[i] = (i & ~1) | part;
     return __builtin_shuffle(v, indices);
 }
@@ -55,7 +52,13 @@ void step(const Step<T> &of, int64_t begin, int64_t end) {
 
 template <class T>
 void exponentials(const T *x, double *lambda, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) put(lambda, i, exp(get(x, i)));
+    for (int64_t i = begin; i < end; i += kLanes<double>) {
+        const int64_t count = end - i < kLanes<double> ? end - i : kLanes<double>;
+        DoubleVector re = {}, im = {};
+        for (int64_t j = 0; j < count; ++j) re[j] = double(x[2 * (i + j)]), im[j] = double(x[2 * (i + j) + 1]);
+        exponential(re, im, re, im);
+        for (int64_t j = 0; j < count; ++j) put(lambda, i + j, {re[j], im[j]});
+    }
 }
 
 template void step(const Step<float> &, int64_t, int64_t);

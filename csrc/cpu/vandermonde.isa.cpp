@@ -20,57 +20,69 @@ int64_t fine_length(int64_t L) {
     return T;
 }
 
-// lambda^t, t < T, of one node.
-struct FinePowers {
-    int64_t T;
-    double *re, *im;
+// The nodes of one feature and their powers lambda^t, t < length.
+template <class T>
+struct Nodes {
+    int64_t n, np, length;
+    Split x, lambda;
+    Carry<T> carry;
+    PowerTable powers;
 
-    FinePowers(Arena &memory, int64_t T) : T(T), re(memory.take<double>(T)), im(memory.take<double>(T)) {}
+    Nodes(Arena &memory, int64_t n, int64_t L)
+        : n(n),
+          np(padded(n)),
+          length(fine_length(L)),
+          x(memory, np),
+          lambda(memory, np),
+          carry(memory, np),
+          powers(memory, np, length) {}
+
+    void set(const T *pairs, int64_t L) const {
+        x.set(pairs, n, np);
+        exponentials(np, x, lambda);
+        carry.set(n, x, lambda, length, L);
+        powers.fill(lambda);
+    }
 };
 
 template <class T>
 struct Synthesizer {
-    int64_t length;
-    State state;  // scale v lambda^(mT)
-    Carry<T> carry;
-    FinePowers powers;
-    T *fine;    // (2 np, length): Re lambda^t, -Im lambda^t
-    T *coarse;  // (kBlock, 2 np)
-    T *rest;    // (length,)
+    Nodes<T> nodes;
+    Split state;  // scale v lambda^(mT)
+    T *by_time;   // (length, 2 np): conj(lambda^t)
+    T *fine;      // its transpose
+    T *coarse;    // (kBlock, 2 np): scale v lambda^(mT)
+    T *rest;      // (length,)
 
     Synthesizer(Arena &memory, const Synthesis<T> &of)
-        : length(fine_length(of.L)),
-          state(memory, of.n, padded<T>(of.n)),
-          carry(memory, state.np),
-          powers(memory, length),
-          fine(memory.take<T>(2 * state.np * length)),
-          coarse(memory.take<T>(kBlock * 2 * state.np)),
-          rest(memory.take<T>(length)) {}
+        : nodes(memory, of.n, of.L),
+          state(memory, nodes.np),
+          by_time(memory.take<T>(nodes.length * 2 * nodes.np)),
+          fine(memory.take<T>(2 * nodes.np * nodes.length)),
+          coarse(memory.take<T>(kBlock * 2 * nodes.np)),
+          rest(memory.take<T>(nodes.length)) {}
 
     void set(const Synthesis<T> &of, int64_t h) const {
-        const int64_t n = state.n, np = state.np;
-        for (int64_t i = 0; i < n; ++i) {
-            const Complex x = get(of.x, h * n + i), lambda = exp(x);
-            carry.set(i, x, lambda, length);
-            fill_powers(lambda, length, powers.re, powers.im);
-            for (int64_t t = 0; t < length; ++t) {
-                fine[i * length + t] = T(powers.re[t]), fine[(np + i) * length + t] = T(-powers.im[t]);
+        const int64_t np = nodes.np;
+        nodes.set(of.x + 2 * h * of.n, of.L);
+        for (int64_t t = 0; t < nodes.length; ++t) {
+            for (int64_t i = 0; i < np; i += kLanes<double>) {
+                store_double(by_time + t * 2 * np + i, load(nodes.powers.re + t * np + i));
+                store_double(by_time + t * 2 * np + np + i, -load(nodes.powers.im + t * np + i));
             }
         }
-        for (int64_t i = n; i < np; ++i) carry.clear(i);
-        clear_rows(fine, n, np, length);
-        clear_rows(fine, np + n, 2 * np, length);
+        transpose(nodes.length, 2 * np, by_time, fine);
     }
 
     void row(const Synthesis<T> &of, int64_t row, int64_t h) const {
-        const int64_t np = state.np, rows = (of.L + length - 1) / length, whole = of.L / length;
+        const int64_t np = nodes.np, length = nodes.length, rows = (of.L + length - 1) / length, whole = of.L / length;
         T *out = of.out + (row * of.H + h) * of.L;
-        state.set(of.v + 2 * (row * of.H + h) * of.n, of.scale);
+        state.set(of.v + 2 * (row * of.H + h) * of.n, of.n, np, of.scale);
         for (int64_t m = 0; m < rows; m += kBlock) {
             const int64_t count = rows - m < kBlock ? rows - m : kBlock;
             const int64_t full = whole - m < count ? whole - m : count;
-            clear_rows(coarse, 0, count, 2 * np);
-            carry.over(state, false, count, coarse);
+            clear(coarse, count * 2 * np);
+            nodes.carry.over(state, false, count, coarse);
             multiply<T>(full, length, {2 * np, {coarse, 2 * np, 1}, fine, length}, out + m * length, length, false);
             if (full == count) continue;
             multiply<T>(1, length, {2 * np, {coarse + full * 2 * np, 2 * np, 1}, fine, length}, rest, length, false);
@@ -81,76 +93,65 @@ struct Synthesizer {
 
 template <class T>
 struct MomentTaker {
-    int64_t length, columns;
-    Jumps<T> jumps;
-    State zeroth, first;
-    FinePowers powers;
+    Nodes<T> nodes;
+    int64_t columns;
+    Split zeroth, first;
     T *fine;   // (length, columns): lambda^t as (re, im), then t lambda^t where the first moments are wanted
     T *local;  // (kBlock, columns)
 
     MomentTaker(Arena &memory, const Moments<T> &of)
-        : length(fine_length(of.L)),
-          columns((of.first ? 4 : 2) * padded<T>(of.n)),
-          jumps(memory, padded<T>(of.n)),
-          zeroth(memory, of.n, padded<T>(of.n)),
-          first(memory, of.n, padded<T>(of.n)),
-          powers(memory, length),
-          fine(memory.take<T>(length * columns)),
+        : nodes(memory, of.n, of.L),
+          columns((of.first ? 4 : 2) * nodes.np),
+          zeroth(memory, nodes.np),
+          first(memory, nodes.np),
+          fine(memory.take<T>(nodes.length * columns)),
           local(memory.take<T>(kBlock * columns)) {}
 
     void set(const Moments<T> &of, int64_t h) const {
-        const int64_t n = zeroth.n, np = zeroth.np;
-        for (int64_t i = 0; i < n; ++i) {
-            const Complex x = get(of.x, h * n + i), lambda = exp(x);
-            jumps.set(i, x, lambda, length);
-            fill_powers(lambda, length, powers.re, powers.im);
-            for (int64_t t = 0; t < length; ++t) {
+        const int64_t np = nodes.np;
+        nodes.set(of.x + 2 * h * of.n, of.L);
+        for (int64_t t = 0; t < nodes.length; ++t) {
+            for (int64_t i = 0; i < np; i += kLanes<double>) {
+                const DoubleVector re = load(nodes.powers.re + t * np + i), im = load(nodes.powers.im + t * np + i);
                 T *at = fine + t * columns + i;
-                at[0] = T(powers.re[t]), at[np] = T(powers.im[t]);
-                if (of.first) at[2 * np] = T(double(t) * powers.re[t]), at[3 * np] = T(double(t) * powers.im[t]);
+                store_double(at, re), store_double(at + np, im);
+                if (of.first) store_double(at + 2 * np, double(t) * re), store_double(at + 3 * np, double(t) * im);
             }
-        }
-        for (int64_t i = n; i < np; ++i) jumps.clear(i);
-        for (int64_t part = 0; part * np < columns; ++part) {
-            clear_columns(fine, part * np + n, (part + 1) * np, length, columns);
         }
     }
 
     // Horner's rule over chunks from the last to the first: with lambda^T, Z <- P_m + lambda^T Z and, for the moments with
     // l, F <- P'_m + lambda^T (F + T Z). The first chunk taken starts them: lambda^T may be beyond the numbers there.
     void add(int64_t rows, bool start) const {
-        const int64_t np = zeroth.np;
+        const int64_t np = nodes.np;
         const bool with_first = columns > 2 * np;
         for (int64_t i = 0; i < np; i += kLanes<double>) {
             Jump<T> jump;
-            jump.set(jumps, i, false);
+            jump.set(nodes.carry.one, i, false);
             DoubleVector Z_re = load(zeroth.re + i), Z_im = load(zeroth.im + i);
             DoubleVector F_re = load(first.re + i), F_im = load(first.im + i);
-            for (int64_t m = rows - 1; m >= 0; --m) {
+            int64_t m = rows - 1;
+            if (start) {
                 const T *P = local + m * columns + i;
-                const DoubleVector P_re = load_double(P), P_im = load_double(P + np);
+                Z_re = load_double(P), Z_im = load_double(P + np);
+                if (with_first) F_re = load_double(P + 2 * np), F_im = load_double(P + 3 * np);
+                --m;
+            }
+            for (; m >= 0; --m) {
+                const T *P = local + m * columns + i;
                 if (with_first) {
-                    const DoubleVector P1_re = load_double(P + 2 * np), P1_im = load_double(P + 3 * np);
-                    F_re += double(length) * Z_re, F_im += double(length) * Z_im;
-                    if (start && m == rows - 1) {
-                        F_re = P1_re, F_im = P1_im;
-                    } else {
-                        jump.apply(F_re, F_im, P1_re, P1_im);
-                    }
+                    F_re += double(nodes.length) * Z_re, F_im += double(nodes.length) * Z_im;
+                    jump.apply(F_re, F_im, load_double(P + 2 * np), load_double(P + 3 * np));
                 }
-                if (start && m == rows - 1) {
-                    Z_re = P_re, Z_im = P_im;
-                } else {
-                    jump.apply(Z_re, Z_im, P_re, P_im);
-                }
+                jump.apply(Z_re, Z_im, load_double(P), load_double(P + np));
             }
             store(zeroth.re + i, Z_re), store(zeroth.im + i, Z_im);
-            store(first.re + i, F_re), store(first.im + i, F_im);
+            if (with_first) store(first.re + i, F_re), store(first.im + i, F_im);
         }
     }
 
     void row(const Moments<T> &of, int64_t row, int64_t h) const {
-        const int64_t whole = of.L / length, rest = of.L % length, at = row * of.H + h;
+        const int64_t length = nodes.length, whole = of.L / length, rest = of.L % length, at = row * of.H + h;
         const T *u = of.u + at * of.L;
         bool start = true;
         if (rest) {
@@ -162,8 +163,8 @@ struct MomentTaker {
             multiply<T>(rows, columns, {length, {u + m * length, length, 1}, fine, columns}, local, columns, false);
             add(rows, start), start = false;
         }
-        zeroth.write(of.zeroth + 2 * at * of.n);
-        if (of.first) first.write(of.first + 2 * at * of.n);
+        zeroth.write(of.zeroth + 2 * at * of.n, of.n);
+        if (of.first) first.write(of.first + 2 * at * of.n, of.n);
     }
 };
 

@@ -63,8 +63,8 @@ S4_FAST_API int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_
                                  const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
                                  void *final, int64_t threads);
 
-/* The gradients of u, x, B, C, D and state, each or NULL, of the shapes and types of what they belong to, for those of y
- * (grad_y) and of the final state (grad_final, or NULL for 0). */
+/* The gradients of u, of x, B, C, D and state, these or NULL, of the shapes and types of what they belong to, for those of
+ * y (grad_y) and of the final state (grad_final, or NULL for 0). */
 S4_FAST_API int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
                                           const void *grad_y, const void *grad_final, const void *u, const void *x,
                                           const void *B, const void *C, const void *D, const void *state, void *grad_u,

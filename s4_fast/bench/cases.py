@@ -12,6 +12,7 @@ from torch import Tensor
 
 from s4_fast.ssm import hippo
 
+_STEPS = ("ssm_step", "dplr_step")
 DTYPES = {"float32": torch.complex64, "float64": torch.complex128}
 
 
@@ -43,13 +44,13 @@ class Case:
     @property
     def sizes(self) -> str:
         """The sizes in words, as shown in reports."""
-        parts = [f"B={self.batch}"] if self.op in ("fft_conv", "ssm_scan", "ssm_step") else []
+        parts = [f"B={self.batch}"] if self.op in ("fft_conv", "ssm_scan", *_STEPS) else []
         parts.append(f"H={self.H}")
         if self.op != "fft_conv":
             parts.append(f"n={self.n}")
-        if self.op == "dplr_kernel":
+        if self.op in ("dplr_kernel", "dplr_step"):
             parts.append(f"r={self.rank}")
-        if self.op != "ssm_step":
+        if self.op not in _STEPS:
             parts.append(f"L={self.L}")
         if self.state and self.op == "ssm_scan":
             parts.append("with state")
@@ -178,6 +179,16 @@ def _ssm_step(case: Case, generator: torch.Generator) -> Arguments:
     return Arguments({"u": u, "state": state, **_diagonal_ssm(case, generator)}, {})
 
 
+def _dplr_step(case: Case, generator: torch.Generator) -> Arguments:
+    """Factors of about the size that the bilinear step of a HiPPO matrix has."""
+    x, B = _s4d(case, generator)
+    u = _normal(generator, case.batch, case.H, real=True)
+    state, C = _normal(generator, case.batch, case.H, case.n), _normal(generator, 1, case.H, case.n)
+    G, V = (_normal(generator, case.rank, case.H, case.n) / case.n for _ in range(2))
+    tensors = {"u": u, "state": state, "increment": torch.expm1(x.real) + 1j * x.imag, "G": G, "V": V, "B": B, "C": C}
+    return Arguments(tensors, {})
+
+
 _SCALAR_PER_FEATURE = Axes(features=-1)
 _PER_FEATURE = Axes(features=-2)
 _PER_STATE = Axes(features=-2, states=-1)
@@ -211,6 +222,12 @@ OPS = {
     "ssm_step": Op(
         _ssm_step,
         {"u": _SCALAR_PER_FEATURE, "state": _PER_STATE, **_DIAGONAL_SSM},
+        (_SCALAR_PER_FEATURE, _PER_STATE),
+        additive=False,
+    ),
+    "dplr_step": Op(
+        _dplr_step,
+        {"u": _SCALAR_PER_FEATURE, **dict.fromkeys(("state", "increment", "G", "V", "B", "C"), _PER_STATE)},
         (_SCALAR_PER_FEATURE, _PER_STATE),
         additive=False,
     ),
@@ -259,6 +276,9 @@ CASES = (
     Case("ssm_step", 256, 32, 1, quick=True),
     Case("ssm_step", 256, 32, 1, batch=64),
     Case("ssm_step", 256, 32, 1, dtype="float64"),
+    Case("dplr_step", 256, 32, 1, quick=True),
+    Case("dplr_step", 256, 32, 1, batch=64),
+    Case("dplr_step", 256, 32, 1, rank=2, dtype="float64"),
 )
 
 

@@ -92,6 +92,15 @@ def ssm_step(
     return (y if D is None else y + D * u), state
 
 
+def dplr_step(
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One einsum for each overlap of states."""
+    overlaps = 2 * torch.einsum("rhn,bhn->rbh", V, state).real
+    state = state + increment * state - torch.einsum("rhn,rbh->bhn", G, overlaps.to(G.dtype)) + B * u[..., None]
+    return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
+
+
 def _with_conjugates(t: Tensor) -> Tensor:
     return torch.cat((t, t.conj()), dim=-1)
 

@@ -12,7 +12,8 @@ from torch import Tensor, conj_physical
 class Products:
     """``synthesize(v, x, L, scale)`` is scale Re sum_n v_n lambda_n^l, for v (c, H, n), x (H, n) -> (c, H, L).
 
-    ``moments(u, x, first)`` is sum_l u_l lambda^l and, if ``first``, sum_l l u_l lambda^l, for u (c, H, L) -> (c, H, n).
+    ``moments(u, x, first)`` is sum_l u_l lambda^l and, if ``first``, sum_l l u_l lambda^l, else None, for
+    u (c, H, L), x (H, n) -> (c, H, n).
     """
 
     synthesize: Callable[[Tensor, Tensor, int, float], Tensor]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.native import trees
+
+DRIVER = Path(__file__).with_name("sanitize.cpp")
+# By name: the compiler's options, the instruction sets (None: all), the driver's argument, and the run's environment.
+# What threads do does not depend on the instruction set.
+SANITIZERS = {
+    "address, undefined behaviour": (
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+        None,
+        "all",
+        {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    ),
+    "thread": (["-fsanitize=thread"], ["portable"], "threads", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def build_native() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_native", trees.ROOT / "csrc/build_native.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[str]:
+    """The compiler, if it makes programs that this sanitizer runs in."""
+    try:
+        compiler = build_native._compiler()
+    except build_native.BuildError as error:
+        pytest.skip(str(error))
+    (folder / "nothing.cpp").write_text("#include <sanitizer/asan_interface.h>\nint main() {}\n")
+    program = str(folder / "nothing")
+    for command in ([*compiler, *options, program + ".cpp", "-o", program], [program]):
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            said = (result.stderr.strip().splitlines() or ["nothing"])[-1]
+            pytest.skip(f"{compiler[0]} has no runtime for {options[0]} that works here: {said}")
+    return compiler
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path) -> None:
+    options, isas, argument, environment = SANITIZERS[sanitizer]
+    compiler = _needs(build_native, options, tmp_path)
+    if isas is None:
+        isas = list(build_native.ISAS) if build_native.platform.machine() == "x86_64" else ["portable"]
+
+    def checked(command: list[str]) -> list[str]:
+        return ["-O1" if option == "-O3" else option for option in command] + [*options, "-g1", "-DS4_FAST_CHECKED"]
+
+    commands = [(name, file, checked(command)) for name, file, command in build_native._cpu_commands(compiler, isas)]
+    driver = checked([*compiler, *build_native.CXX_FLAGS])
+    # Objects stay for the next session, as the build's do.
+    objects = trees.ROOT / "build" / "sanitizers" / sanitizer.split(",")[0]
+    objects.mkdir(parents=True, exist_ok=True)
+    files = build_native._compile([*commands, ("driver", DRIVER, driver)], objects)
+    program = tmp_path / "sanitize"
+    subprocess.run([*compiler, *options, *map(str, files), "-o", str(program), "-lpthread"], check=True)
+    result = subprocess.run([str(program), argument], capture_output=True, text=True, env=os.environ | environment)
+    assert (result.returncode, result.stdout) == (0, "0 failures\n"), result.stderr[-20000:]
