@@ -119,7 +119,6 @@ __global__ void __launch_bounds__(THREADS)
     R sums[4] = {};
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
-        __syncthreads();
         find_chunks(tables.chunks, scan, h, tile);
         __syncthreads();
         load_samples<false>(tables.grad_y, tables.chunks, grad_y);

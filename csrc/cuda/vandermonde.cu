@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(Tile::THREADS)
     R sums[RM][RT] = {};
     for (int64_t first = 0; first < n; first += STATES) {
         const int states = int(n - first < STATES ? n - first : STATES);
-        __syncthreads();
         if (threadIdx.x < states) {
             tables.v[threadIdx.x] = scale * v[row * n + first + threadIdx.x];
             tables.nodes[threadIdx.x] = make_node(x[row % H * n + first + threadIdx.x]);
