@@ -93,8 +93,8 @@ def test_an_output_that_is_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 def test_a_refusal_is_skipped_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     implementation = dispatch.Implementation("nowhere", lambda call: "it is Sunday", lambda call: False)
-    monkeypatch.setitem(dispatch._implementations["log_vandermonde"], "native", implementation)
-    row = worker.measure_row(TINY, "native", "cpu", 0.01)
+    monkeypatch.setitem(dispatch._implementations["log_vandermonde"], "pytorch", implementation)
+    row = worker.measure_row(TINY, "pytorch", "cpu", 0.01)
     assert "it is Sunday" in row.skipped
     assert not compare([row])[0].failed
 
