@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "error.h"
 #include "../include/s4_fast.h"
+#include "error.h"
 
 namespace s4_fast {
 
@@ -19,7 +19,8 @@ template <class Body>
 int for_dtype(const char *function, int64_t dtype, std::initializer_list<Size> sizes,
               std::initializer_list<const void *> pointers, Body body) {
     for (const Size &size : sizes) {
-        if (size.value < 1) return fail("%s: %s must be at least 1, got %lld", function, size.name, (long long)size.value);
+        if (size.value < 1)
+            return fail("%s: %s must be at least 1, got %lld", function, size.name, (long long)size.value);
     }
     for (const void *pointer : pointers) {
         if (pointer == nullptr) return fail("%s: an argument that must be given is NULL", function);

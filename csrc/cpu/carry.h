@@ -27,15 +27,16 @@ struct Carry {
         if constexpr (sizeof(T) == sizeof(float)) square_up(np, one.high, kGroup, group.high);
     }
 
-    // Replaces the inputs of `rows` chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the state
-    // over them. The adjoint runs from the last row to the first.
+    // Replaces the inputs of `rows` chunks, rows (re, im) of 2 np numbers, by the states before them, and takes the
+    // state over them. The adjoint runs from the last row to the first.
     void over(Split state, bool adjoint, int64_t rows, T *local) const {
         int64_t wide = 0, grouped = 0;
         if constexpr (sizeof(T) == sizeof(float)) {
             wide = np / kLanes<float> * kLanes<float>, grouped = rows / kGroup * kGroup;
             T *first = local + (adjoint ? rows - 1 : 0) * 2 * np;
             const int64_t step = adjoint ? -2 * np : 2 * np;
-            for (int64_t i = 0; i < wide; i += kLanes<float>) groups(state, i, adjoint, grouped / kGroup, first + i, step);
+            for (int64_t i = 0; i < wide; i += kLanes<float>)
+                groups(state, i, adjoint, grouped / kGroup, first + i, step);
         }
         one_by_one(state, 0, wide, adjoint, rows - grouped, local + (adjoint ? 0 : grouped) * 2 * np);
         one_by_one(state, wide, np, adjoint, rows, local);
@@ -100,7 +101,8 @@ struct Carry {
             for (int g = 0; g < kGroup; ++g) {
                 store(row + g * step, re), store(row + g * step + np, im);
                 if (g + 1 == kGroup) break;
-                const FloatVector next_re = in_re[g] + a * re - b * im, next_sum = in_re[g + 1] + a * sum_re - b * sum_im;
+                const FloatVector next_re = in_re[g] + a * re - b * im,
+                                  next_sum = in_re[g + 1] + a * sum_re - b * sum_im;
                 im = in_im[g] + a * im + b * re, sum_im = in_im[g + 1] + a * sum_im + b * sum_re;
                 re = next_re, sum_re = next_sum;
             }

@@ -44,29 +44,29 @@ constexpr auto joined(std::integer_sequence<int, I...>) {
 
 typedef DoubleVector vec;
 
-struct Complex {
+struct ComplexVector {
     vec re, im;
 };
 
-S4_FAST_INLINE Complex times(Complex a, Complex b) {
+S4_FAST_INLINE ComplexVector times(ComplexVector a, ComplexVector b) {
     return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
 
 // conj(a) b
-S4_FAST_INLINE Complex conj_times(Complex a, Complex b) {
+S4_FAST_INLINE ComplexVector conj_times(ComplexVector a, ComplexVector b) {
     return {a.re * b.re + a.im * b.im, a.re * b.im - a.im * b.re};
 }
 
-S4_FAST_INLINE Complex reciprocal(Complex a) {
+S4_FAST_INLINE ComplexVector reciprocal(ComplexVector a) {
     const vec scale = 1.0 / (a.re * a.re + a.im * a.im);
     return {a.re * scale, -a.im * scale};
 }
 
-S4_FAST_INLINE void subtract(Complex &a, Complex b) { a.re -= b.re, a.im -= b.im; }
+S4_FAST_INLINE void subtract(ComplexVector &a, ComplexVector b) { a.re -= b.re, a.im -= b.im; }
 
 // The first `count` complex numbers, if they are fewer than a vector has; the rest are 0.
 template <class T>
-S4_FAST_INLINE Complex load_complex(const T *from, int64_t count) {
+S4_FAST_INLINE ComplexVector load_complex(const T *from, int64_t count) {
     constexpr int lanes = kLanes<double>;
     constexpr auto all = std::make_integer_sequence<int, lanes>{};
     T some[2 * lanes];
@@ -79,7 +79,7 @@ S4_FAST_INLINE Complex load_complex(const T *from, int64_t count) {
 }
 
 template <class T>
-S4_FAST_INLINE void store_complex(T *to, Complex z, int64_t count) {
+S4_FAST_INLINE void store_complex(T *to, ComplexVector z, int64_t count) {
     constexpr int lanes = kLanes<double>;
     constexpr auto all = std::make_integer_sequence<int, lanes>{};
     T some[2 * lanes];

@@ -12,9 +12,11 @@ namespace {
 
 void fill(const RootPowers &powers) { S4_FAST_RETURN_FROM_ISA(root_powers(powers)) }
 
-void fill(const RootPowers &powers, const Roots &to, int64_t row) { S4_FAST_RETURN_FROM_ISA(roots(powers, to, row)) }
+void fill(const RootPowers &powers, const Roots &to, int64_t row){S4_FAST_RETURN_FROM_ISA(roots(powers, to, row))}
 
-int64_t scratch_bytes(const DplrSizes &sizes, bool backward) { S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward)) }
+int64_t scratch_bytes(const DplrSizes &sizes, bool backward) {
+    S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward))
+}
 
 template <class T>
 void run(const Dplr<T> &d, T *spectrum, int64_t h, int64_t first, int64_t last, char *scratch) {
@@ -28,11 +30,11 @@ void run(const Dplr<T> &d, const T *grad, int64_t h, int64_t first, int64_t last
 }
 
 template <class T>
-void run(const DplrStep<T> &step, int64_t first, int64_t last) {
-    S4_FAST_RETURN_FROM_ISA(dplr_step(step, first, last))
-}
+void run(const DplrStep<T> &step, int64_t first, int64_t last){S4_FAST_RETURN_FROM_ISA(dplr_step(step, first, last))}
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
 
 double *doubles(const std::unique_ptr<char, FreeAligned> &memory) { return reinterpret_cast<double *>(memory.get()); }
 
@@ -179,9 +181,8 @@ extern "C" int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, in
                                          int64_t L, const double *v, const void *w, const double *shift, void *out,
                                          int64_t threads) {
     const DplrSizes sizes = {b, c, rank, H, n, L};
-    return for_dtype("dplr_spectrum", dtype,
-                     {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}}, {v, w, shift, out},
-                     [&](auto zero) {
+    return for_dtype("dplr_spectrum", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
+                     {v, w, shift, out}, [&](auto zero) {
                          using T = decltype(zero);
                          if (const int code = check_sums("dplr_spectrum", sizes)) return code;
                          const Dplr<T> dplr = {sizes, v, static_cast<const T *>(w), shift, {}};
@@ -213,8 +214,19 @@ extern "C" int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, in
                          using T = decltype(zero);
                          if (const int code = check_rank("dplr_step", rank)) return code;
                          const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
-                         const DplrStep<T> call = {batch, c, rank, H, n, real(u), real(state), real(increment), real(G),
-                                                   real(V), real(B), real(C), static_cast<T *>(y),
+                         const DplrStep<T> call = {batch,
+                                                   c,
+                                                   rank,
+                                                   H,
+                                                   n,
+                                                   real(u),
+                                                   real(state),
+                                                   real(increment),
+                                                   real(G),
+                                                   real(V),
+                                                   real(B),
+                                                   real(C),
+                                                   static_cast<T *>(y),
                                                    static_cast<T *>(next)};
                          return step(call, threads);
                      });

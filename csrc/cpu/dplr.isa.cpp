@@ -13,9 +13,9 @@
 // is I plus one with a positive semidefinite Hermitian part.
 //
 // Nodes go through in pairs of registers, with [re, re, im, im] of the pair side by side.
+#include "dplr.h"
 #include "arena.h"
 #include "complex.h"
-#include "dplr.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
@@ -120,7 +120,7 @@ struct Denominators<float> {
     vec cos2[2], sin2[2], cross[2];
     explicit Denominators(const Nodes &t)
         : cos2{t.cos2[0], t.cos2[1]}, sin2{t.sin2[0], t.sin2[1]}, cross{t.cross[0], t.cross[1]} {}
-    S4_FAST_INLINE Complex at(const Denominators &t, int half, const Pole &w) {
+    S4_FAST_INLINE ComplexVector at(const Denominators &t, int half, const Pole &w) {
         return {w.square * t.cos2[half] - t.sin2[half], w.re * t.cross[half]};
     }
 };
@@ -132,10 +132,7 @@ struct Denominators<double> {
     vec cos_high[2], cos_low[2];
 #endif
     explicit Denominators(const Nodes &t)
-        : cos{t.cos[0], t.cos[1]},
-          sin{t.sin[0], t.sin[1]},
-          low{t.low[0], t.low[1]},
-          cross{t.cross[0], t.cross[1]} {
+        : cos{t.cos[0], t.cos[1]}, sin{t.sin[0], t.sin[1]}, low{t.low[0], t.low[1]}, cross{t.cross[0], t.cross[1]} {
 #if !S4_FAST_HAS_FMA
         for (int half = 0; half < 2; ++half) {
             vec shifted = 134217729.0 * cos[half];
@@ -144,7 +141,7 @@ struct Denominators<double> {
         }
 #endif
     }
-    S4_FAST_INLINE Complex at(const Denominators &t, int half, const Pole &w) {
+    S4_FAST_INLINE ComplexVector at(const Denominators &t, int half, const Pole &w) {
         vec p = w.re * t.cos[half];
 #if S4_FAST_HAS_FMA
         vec q = (t.sin[half] - w.im * t.cos[half]) + t.low[half];
@@ -163,7 +160,7 @@ template <class T>
 void reciprocals(const Work &f, const Nodes &nodes, vec *E) {
     const Denominators<T> t(nodes);
     for (int64_t i = 0; i < f.n; ++i, E += 4) {
-        Complex d0 = t.at(t, 0, f.poles[i]), d1 = t.at(t, 1, f.poles[i]);
+        ComplexVector d0 = t.at(t, 0, f.poles[i]), d1 = t.at(t, 1, f.poles[i]);
         vec m0 = d0.re * d0.re + d0.im * d0.im, m1 = d1.re * d1.re + d1.im * d1.im;
         vec r = 1.0 / (m0 * m1), r0 = r * m1, r1 = r * m0;
         E[0] = d0.re * r0, E[1] = d1.re * r1, E[2] = d0.im * r0, E[3] = d1.im * r1;
@@ -208,14 +205,14 @@ S4_FAST_INLINE void with_sizes(const DplrSizes &sizes, Body body) {
         body(Sizes{b, c, rank});
 }
 
-S4_FAST_INLINE void build(const Work &f, Sizes s, const Nodes &t, int half, const vec *S, Complex *M) {
+S4_FAST_INLINE void build(const Work &f, Sizes s, const Nodes &t, int half, const vec *S, ComplexVector *M) {
     const int rows = s.c + s.rank, columns = s.b + s.rank;
     const vec cos = t.cos[half], sin = t.sin[half];
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j) {
             const int at = i * columns + j;
             const vec *alpha = S + 8 * at + half, *beta = alpha + 4;
-            Complex x = {cos * beta[0] - sin * alpha[2], cos * beta[2] + sin * alpha[0]};
+            ComplexVector x = {cos * beta[0] - sin * alpha[2], cos * beta[2] + sin * alpha[0]};
             if (i < s.c)
                 M[at] = {cos * x.re - 0.5 * sin * x.im + f.shift[at], cos * x.im + 0.5 * sin * x.re};
             else
@@ -224,31 +221,31 @@ S4_FAST_INLINE void build(const Work &f, Sizes s, const Nodes &t, int half, cons
 }
 
 // Every step leaves in its row and column what it read there.
-S4_FAST_INLINE void eliminate(Sizes s, Complex *M) {
+S4_FAST_INLINE void eliminate(Sizes s, ComplexVector *M) {
     const int columns = s.b + s.rank;
     for (int step = s.rank - 1; step >= 0; --step) {
         const int p = s.c + step, q = s.b + step;
-        const Complex inverse = reciprocal(M[p * columns + q]);
+        const ComplexVector inverse = reciprocal(M[p * columns + q]);
         for (int i = 0; i < p; ++i) {
-            const Complex factor = times(M[i * columns + q], inverse);
+            const ComplexVector factor = times(M[i * columns + q], inverse);
             for (int j = 0; j < q; ++j) subtract(M[i * columns + j], times(factor, M[p * columns + j]));
         }
     }
 }
 
 // From the gradient G of the upper left to that of all of M before the elimination.
-S4_FAST_INLINE void eliminate_backward(Sizes s, const Complex *M, Complex *G) {
+S4_FAST_INLINE void eliminate_backward(Sizes s, const ComplexVector *M, ComplexVector *G) {
     const int columns = s.b + s.rank;
     for (int step = 0; step < s.rank; ++step) {
         const int p = s.c + step, q = s.b + step;
-        const Complex inverse = reciprocal(M[p * columns + q]);
+        const ComplexVector inverse = reciprocal(M[p * columns + q]);
         for (int j = 0; j < q; ++j) {
-            Complex sum = {vec{}, vec{}};
+            ComplexVector sum = {vec{}, vec{}};
             for (int i = 0; i < p; ++i) subtract(sum, conj_times(M[i * columns + q], G[i * columns + j]));
             G[p * columns + j] = conj_times(inverse, sum);
         }
         for (int i = 0; i <= p; ++i) {
-            Complex sum = {vec{}, vec{}};
+            ComplexVector sum = {vec{}, vec{}};
             for (int j = 0; j < q; ++j) subtract(sum, conj_times(M[p * columns + j], G[i * columns + j]));
             G[i * columns + q] = conj_times(inverse, sum);
         }
@@ -256,14 +253,14 @@ S4_FAST_INLINE void eliminate_backward(Sizes s, const Complex *M, Complex *G) {
 }
 
 // The adjoint of build.
-S4_FAST_INLINE void build_backward(Sizes s, const Nodes &t, int half, const Complex *G, vec *S) {
+S4_FAST_INLINE void build_backward(Sizes s, const Nodes &t, int half, const ComplexVector *G, vec *S) {
     const int rows = s.c + s.rank, columns = s.b + s.rank;
     const vec cos = t.cos[half], sin = t.sin[half];
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j) {
-            const Complex g = G[i * columns + j];
+            const ComplexVector g = G[i * columns + j];
             vec *alpha = S + 8 * (i * columns + j) + half, *beta = alpha + 4;
-            Complex x = {cos * g.re, cos * g.im};
+            ComplexVector x = {cos * g.re, cos * g.im};
             if (i < s.c) x.re += 0.5 * sin * g.im, x.im -= 0.5 * sin * g.re;
             beta[0] = cos * x.re, beta[2] = cos * x.im;
             alpha[0] = sin * x.im, alpha[2] = -sin * x.re;
@@ -288,7 +285,7 @@ S4_FAST_INLINE void finish(const Work &f, Sizes s, const Nodes &t, const vec *S,
     const int columns = s.b + s.rank;
     for (int half = 0; half < 2; ++half, k += kLanes<double>) {
         if (k >= out.nodes) return;
-        Complex M[kMaxSums];
+        ComplexVector M[kMaxSums];
         build(f, s, t, half, S, M);
         eliminate(s, M);
         for (int j = 0; j < s.b; ++j)
@@ -302,13 +299,14 @@ S4_FAST_INLINE void finish_backward(const Work &f, Sizes s, const Nodes &t, vec 
                                     int64_t k) {
     const int columns = s.b + s.rank;
     for (int half = 0; half < 2; ++half, k += kLanes<double>) {
-        Complex M[kMaxSums], G[kMaxSums];
+        ComplexVector M[kMaxSums], G[kMaxSums];
         build(f, s, t, half, S, M);
         eliminate(s, M);
         for (int j = 0; j < s.b; ++j)
             for (int i = 0; i < s.c; ++i) {
                 const int64_t count = grad.nodes - k;
-                G[i * columns + j] = count > 0 ? load_complex(grad.at(j * s.c + i, k), count) : Complex{vec{}, vec{}};
+                const bool any = count > 0;
+                G[i * columns + j] = any ? load_complex(grad.at(j * s.c + i, k), count) : ComplexVector{vec{}, vec{}};
             }
         eliminate_backward(s, M, G);
         build_backward(s, t, half, G, S);
@@ -349,8 +347,9 @@ void pole_moments(const Work &f, int64_t pairs) {
                     for (int k = 0; k < 4; ++k) tile[state][k] += g[4 * r + k] * matrix[state * f.rows + r];
             for (int state = 0; state < kTile; ++state)
                 for (int half = 0; half < 2; ++half) {
-                    const Complex x = {e[4 * state + half], e[4 * state + half + 2]};
-                    const Complex d = conj_times(times(x, x), Complex{tile[state][half], tile[state][half + 2]});
+                    const ComplexVector x = {e[4 * state + half], e[4 * state + half + 2]};
+                    const ComplexVector of_e = {tile[state][half], tile[state][half + 2]};
+                    const ComplexVector d = conj_times(times(x, x), of_e);
                     square[state] -= f.nodes[pair].cos2[half] * d.re;
                     real[state] += f.nodes[pair].cross[half] * d.im;
                 }
@@ -413,10 +412,10 @@ void dplr_spectrum_backward(const Dplr<T> &dplr, const T *grad, int64_t h, int64
     for (int64_t i = 0; poles && i < f.n * 2; ++i) poles[i] = sum(f.by_pole[i]);
 }
 
-#define S4_FAST_INSTANTIATE(T)                                                                                \
-    template void dplr_spectrum(const Dplr<T> &, T *, int64_t, int64_t, int64_t, char *);                     \
-    template void dplr_spectrum_backward(const Dplr<T> &, const T *, int64_t, int64_t, int64_t, double *,     \
-                                         double *, char *);
+#define S4_FAST_INSTANTIATE(T)                                                                                      \
+    template void dplr_spectrum(const Dplr<T> &, T *, int64_t, int64_t, int64_t, char *);                           \
+    template void dplr_spectrum_backward(const Dplr<T> &, const T *, int64_t, int64_t, int64_t, double *, double *, \
+                                         char *);
 S4_FAST_INSTANTIATE(float)
 S4_FAST_INSTANTIATE(double)
 

@@ -55,7 +55,7 @@ template <class T>
 S4_FAST_INLINE void advance(const T *s, const T *increment, const T *B, T u, int64_t n, T *next) {
     constexpr int count = kLanes<T>;
     constexpr auto lanes = std::make_integer_sequence<int, count>{};
-    Vector<T> sign;
+    Vector<T> sign = {};
     for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? T(1) : T(-1);
     int64_t i = 0;
     for (; i + count <= 2 * n; i += count) {

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "error.h"
 #include "../include/s4_fast.h"
+#include "error.h"
 
 namespace s4_fast {
 namespace {
@@ -28,9 +28,7 @@ bool runs(Isa candidate) {
     }
 }
 
-const char *name(Isa isa) {
-    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
-}
+const char *name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
 
 Isa best() {
     for (Isa candidate : {Isa::avx512, Isa::avx2}) {

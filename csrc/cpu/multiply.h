@@ -38,8 +38,8 @@ inline void add_product(Product<T> &p, int64_t depth, Vector<T> (&sums)[Rows][Ve
     }
 }
 
-// How a second product goes on after its depth: not at all, or a vector of rows of w at a time, with one vector of columns
-// less each time from the left or from the right. So much of a triangular Toeplitz matrix is not zero.
+// How a second product goes on after its depth: not at all, or a vector of rows of w at a time, with one vector of
+// columns less each time from the left or from the right. So much of a triangular Toeplitz matrix is not zero.
 enum class Tail { none, right, left };
 
 template <class T, Tail tail, int Step, int Rows, int Vectors>

@@ -1,5 +1,5 @@
-// Threads for independent pieces of work. Not OpenMP: two OpenMP runtimes in one process, PyTorch's and another, disturb
-// each other, and ThreadSanitizer does not understand GCC's.
+// Threads for independent pieces of work. Not OpenMP: two OpenMP runtimes in one process, PyTorch's and another,
+// disturb each other, and ThreadSanitizer does not understand GCC's.
 #pragma once
 
 #include <cstdint>

@@ -53,8 +53,9 @@ struct Split {
     }
 };
 
-// exp(re + i im), a vector at a time where |re| < 700 and |im| < 10^6: the quarter turns in im are then counted exactly, and
-// three parts of 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and Taylor's.
+// exp(re + i im), a vector at a time where |re| < 700 and |im| < 10^6: the quarter turns in im are then counted
+// exactly, and three parts of 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and
+// Taylor's.
 inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, DoubleVector &out_im) {
     bool near = true;
     for (int i = 0; i < kLanes<double>; ++i) near = near && re[i] > -700 && re[i] < 700 && im[i] > -1e6 && im[i] < 1e6;
@@ -69,9 +70,9 @@ inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, 
     constexpr double kRound = 6755399441055744.0;
     const DoubleVector shifted = re * 1.4426950408889634 + kRound, twos = shifted - kRound;
     const DoubleVector r = (re - twos * 6.93147180369123816490e-01) - twos * 1.90821492927058770002e-10;
-    constexpr double kTaylor[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                  1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-                                  1.0 / 6,          1.0 / 2,         1.0,            1.0};
+    constexpr double kTaylor[] = {
+        1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+        1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
     DoubleVector size = DoubleVector{} + kTaylor[0];
 #pragma GCC unroll 16
     for (int k = 1; k < 14; ++k) size = size * r + kTaylor[k];
@@ -143,8 +144,8 @@ struct PowerTable {
 };
 
 // lambda^count as the factor of a recurrence over some steps, which multiplies its rounding error by their number. For
-// float, squares of lambda have digits to spare. For double and many steps, the part that a double loses is kept where the
-// processor has a wider type.
+// float, squares of lambda have digits to spare. For double and many steps, the part that a double loses is kept where
+// the processor has a wider type.
 template <class T>
 struct Jumps {
     Split high, low;

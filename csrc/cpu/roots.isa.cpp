@@ -51,7 +51,7 @@ S4_FAST_INLINE Wide negate(Wide a) { return {-a.high, -a.low}; }
 
 S4_FAST_INLINE Turn multiply(Turn a, Turn b) {
     return {add(multiply(a.cos, b.cos), negate(multiply(a.sin, b.sin))),
-                    add(multiply(a.sin, b.cos), multiply(a.cos, b.sin))};
+            add(multiply(a.sin, b.cos), multiply(a.cos, b.sin))};
 }
 
 // For |x| <= pi/2, by Taylor's series.

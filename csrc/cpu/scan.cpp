@@ -1,10 +1,10 @@
 #include "scan.h"
 
+#include "../include/s4_fast.h"
 #include "arguments.h"
 #include "memory.h"
 #include "parallel.h"
 #include "pieces.h"
-#include "../include/s4_fast.h"
 
 namespace s4_fast {
 namespace {
@@ -103,17 +103,16 @@ extern "C" int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t H
                                          const void *B, const void *C, const void *D, const void *state, void *grad_u,
                                          void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
                                          int64_t threads) {
-    return for_dtype(
-        "scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {grad_y, u, x, B, C, grad_u},
-        [&](auto zero) {
-            using T = decltype(zero);
-            const auto real = [](void *pointer) { return static_cast<T *>(pointer); };
-            const ScanBackward<T> scan = {scan_of<T>(batch, H, n, L, u, x, B, C, D, state),
-                                          static_cast<const T *>(grad_y),
-                                          static_cast<const T *>(grad_final),
-                                          real(grad_u),
-                                          real(grad_state),
-                                          grad_x || grad_B || grad_C || grad_D};
-            return backward(scan, real(grad_x), real(grad_B), real(grad_C), real(grad_D), threads);
-        });
+    return for_dtype("scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}},
+                     {grad_y, u, x, B, C, grad_u}, [&](auto zero) {
+                         using T = decltype(zero);
+                         const auto real = [](void *pointer) { return static_cast<T *>(pointer); };
+                         const ScanBackward<T> scan = {scan_of<T>(batch, H, n, L, u, x, B, C, D, state),
+                                                       static_cast<const T *>(grad_y),
+                                                       static_cast<const T *>(grad_final),
+                                                       real(grad_u),
+                                                       real(grad_state),
+                                                       grad_x || grad_B || grad_C || grad_D};
+                         return backward(scan, real(grad_x), real(grad_B), real(grad_C), real(grad_D), threads);
+                     });
 }

@@ -1,5 +1,5 @@
-// Vectors of the instruction set that a *.isa.cpp file is compiled for. Such files use no function of the C++ library that
-// is not certainly inlined: the linker keeps one copy of each, and could keep one that the processor does not run.
+// Vectors of the instruction set that a *.isa.cpp file is compiled for. Such files use no function of the C++ library
+// that is not certainly inlined: the linker keeps one copy of each, and could keep one that the processor does not run.
 #pragma once
 
 #include <cmath>

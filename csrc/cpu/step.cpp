@@ -40,7 +40,7 @@ extern "C" int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t
         "step", dtype, {{"batch", batch}, {"H", H}, {"n", n}}, {u, state, lambda, B, C, y, next}, [&](auto zero) {
             using T = decltype(zero);
             const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
-            const Step<T> of = {H,       n,       real(u), real(state),          lambda,
+            const Step<T> of = {H,       n,       real(u), real(state),         lambda,
                                 real(B), real(C), real(D), static_cast<T *>(y), static_cast<T *>(next)};
             const int64_t rows = n < kPiece ? kPiece / n : 1;
             return in_pieces(threads, batch * H, rows, [&](int64_t begin, int64_t end) { run(of, begin, end); });

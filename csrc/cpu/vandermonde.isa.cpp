@@ -1,5 +1,5 @@
-// With l = m T + t, lambda^l = lambda^(mT) lambda^t: a sum over the nodes is a matrix product of two tables, and so is one
-// over l. The tables hold about sqrt(L) powers each, rounded from powers in double.
+// With l = m T + t, lambda^l = lambda^(mT) lambda^t: a sum over the nodes is a matrix product of two tables, and so is
+// one over l. The tables hold about sqrt(L) powers each, rounded from powers in double.
 #include "vandermonde.h"
 
 #include "carry.h"
@@ -120,8 +120,9 @@ struct MomentTaker {
         }
     }
 
-    // Horner's rule over chunks from the last to the first: with lambda^T, Z <- P_m + lambda^T Z and, for the moments with
-    // l, F <- P'_m + lambda^T (F + T Z). The first chunk taken starts them: lambda^T may be beyond the numbers there.
+    // Horner's rule over chunks from the last to the first: with lambda^T, Z <- P_m + lambda^T Z and, for the moments
+    // with l, F <- P'_m + lambda^T (F + T Z). The first chunk taken starts them: lambda^T may be beyond the numbers
+    // there.
     void add(int64_t rows, bool start) const {
         const int64_t np = nodes.np;
         const bool with_first = columns > 2 * np;

@@ -57,23 +57,21 @@ int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int
                              const void *z, const void *w, int64_t symmetric, void *out, void *workspace,
                              int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
-    return run_call("cauchy_mult", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}},
-                    {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
-                        using R = decltype(real);
-                        check_node_rows(z_rows, H);
-                        if (!call.ready()) return;
-                        const int64_t tiles = divide_up(Lz, NODES), chunks = c > 1 ? divide_up(c, 4) : 1;
-                        auto run = [&](auto kernel, size_t shared) {
-                            call.launch("cauchy_kernel", kernel, H * tiles * chunks, NODES, shared, c, H, n, Lz, z_rows,
-                                        tiles, chunks, static_cast<const Complex<R> *>(v),
-                                        static_cast<const Complex<R> *>(z), static_cast<const Complex<R> *>(w),
-                                        static_cast<Complex<R> *>(out));
-                        };
-                        if (c == 1)
-                            run(symmetric ? cauchy_kernel<R, 1, true> : cauchy_kernel<R, 1, false>,
-                                sizeof(Tables<R, 1>));
-                        else
-                            run(symmetric ? cauchy_kernel<R, 4, true> : cauchy_kernel<R, 4, false>,
-                                sizeof(Tables<R, 4>));
-                    });
+    return run_call(
+        "cauchy_mult", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}},
+        {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+            using R = decltype(real);
+            check_node_rows(z_rows, H);
+            if (!call.ready()) return;
+            const int64_t tiles = divide_up(Lz, NODES), chunks = c > 1 ? divide_up(c, 4) : 1;
+            auto run = [&](auto kernel, size_t shared) {
+                call.launch("cauchy_kernel", kernel, H * tiles * chunks, NODES, shared, c, H, n, Lz, z_rows, tiles,
+                            chunks, static_cast<const Complex<R> *>(v), static_cast<const Complex<R> *>(z),
+                            static_cast<const Complex<R> *>(w), static_cast<Complex<R> *>(out));
+            };
+            if (c == 1)
+                run(symmetric ? cauchy_kernel<R, 1, true> : cauchy_kernel<R, 1, false>, sizeof(Tables<R, 1>));
+            else
+                run(symmetric ? cauchy_kernel<R, 4, true> : cauchy_kernel<R, 4, false>, sizeof(Tables<R, 4>));
+        });
 }

@@ -13,8 +13,8 @@ namespace s4_fast {
 // Nodes are one row for all features or one for each.
 inline void check_node_rows(int64_t z_rows, int64_t H) {
     if (z_rows != 1 && z_rows != H)
-        throw std::runtime_error("cauchy_mult: z has " + std::to_string(z_rows) + " rows, expected 1 or H = " +
-                                 std::to_string(H));
+        throw std::runtime_error("cauchy_mult: z has " + std::to_string(z_rows) +
+                                 " rows, expected 1 or H = " + std::to_string(H));
 }
 
 // 1/d. Scaled by a power of two where |d|^2 would leave the range: S4's nodes near omega = -1 are as large as 1/eps.

@@ -145,8 +145,7 @@ void backward(Call &call, const Arguments<R> &a, bool symmetric, Complex<R> *gra
     const bool shared_nodes = grad_z && a.z_rows < a.H;
     if (shared_nodes) z_parts = call.take<Complex<R>>(a.H * a.Lz);
     if (!call.ready()) return;
-    if (grad_v || grad_w)
-        (rows == 1 ? states<R, 1> : states<R, 4>)(call, a, symmetric, shares, v_parts, w_parts);
+    if (grad_v || grad_w) (rows == 1 ? states<R, 1> : states<R, 4>)(call, a, symmetric, shares, v_parts, w_parts);
     if (grad_v) sum_parts(call, parts, 2 * a.c * size, &v_parts->re, &grad_v->re);
     if (grad_w) sum_parts(call, parts * chunks, 2 * size, &w_parts->re, &grad_w->re);
     if (!grad_z) return;
@@ -171,8 +170,7 @@ int s4_fast_cuda_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64
                         using Input = const Complex<R> *;
                         using Output = Complex<R> *;
                         check_node_rows(z_rows, H);
-                        backward(call,
-                                 Arguments<R>{c, H, n, Lz, z_rows, Input(grad), Input(v), Input(z), Input(w)},
+                        backward(call, Arguments<R>{c, H, n, Lz, z_rows, Input(grad), Input(v), Input(z), Input(w)},
                                  symmetric, Output(grad_v), Output(grad_z), Output(grad_w));
                     });
 }

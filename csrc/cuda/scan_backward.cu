@@ -218,8 +218,7 @@ void backward(Call &call, const Scan &scan, const Inputs<R> &in, const Gradients
     }
     if (!call.ready()) return;
     if (adjoint) find_states<true>(call, scan, G, in.grad_y, in.x, in.B, in.C, in.grad_final, grad.state);
-    if (grad.u)
-        find_outputs<true>(call, scan, response, G.before, in.grad_y, in.x, in.B, in.C, in.D, grad.u);
+    if (grad.u) find_outputs<true>(call, scan, response, G.before, in.grad_y, in.x, in.B, in.C, in.D, grad.u);
     if (correlated) {
         call.launch("scan_correlation_kernel", scan_correlation_kernel<R>, correlation_shares.count * scan.H, THREADS,
                     sizeof(CorrelationTables<R>), scan, correlation_shares, tiles(scan), in.grad_y, in.u,

@@ -14,9 +14,8 @@ struct ResponseTables {
 
 // response[h, d] = 2 Re sum_n C B lambda^d for d < T, and D at d = 0.
 template <class R>
-__global__ void __launch_bounds__(CHUNK<R>)
-    scan_response_kernel(Scan scan, const Complex<R> *x, const Complex<R> *B, const Complex<R> *C, const R *D,
-                         R *response) {
+__global__ void __launch_bounds__(CHUNK<R>) scan_response_kernel(Scan scan, const Complex<R> *x, const Complex<R> *B,
+                                                                 const Complex<R> *C, const R *D, R *response) {
     constexpr int T = CHUNK<R>;
     auto &tables = shared_memory<ResponseTables<R>>();
     const int64_t h = blockIdx.x;

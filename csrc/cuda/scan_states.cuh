@@ -90,9 +90,8 @@ S4_FAST_INLINE Complex<double> carry(const Scan &scan, int64_t row, int64_t segm
 
 // What a segment alone leaves behind, totals[row, segment, state].
 template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS, 4)
-    scan_segments_kernel(Scan scan, int64_t segments, const Complex<R> *x, Complex<R> *states,
-                         Complex<double> *totals) {
+__global__ void __launch_bounds__(THREADS, 4) scan_segments_kernel(Scan scan, int64_t segments, const Complex<R> *x,
+                                                                   Complex<R> *states, Complex<double> *totals) {
     const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, state = id % scan.n;
     const int64_t segment = id / scan.n % segments, row = id / (scan.n * segments);
     if (row >= scan.batch * scan.H) return;
@@ -110,9 +109,8 @@ S4_FAST_INLINE Complex<double> initial_state(const Complex<R> *initial, int64_t 
 
 // Replaces what the segments leave behind by the state before each.
 template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS, 4)
-    scan_across_kernel(Scan scan, int64_t segments, const Complex<R> *x, const Complex<R> *initial,
-                       Complex<double> *totals) {
+__global__ void __launch_bounds__(THREADS, 4) scan_across_kernel(Scan scan, int64_t segments, const Complex<R> *x,
+                                                                 const Complex<R> *initial, Complex<double> *totals) {
     const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, state = id % scan.n, row = id / scan.n;
     if (row >= scan.batch * scan.H) return;
     const Node<double> node = make_node(convert<double>(x[row % scan.H * scan.n + state]));
@@ -141,9 +139,8 @@ __global__ void __launch_bounds__(THREADS, 4)
     if (row >= scan.batch * scan.H) return;
     const Node<double> node = make_node(convert<double>(x[row % scan.H * scan.n + state]));
     const Complex<double> start = starts ? starts[id] : initial_state<REVERSED>(initial, row * scan.n + state);
-    const Complex<double> end =
-        carry<REVERSED>(scan, row, segment, state, node, states, start,
-                        [](Complex<R> &target, Complex<double> s) { target = convert<R>(s); });
+    const Complex<double> end = carry<REVERSED>(scan, row, segment, state, node, states, start,
+                                                [](Complex<R> &target, Complex<double> s) { target = convert<R>(s); });
     if (final && segment == segments - 1) final[row * scan.n + state] = convert<R>(REVERSED ? conj(end) : end);
 }
 

@@ -73,8 +73,8 @@ template <class R, class Tile>
 void launch(Call &call, int64_t rows, int64_t H, int64_t n, int64_t L, const Complex<R> *v, const Complex<R> *x,
             double scale, R *out) {
     const int64_t tiles = divide_up(L, Tile::M * Tile::T);
-    call.launch("vandermonde_kernel", vandermonde_kernel<R, Tile>, rows * tiles, Tile::THREADS,
-                sizeof(Tables<R, Tile>), H, n, L, tiles, v, x, R(scale), out);
+    call.launch("vandermonde_kernel", vandermonde_kernel<R, Tile>, rows * tiles, Tile::THREADS, sizeof(Tables<R, Tile>),
+                H, n, L, tiles, v, x, R(scale), out);
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 /* The native library of s4_fast: kernels of structured state space models behind a C interface.
  *
  * Every integer is int64_t. Tensors are contiguous, row-major, and may not overlap; complex numbers are pairs of reals.
- * `dtype` says what "real" means in a call: S4_FAST_FLOAT32 or S4_FAST_FLOAT64. Arguments marked "or NULL" may be absent.
+ * `dtype` says what "real" means in a call: S4_FAST_FLOAT32 or S4_FAST_FLOAT64. Arguments "or NULL" may be absent.
  * A function returns 0, or a code other than 0 after which s4_fast_error() says what went wrong; nothing throws.
  *
  * The functions of the two families take the same arguments up to the last ones: the CPU functions end with the number
  * of threads to use. The CUDA functions take device pointers and end with (workspace, workspace_bytes, device, stream):
- * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise they
- * launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never synchronise,
- * so that they can be captured into a CUDA graph.
+ * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise
+ * they launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never
+ * synchronise, so that they can be captured into a CUDA graph.
  *
  * Gradients follow PyTorch: the gradient of a complex number is dRe + i dIm.
  */
@@ -41,12 +41,12 @@ S4_FAST_API const char *s4_fast_cpu_isa(void);
 S4_FAST_API int s4_fast_cpu_use(const char *isa);
 
 /* Returns 0 where the CUDA functions can run on `device`. Otherwise s4_fast_error() says why: there is no driver, it is
- * older than this library's runtime, or the library has no code for the device. Only in a library with the CUDA part. */
+ * older than this library's runtime, or the library has no code for the device. Only with the CUDA part. */
 S4_FAST_API int s4_fast_cuda_usable(int64_t device);
 
 /* ---- Vandermonde products ------------------------------------------------------------------------------------- */
 
-/* out[c, h, l] = scale Re sum_n v[c, h, n] exp(x[h, n] l):  v (c, H, n) complex, x (H, n) complex, out (c, H, L) real. */
+/* out[c, h, l] = scale Re sum_n v[c, h, n] exp(x[h, n] l):  v (c, H, n) complex, x (H, n) complex, out (c, H, L). */
 S4_FAST_API int s4_fast_cpu_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
                                         const void *x, double scale, void *out, int64_t threads);
 
@@ -57,14 +57,14 @@ S4_FAST_API int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t
 /* ---- The recurrence of a diagonal SSM -------------------------------------------------------------------------- */
 
 /* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.
- * u (batch, H, L) real; x, B, C (H, n) complex; D (H,) real or NULL; state = s_{-1} (batch, H, n) complex or NULL for 0;
- * y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL. */
+ * u (batch, H, L) real; x, B, C (H, n) complex; D (H,) real or NULL; state = s_{-1} (batch, H, n) complex or NULL for
+ * 0; y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL. */
 S4_FAST_API int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                  const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
                                  void *final, int64_t threads);
 
-/* The gradients of u, of x, B, C, D and state, these or NULL, of the shapes and types of what they belong to, for those of
- * y (grad_y) and of the final state (grad_final, or NULL for 0). */
+/* The gradients of u, of x, B, C, D and state, these or NULL, of the shapes and types of what they belong to, for those
+ * of y (grad_y) and of the final state (grad_final, or NULL for 0). */
 S4_FAST_API int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
                                           const void *grad_y, const void *grad_final, const void *u, const void *x,
                                           const void *B, const void *C, const void *D, const void *state, void *grad_u,
@@ -109,9 +109,9 @@ S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, i
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 
-/* What is below takes what its CPU counterpart takes. Call a function once before capturing it into a graph: the code of
- * a kernel is loaded at its first launch. dplr_spectrum serves a rank up to 4, its adjoint moreover up to 36 sums
- * (c + rank) (b + rank), dplr_step a rank up to 64. */
+/* What is below takes what its CPU counterpart takes. Call a function once before capturing it into a graph: the code
+ * of a kernel is loaded at its first launch. dplr_spectrum serves a rank up to 4, its adjoint moreover up to 36 sums (c
+ * + rank) (b + rank), dplr_step a rank up to 64. */
 S4_FAST_API int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
                                          const void *x, double scale, void *out, void *workspace,
                                          int64_t *workspace_bytes, int64_t device, void *stream);

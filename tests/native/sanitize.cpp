@@ -1,8 +1,8 @@
-// Calls every CPU function of s4_fast.h on heap arrays of exactly the size that it is given, compares with plain loops, and
-// ends with code 0 if all is well. To be compiled with the library's sources, a sanitizer and S4_FAST_CHECKED.
+// Calls every CPU function of s4_fast.h on heap arrays of exactly the size that it is given, compares with plain loops,
+// and ends with code 0 if all is well. To be compiled with the library's sources, a sanitizer and S4_FAST_CHECKED.
 //
-// Every call is made on every instruction set that there is, with one thread on scratch memory of zeros and with three on
-// scratch memory of NaN: the results must have the same bits.
+// Every call is made on every instruction set that there is, with one thread on scratch memory of zeros and with three
+// on scratch memory of NaN: the results must have the same bits.
 #include "../../csrc/include/s4_fast.h"
 
 #include <sys/wait.h>
@@ -81,7 +81,8 @@ class Array {
     bool given() const { return count_ > 0; }
 
     double operator[](int64_t i) const {
-        return wide_ ? reinterpret_cast<const double *>(memory_.get())[i] : double(reinterpret_cast<const float *>(memory_.get())[i]);
+        return wide_ ? reinterpret_cast<const double *>(memory_.get())[i]
+                     : double(reinterpret_cast<const float *>(memory_.get())[i]);
     }
     void set(int64_t i, double value) {
         if (wide_) {
@@ -129,7 +130,8 @@ void compare(const std::string &what, const Output &output, const Array &actual,
     double error = 0, size = 0;
     for (int64_t i = 0; i < actual.count(); ++i) {
         const double expected = output.expected[std::size_t(i)];
-        if (!std::isfinite(actual[i])) return report("%s: %s[%lld] is %g", what.c_str(), output.name, (long long)i, actual[i]);
+        if (!std::isfinite(actual[i]))
+            return report("%s: %s[%lld] is %g", what.c_str(), output.name, (long long)i, actual[i]);
         error += (actual[i] - expected) * (actual[i] - expected), size += expected * expected;
     }
     if (output.checked && !(std::sqrt(error) <= tolerance * (1 + std::sqrt(size)))) {
@@ -177,8 +179,9 @@ struct Sizes {
 
 std::string describe(const char *op, bool wide, Sizes s, bool optional) {
     char text[160];
-    std::snprintf(text, sizeof text, "%s %s (%lld, %lld, %lld, %lld)%s", op, wide ? "float64" : "float32", (long long)s.batch,
-                  (long long)s.H, (long long)s.n, (long long)s.L, optional ? " with all options" : "");
+    std::snprintf(text, sizeof text, "%s %s (%lld, %lld, %lld, %lld)%s", op, wide ? "float64" : "float32",
+                  (long long)s.batch, (long long)s.H, (long long)s.n, (long long)s.L,
+                  optional ? " with all options" : "");
     return text;
 }
 
@@ -198,7 +201,8 @@ void test_vandermonde(bool wide, Sizes s, bool) {
     }
     every_way(describe("vandermonde", wide, s, false), tolerance(wide), {{"out", wide, out}},
               [&](const Arrays &to, int64_t threads) {
-                  return s4_fast_cpu_vandermonde(wide, s.batch, s.H, s.n, s.L, v.data(), x.data(), 2, to[0].data(), threads);
+                  return s4_fast_cpu_vandermonde(wide, s.batch, s.H, s.n, s.L, v.data(), x.data(), 2, to[0].data(),
+                                                 threads);
               });
 }
 
@@ -218,8 +222,8 @@ void test_moments(bool wide, Sizes s, bool first) {
     every_way(describe("moments", wide, s, first), tolerance(wide),
               {{"zeroth", wide, flat(zeroth)}, first ? Output{"first", wide, flat(with_l)} : none("first")},
               [&](const Arrays &to, int64_t threads) {
-                  return s4_fast_cpu_moments(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), to[0].data(), to[1].data(),
-                                             threads);
+                  return s4_fast_cpu_moments(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), to[0].data(),
+                                             to[1].data(), threads);
               });
 }
 
@@ -242,15 +246,15 @@ struct ScanInputs {
           state(Array::random(wide, optional ? 2 * s.batch * s.H * s.n : 0)) {}
 
     int forward(const Array &y, const Array &final, int64_t threads) const {
-        return s4_fast_cpu_scan(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), B.data(), C.data(), D.data(), state.data(),
-                                y.data(), final.data(), threads);
+        return s4_fast_cpu_scan(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), B.data(), C.data(), D.data(),
+                                state.data(), y.data(), final.data(), threads);
     }
 
     // to: the gradients of u, x, B, C, D and state.
     int backward(const Array &grad_y, const Array &grad_final, const Arrays &to, int64_t threads) const {
-        return s4_fast_cpu_scan_backward(wide, s.batch, s.H, s.n, s.L, grad_y.data(), grad_final.data(), u.data(), x.data(),
-                                         B.data(), C.data(), D.data(), state.data(), to[0].data(), to[1].data(),
-                                         to[2].data(), to[3].data(), to[4].data(), to[5].data(), threads);
+        return s4_fast_cpu_scan_backward(wide, s.batch, s.H, s.n, s.L, grad_y.data(), grad_final.data(), u.data(),
+                                         x.data(), B.data(), C.data(), D.data(), state.data(), to[0].data(),
+                                         to[1].data(), to[2].data(), to[3].data(), to[4].data(), to[5].data(), threads);
     }
 };
 
@@ -271,7 +275,8 @@ void test_scan(bool wide, Sizes s, bool optional) {
         }
         for (int64_t i = 0; i < s.n; ++i) {
             const std::size_t parameter = std::size_t(h * s.n + i), node = std::size_t(row * s.n + i);
-            const Complex lambda = std::exp(in.x.pair(h * s.n + i)), B = in.B.pair(h * s.n + i), C = in.C.pair(h * s.n + i);
+            const Complex lambda = std::exp(in.x.pair(h * s.n + i)), B = in.B.pair(h * s.n + i),
+                          C = in.C.pair(h * s.n + i);
             states[0] = optional ? in.state.pair(row * s.n + i) : 0;
             for (int64_t l = 0; l < s.L; ++l) {
                 states[std::size_t(l + 1)] = lambda * states[std::size_t(l)] + B * in.u[row * s.L + l];
@@ -301,7 +306,8 @@ void test_scan(bool wide, Sizes s, bool optional) {
     // All gradients, or that of u alone and, where it is quick, beside each of the others.
     for (int other = 0; other < (optional || s.n * s.L > 4000 ? 1 : 6); ++other) {
         std::vector<Output> outputs;
-        for (int i = 0; i < 6; ++i) outputs.push_back(optional || i == 0 || i == other ? every[i] : none(every[i].name));
+        for (int i = 0; i < 6; ++i)
+            outputs.push_back(optional || i == 0 || i == other ? every[i] : none(every[i].name));
         every_way(describe("scan_backward", wide, s, optional) + " " + every[other].name, 10 * tolerance(wide), outputs,
                   [&](const Arrays &to, int64_t threads) { return in.backward(grad_y, grad_final, to, threads); });
     }
@@ -338,9 +344,9 @@ void test_step(bool wide, Sizes s, bool optional) {
         every_way(describe("step", wide, s, optional) + (in_place ? " in place" : ""), tolerance(wide),
                   {{"y", wide, y}, {"next", wide, flat(next)}}, [&](const Arrays &to, int64_t threads) {
                       if (in_place) std::memcpy(to[1].data(), state.data(), std::size_t(state.bytes()));
-                      return s4_fast_cpu_step(wide, s.batch, s.H, s.n, in.u.data(), in_place ? to[1].data() : state.data(),
-                                              lambda.doubles(), in.B.data(), in.C.data(), in.D.data(), to[0].data(),
-                                              to[1].data(), threads);
+                      return s4_fast_cpu_step(wide, s.batch, s.H, s.n, in.u.data(),
+                                              in_place ? to[1].data() : state.data(), lambda.doubles(), in.B.data(),
+                                              in.C.data(), in.D.data(), to[0].data(), to[1].data(), threads);
                   });
     }
 }
@@ -395,7 +401,8 @@ struct DplrInputs {
                     const int64_t p = c + step, q = b + step;
                     for (int64_t i = 0; i < p; ++i) {
                         const Complex factor = M[std::size_t(i * columns + q)] / M[std::size_t(p * columns + q)];
-                        for (int64_t j = 0; j < q; ++j) M[std::size_t(i * columns + j)] -= factor * M[std::size_t(p * columns + j)];
+                        for (int64_t j = 0; j < q; ++j)
+                            M[std::size_t(i * columns + j)] -= factor * M[std::size_t(p * columns + j)];
                     }
                 }
                 for (int64_t j = 0; j < b; ++j) {
@@ -437,7 +444,9 @@ void test_dplr(bool wide, Sizes s, bool optional) {
         moved.shift = in.shift.copy();
         derivative += sign * inner(flat(moved.spectrum()), grad) / (2 * step);
     }
-    const auto finite = [](const char *name, int64_t count) { return Output{name, true, Reals(std::size_t(count)), false}; };
+    const auto finite = [](const char *name, int64_t count) {
+        return Output{name, true, Reals(std::size_t(count)), false};
+    };
     every_way(
         describe("dplr_spectrum_backward", wide, s, optional), 0,
         {finite("grad_v", in.v.count()), optional ? finite("grad_w", in.w.count()) : none("grad_w")},
@@ -479,7 +488,8 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
             for (int64_t i = 0; i < s.n; ++i) next[std::size_t(first + i)] -= factor * G.pair((r * s.H + h) * s.n + i);
         }
         for (int64_t k = 0; k < c; ++k) {
-            y[std::size_t((row / s.H * c + k) * s.H + h)] = overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; });
+            y[std::size_t((row / s.H * c + k) * s.H + h)] =
+                overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; });
         }
     }
     for (bool in_place : {false, true}) {
@@ -493,7 +503,8 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ callers and processes
+// ------------------------------------------------------------------------------------------------ callers and
+// processes
 
 // A scan with its gradients, whose results are those of the first time it was called.
 class Repeated {
@@ -583,7 +594,8 @@ void for_both_types(Test test, Sizes sizes) {
 int main(int count, char **arguments) {
     alarm(900);  // ends a process whose threads wait for each other
     const bool all = count > 1 && std::strcmp(arguments[1], "all") == 0;
-    const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr}, steps[] = {test_step, test_dplr_step};
+    const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr},
+               steps[] = {test_step, test_dplr_step};
     for (int64_t n : {1, 3, 17, 33}) {
         for (int64_t batch : {1, 3}) {
             if (!all && n * batch != 9) continue;

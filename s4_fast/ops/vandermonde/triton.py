@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, conj_physical
+from torch import Tensor
 
 from s4_fast.ops._triton import (
     LAUNCH,
@@ -25,38 +25,7 @@ from s4_fast.ops._triton import (
     store_complex,
     times,
 )
-
-
-def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
-    """v (c, H, n), x (H, n) -> (c, H, L)."""
-    return _synthesize(v, x, L, 2.0)
-
-
-def log_vandermonde_backward(
-    grad: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """grad_v = 2 (sum_l g_l lambda^l)*, grad_x = sum_c 2 v* (sum_l l g_l lambda^l)*."""
-    zeroth, first = _moments(grad, x, first=needs[1])
-    grad_x = None if first is None else conj_physical((2 * v * first).sum(0))
-    return conj_physical(2 * zeroth), grad_x
-
-
-def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-    """u (c, H, L), v (c, H, n), x (H, n) -> (c, H, n)."""
-    return v * _moments(u, x, first=False)[0]
-
-
-def log_vandermonde_transpose_backward(
-    grad: Tensor, u: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """grad_u = Re sum_n g* v lambda^l, grad_v = g (sum_l u_l lambda^l)*, grad_x = sum_c g (v sum_l l u_l lambda^l)*."""
-    grad_u = _synthesize(conj_physical(grad) * v, x, L, 1.0) if needs[0] else None
-    if not (needs[1] or needs[2]):
-        return grad_u, None, None
-    zeroth, first = _moments(u, x, first=needs[2])
-    grad_x = None if first is None else (grad * conj_physical(v * first)).sum(0)
-    return grad_u, grad * conj_physical(zeroth), grad_x
-
+from s4_fast.ops.vandermonde.products import Products
 
 # Programs that fill the largest GPU a few times over. A constant, so that sums do not depend on where they run.
 _PROGRAMS = 1024
@@ -90,6 +59,13 @@ def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
     )
     sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
     return sums[0], sums[1] if first else None
+
+
+_PRODUCTS = Products(_synthesize, _moments)
+log_vandermonde = _PRODUCTS.log_vandermonde
+log_vandermonde_backward = _PRODUCTS.log_vandermonde_backward
+log_vandermonde_transpose = _PRODUCTS.log_vandermonde_transpose
+log_vandermonde_transpose_backward = _PRODUCTS.log_vandermonde_transpose_backward
 
 
 def synthesis_tile(L: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
