@@ -1,7 +1,8 @@
 """Registers an op and its adjoint with torch.library, and routes both to the chosen backend's module.
 
 A backend module defines ``<op>(*tensors, *scalars)`` and ``<op>_backward(*grads, *tensors, *scalars, needs)`` with one
-grad per output. The latter returns one gradient per tensor, in PyTorch's convention for complex gradients
+grad per output, which is None for one of several outputs that nothing used: zeros would cost a pass over memory, and
+wake PyTorch's threads. The latter returns one gradient per tensor, in PyTorch's convention for complex gradients
 (dRe + i dIm), and may return None where ``needs`` is False. Complex tensors cross the boundary as real pairs,
 ``(..., 2)``. Modules get contiguous tensors, and never an empty batch.
 
@@ -53,7 +54,8 @@ class Op:
     def register(self) -> Op:
         """Define ``s4_fast::<name>`` and ``s4_fast::<name>_backward`` and return self."""
         arguments = ", ".join([*(f"Tensor {t}" for t in self.tensors), *self.scalars, "str backend"])
-        grads = ", ".join(f"Tensor grad_{i}" for i in range(len(self.complex_outputs)))
+        grad = "Tensor?" if self._several else "Tensor"
+        grads = ", ".join(f"{grad} grad_{i}" for i in range(len(self.complex_outputs)))
         outputs = ", ".join("Tensor" for _ in self.complex_outputs)
         forward = torch.library.custom_op(
             f"s4_fast::{self.name}", self._forward, mutates_args=(), schema=f"({arguments}) -> ({outputs})"
@@ -70,15 +72,19 @@ class Op:
         backward.register_autograd(self._no_second_derivative)
         return self
 
+    @property
+    def _several(self) -> bool:
+        return len(self.complex_outputs) > 1
+
     def _inputs(self, args: Sequence[Any]) -> Any:
         return zip(args[: len(self.tensors)], self.complex_inputs, strict=True)
 
-    def _outputs(self, outputs: Sequence[Tensor]) -> Any:
+    def _outputs(self, outputs: Sequence[Tensor | None]) -> Any:
         return zip(outputs, self.complex_outputs, strict=True)
 
     def _run(self, function: str, tensors: Sequence[Any], rest: Sequence[Any], backend: str) -> tuple[Tensor, ...]:
         run = getattr(dispatch.load(self.name, backend), function)
-        device = tensors[0].device.type
+        device = next(t for t in tensors if t is not None).device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return _split(run(*tensors, *rest))
@@ -96,34 +102,36 @@ class Op:
         grads, (*rest, backend, needs) = self._split_backward(args)
         if rest[0].numel() == 0:
             return [torch.zeros_like(t) for t in self._fake_backward(*args)]
-        tensors = [_from_pairs(t.contiguous(), c) for t, c in [*self._outputs(grads), *self._inputs(rest)]]
+        pairs = [*self._outputs(grads), *self._inputs(rest)]
+        tensors = [None if t is None else _from_pairs(t.contiguous(), c) for t, c in pairs]
         scalars = rest[len(self.tensors) :]
         found = self._run(f"{self.name}_backward", tensors, [*scalars, tuple(needs)], backend)
         out = []
         for g, is_complex, needed in zip(found, self.complex_inputs, needs, strict=True):
             if not needed:
-                out.append(grads[0].new_empty(0))
+                out.append(rest[0].new_empty(0))
             else:
                 out.append((_to_pairs(g) if is_complex else g).contiguous())
         return out
 
     def _fake_backward(self, *args: Any) -> list[Tensor]:
-        grads, (*rest, _, needs) = self._split_backward(args)
+        _, (*rest, _, needs) = self._split_backward(args)
         tensors = rest[: len(self.tensors)]
         return [
-            t.new_empty(t.shape) if needed else grads[0].new_empty(0) for t, needed in zip(tensors, needs, strict=True)
+            t.new_empty(t.shape) if needed else rest[0].new_empty(0) for t, needed in zip(tensors, needs, strict=True)
         ]
 
-    def _split_backward(self, args: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Any]]:
+    def _split_backward(self, args: Sequence[Any]) -> tuple[Sequence[Tensor | None], Sequence[Any]]:
         count = len(self.complex_outputs)
         return args[:count], args[count:]
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         count = len(self.tensors)
+        ctx.set_materialize_grads(not self._several)
         ctx.save_for_backward(*inputs[:count])
         ctx.rest = inputs[count:]
 
-    def _autograd(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def _autograd(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = len(self.tensors)
         needs = list(ctx.needs_input_grad[:count])
         found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)

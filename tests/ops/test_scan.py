@@ -416,3 +416,22 @@ def test_bad_input(changes: Tensors, error: type[Exception], message: str) -> No
 def test_bad_step_input(changes: Tensors, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^ssm_step: expected .*{message}"):
         ssm_step(**{"u": U[..., 0], "state": S, "x": X, "B": X, "C": X, "D": D, **changes})
+
+
+@pytest.mark.parametrize("backend", SCAN)
+@pytest.mark.parametrize("output", [0, 1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_through_one_output_alone(compiled: bool, output: int, backend: str, generator: Generator) -> None:
+    tensors = {
+        name: t.requires_grad_()
+        for name, t in scan_inputs(generator, "weak", 2, 3, 4, 70, dtype=torch.complex128).items()
+    }
+
+    def loss(backend: str) -> Tensor:
+        return ssm_scan(**tensors, return_state=True, backend=backend)[output].abs().square().sum()
+
+    run = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+    actual = torch.autograd.grad(run(backend), list(tensors.values()), allow_unused=True, materialize_grads=True)
+    expected = torch.autograd.grad(loss("reference"), list(tensors.values()), allow_unused=True, materialize_grads=True)
+    for name, a, e in zip(tensors, actual, expected, strict=True):
+        assert relative_error(a, e) <= 1e-11, name

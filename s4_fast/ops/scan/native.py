@@ -19,8 +19,8 @@ def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tenso
 
 
 def ssm_scan_backward(
-    grad_y: Tensor,
-    grad_final: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
     u: Tensor,
     x: Tensor,
     B: Tensor,
@@ -34,6 +34,7 @@ def ssm_scan_backward(
     # The library always writes the gradient of u: the adjoint passes over its samples anyway.
     grad_u = torch.empty_like(u) if grads[0] is None else grads[0]
     given = [None if g is None else _given(g) for g in grads[1:]]
+    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
     native_library.call("scan_backward", u, *_sizes(u, x), *inputs, grad_u, *given)
     return tuple(grads)

@@ -32,8 +32,8 @@ def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tenso
 
 
 def ssm_scan_backward(
-    grad_y: Tensor,
-    grad_final: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
     u: Tensor,
     x: Tensor,
     B: Tensor,
@@ -46,6 +46,9 @@ def ssm_scan_backward(
 
     grad_u_l = Re sum_n B g_l + D dy_l; the products of g, s, dy and u that the parameters need are in :class:`Moments`.
     """
+    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
+    if grad_final is None:
+        grad_final = x.new_zeros(()).expand(*u.shape[:2], x.shape[-1])
     grad_u = torch.empty_like(u) if needs[0] else None
     grad_x, grad_B, grad_C, grad_D, grad_state = (torch.empty_like(t) for t in (x, B, C, D, state))
     pieces = list(_pieces(u.shape[-1], _chunk_length(u, x)))
@@ -87,8 +90,8 @@ def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tenso
 
 
 def ssm_step_backward(
-    grad_y: Tensor,
-    grad_next: Tensor,
+    grad_y: Tensor | None,
+    grad_next: Tensor | None,
     u: Tensor,
     state: Tensor,
     x: Tensor,
@@ -104,8 +107,9 @@ def ssm_step_backward(
     """
     decay = torch.exp(x.to(_WIDE))
     kept = decay * state
+    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     dy = grad_y[..., None]
-    g = conj_physical(grad_next) + 2 * C * dy
+    g = 2 * C * dy if grad_next is None else conj_physical(grad_next) + 2 * C * dy
     grad_u = (B * g).sum(-1).real
     if D.numel():
         grad_u = torch.addcmul(grad_u, D, grad_y)
