@@ -32,6 +32,7 @@ inline void put(T *pairs, int64_t i, Complex value) {
 struct Split {
     double *re, *im;
 
+    Split(double *re, double *im) : re(re), im(im) {}
     Split(Arena &memory, int64_t np) : re(memory.take<double>(np)), im(memory.take<double>(np)) {}
 
     Complex get(int64_t i) const { return {re[i], im[i]}; }
@@ -53,19 +54,9 @@ struct Split {
     }
 };
 
-// exp(re + i im), a vector at a time where |re| < 700 and |im| < 10^6: the quarter turns in im are then counted
-// exactly, and three parts of 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and
-// Taylor's.
+// exp(re + i im) for |re| < 700 and |im| < 10^6: the quarter turns in im are then counted exactly, and three parts of
+// 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and Taylor's.
 inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, DoubleVector &out_im) {
-    bool near = true;
-    for (int i = 0; i < kLanes<double>; ++i) near = near && re[i] > -700 && re[i] < 700 && im[i] > -1e6 && im[i] < 1e6;
-    if (!near) {
-        for (int i = 0; i < kLanes<double>; ++i) {
-            const double size = ::exp(re[i]);
-            out_re[i] = size * ::cos(im[i]), out_im[i] = size * ::sin(im[i]);
-        }
-        return;
-    }
     // Adding it rounds to an integer, which the low bits then hold.
     constexpr double kRound = 6755399441055744.0;
     const DoubleVector shifted = re * 1.4426950408889634 + kRound, twos = shifted - kRound;
@@ -97,8 +88,15 @@ inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, 
     out_im = size * ((quarter & 2) != 0 ? -y : y);
 }
 
+// For np numbers, a multiple of a vector; in place too.
 inline void exponentials(int64_t np, Split x, Split out) {
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    int64_t far = 0;
+    for (int64_t i = 0; i < np; ++i) far |= !(::fabs(x.re[i]) < 700) | !(::fabs(x.im[i]) < 1e6);
+    for (int64_t i = 0; i < np && far; ++i) {
+        const double size = ::exp(x.re[i]), angle = x.im[i];
+        out.re[i] = size * ::cos(angle), out.im[i] = size * ::sin(angle);
+    }
+    for (int64_t i = 0; i < np && !far; i += kLanes<double>) {
         DoubleVector re, im;
         exponential(load(x.re + i), load(x.im + i), re, im);
         store(out.re + i, re), store(out.im + i, im);
@@ -160,13 +158,11 @@ struct Jumps {
             square_up(np, lambda, count, high);
             return;
         }
-        const double times = double(count);
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
-            DoubleVector re, im;
-            exponential(times * load(x.re + i), times * load(x.im + i), re, im);
-            store(high.re + i, re), store(high.im + i, im);
-            store(low.re + i, DoubleVector{}), store(low.im + i, DoubleVector{});
+        for (int64_t i = 0; i < np; ++i) {
+            high.re[i] = double(count) * x.re[i], high.im[i] = double(count) * x.im[i];
+            low.re[i] = low.im[i] = 0;
         }
+        exponentials(np, high, high);
         for (int64_t i = 0; i < n && steps > kManySteps; ++i) {
             const long double phase = static_cast<long double>(x.im[i]) * count;
             const long double size = ::expl(static_cast<long double>(x.re[i]) * count);

@@ -50,6 +50,7 @@ extern "C" int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t
 extern "C" int s4_fast_cpu_exp(int64_t dtype, int64_t count, const void *x, double *lambda, int64_t threads) {
     return for_dtype("exp", dtype, {{"count", count}}, {x, lambda}, [&](auto zero) {
         const auto *from = static_cast<const decltype(zero) *>(x);
-        return in_pieces(threads, count, 1 << 12, [&](int64_t begin, int64_t end) { run(from, lambda, begin, end); });
+        return in_pieces(threads, count, kPiece / 2,
+                         [&](int64_t begin, int64_t end) { run(from, lambda, begin, end); });
     });
 }

@@ -52,11 +52,12 @@ void step(const Step<T> &of, int64_t begin, int64_t end) {
 
 template <class T>
 void exponentials(const T *x, double *lambda, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes<double>) {
-        const int64_t count = end - i < kLanes<double> ? end - i : kLanes<double>;
-        DoubleVector re = {}, im = {};
+    constexpr int64_t kBlock = 64;
+    double re[kBlock] = {}, im[kBlock] = {};
+    for (int64_t i = begin; i < end; i += kBlock) {
+        const int64_t count = end - i < kBlock ? end - i : kBlock;
         for (int64_t j = 0; j < count; ++j) re[j] = double(x[2 * (i + j)]), im[j] = double(x[2 * (i + j) + 1]);
-        exponential(re, im, re, im);
+        exponentials(kBlock, {re, im}, {re, im});
         for (int64_t j = 0; j < count; ++j) put(lambda, i + j, {re[j], im[j]});
     }
 }
