@@ -36,7 +36,7 @@ from tests.helpers import (
 ISAS = ("avx512", "avx2", "portable")
 OPS = ("log_vandermonde", "log_vandermonde_transpose", "ssm_scan", "ssm_step")
 # (batch, H, n, L): no n but 64 is a number of whole vectors of every instruction set.
-SIZES = [(1, 1, 1, 1), (3, 2, 3, 33), (2, 3, 17, 63), (1, 2, 33, 1600), (2, 1, 64, 700), (1, 2, 100, 1047)]
+SIZES = [(16, 1, 1, 1), (3, 2, 3, 33), (2, 3, 17, 63), (1, 2, 33, 1600), (2, 1, 64, 700), (1, 2, 100, 1047)]
 
 pytestmark = [needs_native, pytest.mark.usefixtures("poisoned_memory")]
 
