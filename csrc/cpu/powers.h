@@ -28,7 +28,7 @@ inline void put(T *pairs, int64_t i, Complex value) {
     pairs[2 * i] = T(value.re), pairs[2 * i + 1] = T(value.im);
 }
 
-// A complex number per node in double, re and im apart, padded with zeros to whole vectors.
+// A complex number per node in double, re and im apart, padded to whole vectors.
 struct Split {
     double *re, *im;
 

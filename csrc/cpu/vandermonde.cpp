@@ -8,30 +8,20 @@
 namespace s4_fast {
 namespace {
 
-template <class T>
-int64_t scratch_bytes(const Synthesis<T> &of) {
-    S4_FAST_RETURN_FROM_ISA(synthesis_scratch(of))
+template <class Problem>
+int64_t bytes_of(const Problem &of) {
+    S4_FAST_RETURN_FROM_ISA(scratch_bytes(of))
 }
 
-template <class T>
-int64_t scratch_bytes(const Moments<T> &of) {
-    S4_FAST_RETURN_FROM_ISA(moments_scratch(of))
-}
-
-template <class T>
-void run(const Synthesis<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
-    S4_FAST_RETURN_FROM_ISA(synthesize(of, h, begin, end, scratch))
-}
-
-template <class T>
-void run(const Moments<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
-    S4_FAST_RETURN_FROM_ISA(take_moments(of, h, begin, end, scratch))
+template <class Problem>
+void run(const Problem &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(work(of, h, begin, end, scratch))
 }
 
 template <class Problem>
 int for_each_feature(const Problem &of, int64_t threads) {
     const Pieces pieces(of.c, of.H, of.L);
-    const int64_t bytes = scratch_bytes(of), count = of.H * pieces.parts;
+    const int64_t bytes = bytes_of(of), count = of.H * pieces.parts;
     threads = at_most(threads, count);
     const auto scratch = aligned_memory(bytes * threads);
     parallel_for(threads, count, [&](int64_t index, int64_t worker) {

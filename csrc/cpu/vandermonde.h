@@ -23,10 +23,9 @@ struct Moments {
     T *zeroth, *first;  // first may be null
 };
 
-// Bytes of scratch memory, and the work on feature h for the rows begin <= row < end.
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t synthesis_scratch(const Synthesis<T> &of); template <class T>
-                         void synthesize(const Synthesis<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch);
-                         template <class T> int64_t moments_scratch(const Moments<T> &of); template <class T>
-                         void take_moments(const Moments<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch);)
+// For either problem: bytes of scratch memory, and the work on feature h for the rows begin <= row < end.
+S4_FAST_DECLARE_FOR_ISAS(template <class Problem> int64_t scratch_bytes(const Problem &of);)
+S4_FAST_DECLARE_FOR_ISAS(template <class Problem>
+                         void work(const Problem &of, int64_t h, int64_t begin, int64_t end, char *scratch);)
 
 }  // namespace s4_fast

@@ -169,48 +169,43 @@ struct MomentTaker {
     }
 };
 
+template <class Problem>
+struct WorkerOf;
+template <class T>
+struct WorkerOf<Synthesis<T>> {
+    using type = Synthesizer<T>;
+};
+template <class T>
+struct WorkerOf<Moments<T>> {
+    using type = MomentTaker<T>;
+};
+
 }  // namespace
 
-template <class T>
-int64_t synthesis_scratch(const Synthesis<T> &of) {
+template <class Problem>
+int64_t scratch_bytes(const Problem &of) {
     Arena memory;
-    Synthesizer<T>(memory, of);
+    typename WorkerOf<Problem>::type worker(memory, of);
     return memory.used();
 }
 
-template <class T>
-void synthesize(const Synthesis<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
+template <class Problem>
+void work(const Problem &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
     const FlushDenormals flush;
     Arena memory(scratch);
-    const Synthesizer<T> synthesizer(memory, of);
-    synthesizer.set(of, h);
-    for (int64_t row = begin; row < end; ++row) synthesizer.row(of, row, h);
+    const typename WorkerOf<Problem>::type worker(memory, of);
+    worker.set(of, h);
+    for (int64_t row = begin; row < end; ++row) worker.row(of, row, h);
 }
 
-template <class T>
-int64_t moments_scratch(const Moments<T> &of) {
-    Arena memory;
-    MomentTaker<T>(memory, of);
-    return memory.used();
-}
-
-template <class T>
-void take_moments(const Moments<T> &of, int64_t h, int64_t begin, int64_t end, char *scratch) {
-    const FlushDenormals flush;
-    Arena memory(scratch);
-    const MomentTaker<T> taker(memory, of);
-    taker.set(of, h);
-    for (int64_t row = begin; row < end; ++row) taker.row(of, row, h);
-}
-
-template int64_t synthesis_scratch(const Synthesis<float> &);
-template int64_t synthesis_scratch(const Synthesis<double> &);
-template void synthesize(const Synthesis<float> &, int64_t, int64_t, int64_t, char *);
-template void synthesize(const Synthesis<double> &, int64_t, int64_t, int64_t, char *);
-template int64_t moments_scratch(const Moments<float> &);
-template int64_t moments_scratch(const Moments<double> &);
-template void take_moments(const Moments<float> &, int64_t, int64_t, int64_t, char *);
-template void take_moments(const Moments<double> &, int64_t, int64_t, int64_t, char *);
+template int64_t scratch_bytes(const Synthesis<float> &);
+template int64_t scratch_bytes(const Synthesis<double> &);
+template int64_t scratch_bytes(const Moments<float> &);
+template int64_t scratch_bytes(const Moments<double> &);
+template void work(const Synthesis<float> &, int64_t, int64_t, int64_t, char *);
+template void work(const Synthesis<double> &, int64_t, int64_t, int64_t, char *);
+template void work(const Moments<float> &, int64_t, int64_t, int64_t, char *);
+template void work(const Moments<double> &, int64_t, int64_t, int64_t, char *);
 
 }  // namespace S4_FAST_ISA
 }  // namespace s4_fast
