@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from s4_fast.checkpoint import AllOrNothing
+from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.padding import Lengths
 from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
 
 LAYERS = {"s4d": S4DLayer, "s4": S4Layer}
@@ -38,9 +40,32 @@ class S4DBlock(AllOrNothing):
         self.dropout = DropoutNd(dropout)
         self.mix = nn.Linear(d_model, 2 * d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, d_model) -> the same shape."""
-        return x + self._mix(self.layer(self.norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(batch, length, d_model) -> the same shape, from state to state; arguments as in the layer's ``forward``."""
+        rows = padding.rows(lengths, x)
+        if rows is not None:
+            x = rows.cut(x)
+        y, after = self.layer(self.norm(x), state, lengths=rows, return_state=return_state), None
+        if return_state:
+            y, after = y
+        y = x + self._mix(y)
+        if rows is not None:
+            y = rows.cut(y)
+        return y if after is None else (y, after)
+
+    def prefill(
+        self, x: Tensor, state: Tensor | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        y, after = self(x, state, lengths=lengths, return_state=True)
+        return y, after
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state of the layer."""

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
+from s4_fast.layers import padding
 from s4_fast.layers.block import S4DBlock
+from s4_fast.layers.padding import Lengths, Rows
 
 TASKS = ("classification", "regression")
 
 
 class ModelState(NamedTuple):
-    """The state of a stepping model: one per block, and the running sum that mean pooling needs."""
+    """The state of a model between two inputs: one per block, and what mean pooling has seen."""
 
     blocks: tuple[Tensor, ...]
-    pooled: Tensor  # (batch, d_model)
-    steps: int
+    pooled: Tensor  # (batch, d_model), float64: the sum of the features so far
+    steps: Tensor  # (batch,), int64: how many they were
+
+    def detach(self) -> ModelState:
+        """The same numbers without their graph."""
+        return ModelState(tuple(s.detach() for s in self.blocks), self.pooled.detach(), self.steps)
 
 
 class S4SequenceModel(AllOrNothing):
@@ -63,20 +70,110 @@ class S4SequenceModel(AllOrNothing):
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, d_output)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """(batch, length, d_input) -> (batch, d_output) or (batch, length, d_output)."""
-        if u.ndim != 3 or u.shape[-1] != self.d_input:
-            raise ValueError(f"expected u of shape (batch, length, {self.d_input}), got {tuple(u.shape)}")
-        x = self.encoder(u)
-        for block in self.blocks:
-            x = block(x)
+    def forward(
+        self,
+        u: Tensor,
+        state: ModelState | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ModelState]:
+        """(batch, length, d_input) -> (batch, d_output) or (batch, length, d_output).
+
+        A sequence may be cut anywhere: pass the state that the first part returns to the second, and outputs (of
+        classification, those for the sequence so far), state and gradients are those of the whole.
+
+        Args:
+            u: inputs, (batch, length, d_input). Any length >= 1.
+            state: the state before; None for :meth:`init_state`.
+            lengths: the lengths of right-padded rows, integers from 1 to ``length``, (batch,). Outputs, pooled features
+                and state are then those of each row alone, with zero outputs where a row has ended; what lies in the
+                padding is not read.
+            return_state: whether to return the state after the (row's) last input too.
+
+        Raises:
+            RuntimeError: a state is given to or asked of a bidirectional model.
+            TypeError: u or the state has the wrong dtype, or lengths are not integers.
+            ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
+        """
+        if u.ndim != 3 or u.shape[-1] != self.d_input or u.shape[1] < 1:
+            expected = f"(batch, length, {self.d_input}) with length >= 1"
+            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
+        if state is not None:
+            self._check(u, state)
+        rows = padding.rows(lengths, u)
+        x = self.encoder(u if rows is None else rows.cut(u))
+        states = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if state is None else state.blocks[i], lengths=rows, return_state=return_state)
+            if return_state:
+                x, after = x
+                states.append(after)
         x = self.norm(x)
-        return self.head(x.mean(1) if self.task == "classification" else x)
+        if self.task == "regression":
+            y = self.head(x)
+            y = y if rows is None else rows.cut(y)
+            if not return_state:
+                return y
+        after = self._after(x, rows, state, states)
+        if self.task == "classification":
+            y = self.head(self._mean(after, x))
+        return (y, after) if return_state else y
+
+    def prefill(
+        self, u: Tensor, state: ModelState | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        y, after = self(u, state, lengths=lengths, return_state=True)
+        return y, after
+
+    @torch.no_grad()
+    def generate(
+        self, u: Tensor, steps: int, state: ModelState | None = None, *, lengths: Lengths | None = None
+    ) -> Tensor:
+        """The model's own continuation of u: each output is the next input. Without gradients.
+
+        Args:
+            u: inputs to start from, (batch, length, d_input).
+            steps: how many outputs to return, at least 1. The first is the output at the (row's) last input.
+            state: the state before u; None for zero.
+            lengths: as in :meth:`forward`.
+
+        Returns:
+            (batch, steps, d_output).
+
+        Raises:
+            RuntimeError: the model classifies, is bidirectional, or drops out at random (call ``eval()`` first).
+            TypeError: ``steps`` is not an int.
+            ValueError: ``steps`` < 1, or the outputs are not as many as the inputs.
+        """
+        if self.task != "regression":
+            raise RuntimeError(f"only a regression model generates; this one's task is {self.task}")
+        if self.head.out_features != self.d_input:
+            raise ValueError(f"to generate, d_output must be d_input = {self.d_input}, got {self.head.out_features}")
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(f"steps must be an int, got {type(steps).__name__}")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if self.training and any(block.dropout.p for block in self.blocks):
+            raise RuntimeError("dropout is active: call eval() before generate()")
+        rows = padding.rows(lengths, u)
+        y, state = self.prefill(u, state, lengths=rows)
+        y = y[:, -1] if rows is None else y[torch.arange(len(y), device=y.device), rows.lengths - 1]
+        outputs = [y]
+        for _ in range(steps - 1):
+            y, state = self.step(y, state)
+            outputs.append(y)
+        return torch.stack(outputs, 1)
 
     def init_state(self, batch: int) -> ModelState:
-        """The state before the first step."""
-        blocks = tuple(block.init_state(batch) for block in self.blocks)
-        return ModelState(blocks, self.head.weight.new_zeros(batch, self.head.in_features), 0)
+        """The state before the first input."""
+        weight = self.head.weight
+        return ModelState(
+            tuple(block.init_state(batch) for block in self.blocks),
+            weight.new_zeros(batch, self.head.in_features, dtype=torch.float64),
+            weight.new_zeros(batch, dtype=torch.int64),
+        )
 
     def step(self, u: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One step: u (batch, d_input), state -> (batch, d_output), state.
@@ -84,22 +181,51 @@ class S4SequenceModel(AllOrNothing):
         For classification the output is that of :meth:`forward` on the sequence so far.
 
         Raises:
-            ValueError: u or state has the wrong shape.
+            RuntimeError: the model is bidirectional.
+            TypeError, ValueError: u or state is not of this model and batch.
         """
         if u.ndim != 2 or u.shape[-1] != self.d_input:
             raise ValueError(f"expected u of shape (batch, {self.d_input}), got {tuple(u.shape)}")
-        pooled_shape = (u.shape[0], self.head.in_features)
-        if len(state.blocks) != len(self.blocks) or tuple(state.pooled.shape) != pooled_shape:
-            raise ValueError(
-                f"expected a state of {len(self.blocks)} blocks and a pooled sum of shape {pooled_shape}, "
-                f"got {len(state.blocks)} blocks and {tuple(state.pooled.shape)}"
-            )
+        self._check(u, state)
         x = self.encoder(u)
         states = []
         for block, s in zip(self.blocks, state.blocks, strict=True):
             x, s = block.step(x, s)
             states.append(s)
         x = self.norm(x)
-        pooled, steps = state.pooled + x, state.steps + 1
-        y = self.head(pooled / steps if self.task == "classification" else x)
-        return y, ModelState(tuple(states), pooled, steps)
+        after = ModelState(tuple(states), state.pooled + x, state.steps + 1)
+        return self.head(self._mean(after, x) if self.task == "classification" else x), after
+
+    def _check(self, u: Tensor, state: ModelState) -> None:
+        """Raise unless the state has the parts of this model's; the layers check theirs."""
+        if not isinstance(state, ModelState):
+            raise TypeError(f"expected a ModelState, got {type(state).__name__}")
+        batch, features = u.shape[0], self.head.in_features
+        found = len(state.blocks), tuple(state.pooled.shape), tuple(state.steps.shape)
+        if found != (len(self.blocks), (batch, features), (batch,)):
+            raise ValueError(
+                f"expected a state of {len(self.blocks)} blocks with pooled features ({batch}, {features}) and steps "
+                f"({batch},), got {found[0]} blocks, {found[1]} and {found[2]}"
+            )
+        for name, t, dtype in (("pooled", state.pooled, torch.float64), ("steps", state.steps, torch.int64)):
+            if t.dtype != dtype:
+                raise TypeError(f"expected {name} of the state to be {dtype}, got {t.dtype}")
+            if t.device != u.device:
+                raise ValueError(f"expected u and state on one device, got u on {u.device}, {name} on {t.device}")
+
+    @staticmethod
+    def _after(x: Tensor, rows: Rows | None, before: ModelState | None, blocks: Sequence[Tensor]) -> ModelState:
+        """The state after the features x (batch, length, d_model)."""
+        if rows is None:
+            steps = torch.full(x.shape[:1], x.shape[1], device=x.device)
+        else:
+            x, steps = rows.cut(x), rows.lengths
+        # A float32 sum of a million features is a few digits short.
+        pooled = x.sum(1, dtype=torch.float64)
+        if before is not None:
+            pooled, steps = before.pooled + pooled, before.steps + steps
+        return ModelState(tuple(blocks), pooled, steps)
+
+    @staticmethod
+    def _mean(state: ModelState, like: Tensor) -> Tensor:
+        return (state.pooled / state.steps[:, None]).to(like.dtype)

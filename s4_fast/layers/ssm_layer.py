@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from s4_fast.checkpoint import AllOrNothing
-from s4_fast.ops import fft_conv
+from s4_fast.layers import padding
+from s4_fast.layers.padding import Lengths
+from s4_fast.layers.path import PATHS, Path, choose
+from s4_fast.ops import fft_conv, ssm_scan
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
 
 
@@ -25,17 +28,76 @@ class SSMLayer(AllOrNothing):
         self.kernel = kernel
         self.D = nn.Parameter(torch.randn(kernel.d_model))
 
-    def forward(self, u: Tensor) -> Tensor:
-        """(batch, length, d_model) -> the same shape. Any length, in any order of lengths."""
-        if u.ndim != 3 or u.shape[-1] != self.d_model:
-            raise ValueError(f"expected u of shape (batch, length, {self.d_model}), got {tuple(u.shape)}")
+    def forward(
+        self,
+        u: Tensor,
+        state: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The layer over a sequence, from state to state.
+
+        A sequence may be cut anywhere: pass the state that the first part returns to the second, and outputs, state
+        and gradients are those of the whole. Detach it between them to cut the gradients off there.
+
+        Args:
+            u: inputs, (batch, length, d_model). Any length >= 1, in any order of lengths.
+            state: the state before, (batch, d_model, d_state / 2), complex; None for zero.
+            lengths: the lengths of right-padded rows, integers from 1 to ``length``, (batch,). Outputs and state are
+                then those of each row alone, with zeros where a row has ended; what lies in the padding is not read.
+            return_state: whether to return the state after the (row's) last input too.
+
+        Returns:
+            y like u, or (y, state). Differentiable in u, the state and every parameter.
+
+        Raises:
+            RuntimeError: a state is given to or asked of a bidirectional layer.
+            TypeError: u or state has the wrong dtype, or lengths are not integers.
+            ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
+        """
+        if u.ndim != 3 or u.shape[-1] != self.d_model or u.shape[1] < 1:
+            expected = f"(batch, length, {self.d_model}) with length >= 1"
+            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
+        if self.bidirectional and (state is not None or return_state):
+            raise RuntimeError(
+                "a bidirectional layer needs the whole sequence; it has no state to start from or return"
+            )
+        rows = padding.rows(lengths, u)
+        if rows is not None:
+            u = rows.cut(u)
         # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
         u = u.transpose(1, 2).contiguous()
-        k = self.kernel.kernel(u.shape[-1])
+        if state is not None:
+            self.kernel.check(u, state, "length")
+        y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
+        y = y.transpose(1, 2).contiguous()
+        if rows is not None:
+            y = rows.cut(y)
+        if not return_state:
+            return y
+        assert after is not None
+        return y, after
+
+    def prefill(
+        self, u: Tensor, state: Tensor | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        y, after = self(u, state, lengths=lengths, return_state=True)
+        return y, after
+
+    def _run(
+        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """u (batch, d_model, length), zero beyond the rows' ends -> y like u, the state after each row if wanted."""
+        L = u.shape[-1]
+        k = self.kernel.kernel(L)
         y = fft_conv(u, k[0], self.D)
         if self.bidirectional:
             y = y + fft_conv(u.flip(-1), pad(k[1], (1, -1))).flip(-1)
-        return y.transpose(1, 2).contiguous()
+        if state is not None:
+            y = y + self.kernel.free_response(state, L)[:, 0]
+        return y, self.kernel.forward_state(u, state, lengths) if return_state else None
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, d_state / 2), complex."""
@@ -67,8 +129,12 @@ class S4DLayer(SSMLayer):
         d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
         dt_min, dt_max: the range of the log-uniform initial step size.
         bidirectional: whether a second kernel runs from the end.
+        path: ``"scan"`` (:func:`s4_fast.ssm_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
+            faster for the shape and the device, see :meth:`explain`. Both compute the same.
         **kernel: further options of :class:`s4_fast.ssm.DiagonalSSM` (``init``, ``discretization``, ``lr``, ...).
     """
+
+    kernel: DiagonalSSM
 
     def __init__(
         self,
@@ -78,13 +144,43 @@ class S4DLayer(SSMLayer):
         dt_max: float = 0.1,
         *,
         bidirectional: bool = False,
+        path: str = "auto",
         state_dim: int | None = None,
         **kernel: Any,
     ) -> None:
+        if path not in PATHS:
+            raise ValueError(f"unknown path {path!r}; expected one of {', '.join(PATHS)}")
         ssm = DiagonalSSM(
             d_model, _state_size(d_state, state_dim), dt_min=dt_min, dt_max=dt_max, channels=1 + bidirectional, **kernel
         )
         super().__init__(ssm, bidirectional)
+        self.path = path
+
+    def explain(self, u: Tensor) -> Path:
+        """The path that ``self(u)`` takes through u (batch, length, d_model), and why. Nothing is computed.
+
+        ``s4_fast.layers.path.THRESHOLDS`` holds what the automatic choice goes by, and may be changed.
+        """
+        return self._choose(u.shape[0], u.shape[1])
+
+    def _choose(self, batch: int, L: int) -> Path:
+        return choose(self.kernel, batch, L) if self.path == "auto" else Path(self.path, "requested by path=")
+
+    def _run(
+        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._choose(u.shape[0], u.shape[-1]).name == "convolution":
+            return super()._run(u, state, lengths, return_state)
+        x, B, C = self.kernel.discretize()
+        y, after = ssm_scan(u, x, B, C[0], self.D, state, return_state=True)
+        if self.bidirectional:
+            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1]).flip(-1)[..., 1:], (0, 1))
+        if return_state and lengths is not None:
+            after = self.kernel.forward_state(u, state, lengths)
+        return y, after if return_state else None
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, path={self.path}"
 
 
 class S4Layer(SSMLayer):

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-from s4_fast.ssm.parameters import SSMParameters, given_tensors
+from s4_fast.ssm.parameters import SSMParameters, given_tensors, reversed_rows
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
 
@@ -89,22 +89,36 @@ class DiagonalSSM(SSMParameters):
         x, B, C = self.discretize()
         return log_vandermonde(C * B, x, L)
 
-    def forward_state(self, u: Tensor, state: Tensor) -> Tensor:
-        """The state after the sequence u (batch, d_model, L) from ``state`` (batch, d_model, n)."""
-        self._check(u, state, "L")
+    def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
+
+        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
+        """
         L = u.shape[-1]
+        if state is not None:
+            self.check(u, state, "L")
         if L == 0:
-            return state
+            return self.init_state(u.shape[0]) if state is None else state
         x, B, _ = self.discretize()
-        decay = torch.exp(x.to(torch.complex128) * L)  # in float32 the phase of x L would be lost at long L
-        return decay.to(state.dtype) * state + log_vandermonde_transpose(u.flip(-1), B, x, L)
+        after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L)
+        if state is None:
+            return after
+        # In float32 the phase of x L would be lost at long L.
+        count = L if lengths is None else lengths[:, None, None]
+        return torch.exp(x.to(torch.complex128) * count).to(state.dtype) * state + after
+
+    def free_response(self, state: Tensor, L: int) -> Tensor:
+        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
+        x, _, C = self.discretize()
+        following = torch.exp(x.to(torch.complex128)) * state
+        return log_vandermonde((C * following[:, None]).to(state.dtype), x, L)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
 
         The discretisation is remembered while no parameter changes, except where gradients are recorded.
         """
-        self._check(u, state)
+        self.check(u, state)
         return self._cached(self._recurrence).step(u, state)
 
     def _recurrence(self) -> DiagonalRecurrence:

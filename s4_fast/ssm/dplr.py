@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from s4_fast.ops import _checks, dplr_kernel, dplr_step
 from s4_fast.ssm import initialization
-from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, to_pairs
+from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, reversed_rows, to_pairs
 
 
 class DPLRRecurrence(NamedTuple):
@@ -139,13 +139,16 @@ class DPLRSSM(SSMParameters):
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
 
-    def forward_state(self, u: Tensor, state: Tensor) -> Tensor:
-        """The state after the sequence u (batch, d_model, L) from ``state`` (batch, d_model, n), in blocks of ~sqrt(L).
+    def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
 
-        The powers of A_bar applied to B_bar over one block are formed once, so the cost is O(N L) per feature and
-        O(N sqrt(L)) multiplications depend on each other.
+        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
+
+        In blocks of about sqrt(L): the powers of A_bar applied to B_bar over one block are formed once, so the cost is
+        O(N L) per feature and O(N sqrt(L)) multiplications depend on each other.
         """
-        self._check(u, state, "L")
+        if state is not None:
+            self.check(u, state, "L")
         recurrence = self._recurrence()
         L = u.shape[-1]
         block = 1 << max(0, (L - 1).bit_length() // 2)
@@ -155,7 +158,12 @@ class DPLRSSM(SSMParameters):
         while powers.shape[-1] < block:
             powers = torch.cat((powered @ powers, powers), -1)
             powered = powered @ powered
-        s = self._real(state)
+        s, response = self._real(self.init_state(u.shape[0]) if state is None else state), None
+        if lengths is not None:
+            # Ending together, the rows start at different times, before which there must be no state.
+            u = reversed_rows(u, lengths).flip(-1)
+            if state is not None:
+                s, response = torch.zeros_like(s), self._advanced(A_bar, s, lengths, L)
         first = L % block
         powers, powered, u = powers.to(s.dtype), powered.to(s.dtype), u.to(s.dtype)
         with torch.autocast(u.device.type, enabled=False):
@@ -164,7 +172,27 @@ class DPLRSSM(SSMParameters):
                 s = _times(shorter, s) + _times(powers[..., block - first :], u[..., :first])
             for start in range(first, L, block):
                 s = _times(powered, s) + _times(powers, u[..., start : start + block])
-        return self._complex(s)
+        return self._complex(s if response is None else s + response)
+
+    def free_response(self, state: Tensor, L: int) -> Tensor:
+        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L).
+
+        Blocks as in :meth:`forward_state`.
+        """
+        recurrence = self._recurrence()
+        block = 1 << max(0, (L - 1).bit_length() // 2)
+        powered = self._dense(recurrence)
+        rows = (self._row(recurrence.C) @ powered)[:, None]  # (d_model, times, channels, N)
+        while rows.shape[1] < block:
+            rows = torch.cat((rows, rows @ powered[:, None]), 1)
+            powered = powered @ powered
+        s = self._real(state)
+        rows, powered, states = rows.to(s.dtype), powered.to(s.dtype), [s]
+        with torch.autocast(s.device.type, enabled=False):
+            for _ in range(block, L, block):
+                states.append(_times(powered, states[-1]))
+            y = torch.einsum("htcj,mbhj->bchmt", rows, torch.stack(states))
+        return y.flatten(-2)[..., :L]
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
@@ -172,7 +200,7 @@ class DPLRSSM(SSMParameters):
         The discretisation, and C recovered from C_tilde, are remembered while no parameter changes, except where
         gradients are recorded.
         """
-        self._check(u, state)
+        self.check(u, state)
         return self._cached(self.discretize).step(u, state)
 
     def _recurrence(self, plain: bool = True) -> DPLRRecurrence:
@@ -205,6 +233,16 @@ class DPLRSSM(SSMParameters):
         truncation = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
         truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
         return self._unrow(torch.linalg.solve(truncation, self._row(recurrence.C), left=False))
+
+    @staticmethod
+    def _advanced(A_bar: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
+        """A_bar^counts s for A_bar (d_model, N, N), s (batch, d_model, N) and counts (batch,) up to ``most``."""
+        power = A_bar
+        for bit in range(most.bit_length()):
+            taken = (counts >> bit & 1).bool()[:, None, None]
+            s = torch.where(taken, _times(power.to(s.dtype), s), s)
+            power = power @ power
+        return s
 
     def _dense(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""

@@ -141,7 +141,7 @@ class SSMParameters(AllOrNothing):
         shape = (batch, self.d_model, self.d_state // 2)
         return torch.zeros(shape, dtype=self._complex_dtype(), device=self.C.device)
 
-    def _check(self, u: Tensor, state: Tensor, *positions: str) -> None:
+    def check(self, u: Tensor, state: Tensor, *positions: str) -> None:
         """Raise unless u is (batch, d_model, *positions) and state is a state of this module for that batch."""
         if u.ndim != 2 + len(positions) or u.shape[1] != self.d_model:
             expected_u = ", ".join(("batch", str(self.d_model), *positions))
@@ -158,6 +158,15 @@ class SSMParameters(AllOrNothing):
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def reversed_rows(u: Tensor, lengths: Tensor | None) -> Tensor:
+    """u (batch, H, L) with the first ``lengths`` (batch,) samples of each row in reversed order, and zeros behind."""
+    if lengths is None:
+        return u.flip(-1)
+    source = lengths[:, None] - 1 - torch.arange(u.shape[-1], device=u.device)
+    source = source[:, None].expand_as(u)
+    return torch.where(source < 0, 0, u.gather(-1, source.clamp(min=0)))
 
 
 def new_parameter(value: Tensor) -> nn.Parameter:

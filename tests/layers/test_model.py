@@ -58,7 +58,7 @@ def test_each_step_is_forward_on_the_sequence_so_far(layer, task):
             y, state = model.step(u[:, position], state)
             want = model(u[:, : position + 1])
             assert relative_error(y, want if task == "classification" else want[:, -1]) < 1e-11
-    assert state.steps == 20
+    assert state.steps.tolist() == [20] * 3
 
 
 @LAYERS
@@ -111,7 +111,7 @@ def test_bad_arguments_are_named(options, message):
 
 @pytest.mark.parametrize("shape", [(12, 2), (3, 12, 3), (3, 2, 12, 1)])
 def test_wrong_inputs_are_refused(shape):
-    with pytest.raises(ValueError, match=r"\(batch, length, 2\), got \("):
+    with pytest.raises(ValueError, match=r"\(batch, length, 2\) .* got \("):
         build()(signal(*shape))
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_step_is_refused_with_its_shapes(layer):
     state = model.init_state(3)
     with pytest.raises(ValueError, match=r"\(batch, 2\), got \(3, 5\)"):
         model.step(signal(3, 5), state)
-    with pytest.raises(ValueError, match=r"2 blocks .* \(2, 4\), got 2 blocks and \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"2 blocks .* \(2, 4\) .* got 2 blocks, \(3, 4\) and \(3,\)"):
         model.step(signal(2, 2), state)
     with pytest.raises(ValueError, match=r"2 blocks .* got 1 blocks"):
         model.step(signal(3, 2), state._replace(blocks=state.blocks[:1]))

@@ -170,13 +170,13 @@ def test_a_bidirectional_layer_does_not_step(cls, generator):
 @BOTH
 @pytest.mark.parametrize("shape", [(5, 4), (2, 5, 3), (2, 4, 5), (2, 5, 4, 1)])
 def test_wrong_shapes_are_refused(cls, shape):
-    with pytest.raises(ValueError, match=r"\(batch, length, 4\), got \(" + str(shape)[1:-1]):
+    with pytest.raises(ValueError, match=r"\(batch, length, 4\) .* got \(" + str(shape)[1:-1]):
         cls(4, 8)(torch.zeros(shape))
 
 
 @BOTH
 def test_an_empty_sequence_is_refused(cls):
-    with pytest.raises(ValueError, match="L >= 1, got L = 0"):
+    with pytest.raises(ValueError, match=r"length >= 1, got \(2, 0, 4\)"):
         cls(4, 8)(torch.zeros(2, 0, 4))
 
 
