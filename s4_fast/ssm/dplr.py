@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from s4_fast.ops import _checks, dplr_kernel, dplr_step
 from s4_fast.ssm import initialization
@@ -144,35 +145,40 @@ class DPLRSSM(SSMParameters):
 
         With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
 
-        In blocks of about sqrt(L): the powers of A_bar applied to B_bar over one block are formed once, so the cost is
-        O(N L) per feature and O(N sqrt(L)) multiplications depend on each other.
+        Blocks of about sqrt(L) samples leave a state each, by the powers of A_bar applied to B_bar, formed once; then
+        neighbours are merged until one is left. So the cost is O(N L) per feature, and O(log L) products depend on
+        each other.
         """
         if state is not None:
             self.check(u, state, "L")
-        recurrence = self._recurrence()
         L = u.shape[-1]
-        block = 1 << max(0, (L - 1).bit_length() // 2)
+        if L == 0:
+            return self.init_state(u.shape[0]) if state is None else state
+        recurrence = self._recurrence()
+        block = _block(L)
         # The powers are formed in float64, rounded once, and multiplied in the state's precision also under autocast.
         A_bar = self._dense(recurrence)
-        powers, powered = self._real(recurrence.B)[..., None], A_bar
-        while powers.shape[-1] < block:
-            powers = torch.cat((powered @ powers, powers), -1)
-            powered = powered @ powered
-        s, response = self._real(self.init_state(u.shape[0]) if state is None else state), None
+        inputs, power = self._real(recurrence.B)[:, None], A_bar.mT
+        while inputs.shape[1] < block:
+            inputs = torch.cat((inputs @ power, inputs), 1)
+            power = power @ power
         if lengths is not None:
-            # Ending together, the rows start at different times, before which there must be no state.
-            u = reversed_rows(u, lengths).flip(-1)
-            if state is not None:
-                s, response = torch.zeros_like(s), self._advanced(A_bar, s, lengths, L)
-        first = L % block
-        powers, powered, u = powers.to(s.dtype), powered.to(s.dtype), u.to(s.dtype)
+            u = reversed_rows(u, lengths).flip(-1)  # so that the rows end together
+        real = self.C.dtype
         with torch.autocast(u.device.type, enabled=False):
-            if first:
-                shorter = torch.linalg.matrix_power(A_bar, first).to(s.dtype)
-                s = _times(shorter, s) + _times(powers[..., block - first :], u[..., :first])
-            for start in range(first, L, block):
-                s = _times(powered, s) + _times(powers, u[..., start : start + block])
-        return self._complex(s if response is None else s + response)
+            count = -(-L // block)
+            u = pad(u.to(real), (count * block - L, 0)).transpose(0, 1).unflatten(-1, (count, block))
+            s = _times(u, inputs.to(real))  # (d_model, batch, blocks, N)
+            while count > 1:
+                count = (count + 1) // 2
+                s = pad(s, (0, 0, 2 * count - s.shape[2], 0))
+                s = _times(s[:, :, ::2], power.to(real)) + s[:, :, 1::2]
+                power = power @ power
+            after = s[:, :, 0]
+            if state is not None:
+                counts = torch.full_like(u[0, :, 0, 0], L, dtype=torch.int64) if lengths is None else lengths
+                after = after + _advanced(A_bar.mT, self._real(state).transpose(0, 1), counts, L)
+        return self._complex(after.transpose(0, 1))
 
     def free_response(self, state: Tensor, L: int) -> Tensor:
         """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L).
@@ -180,19 +186,19 @@ class DPLRSSM(SSMParameters):
         Blocks as in :meth:`forward_state`.
         """
         recurrence = self._recurrence()
-        block = 1 << max(0, (L - 1).bit_length() // 2)
-        powered = self._dense(recurrence)
-        rows = (self._row(recurrence.C) @ powered)[:, None]  # (d_model, times, channels, N)
-        while rows.shape[1] < block:
-            rows = torch.cat((rows, rows @ powered[:, None]), 1)
-            powered = powered @ powered
-        s = self._real(state)
-        rows, powered, states = rows.to(s.dtype), powered.to(s.dtype), [s]
+        block = _block(L)
+        power = self._dense(recurrence).mT
+        outputs = power @ self._row(recurrence.C).mT  # (d_model, N, channels), then for one time after the other
+        while outputs.shape[-1] < block * self.channels:
+            outputs = torch.cat((outputs, power @ outputs), -1)
+            power = power @ power
+        s = self._real(state).transpose(0, 1)[:, :, None]  # (d_model, batch, blocks, N)
         with torch.autocast(s.device.type, enabled=False):
-            for _ in range(block, L, block):
-                states.append(_times(powered, states[-1]))
-            y = torch.einsum("htcj,mbhj->bchmt", rows, torch.stack(states))
-        return y.flatten(-2)[..., :L]
+            while s.shape[2] * block < L:
+                s = torch.cat((s, _times(s, power.to(s.dtype))), 2)
+                power = power @ power
+            y = _times(s, outputs.to(s.dtype)).unflatten(-1, (block, self.channels))
+        return y.permute(1, 4, 0, 2, 3).flatten(-2)[..., :L]
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
@@ -234,16 +240,6 @@ class DPLRSSM(SSMParameters):
         truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
         return self._unrow(torch.linalg.solve(truncation, self._row(recurrence.C), left=False))
 
-    @staticmethod
-    def _advanced(A_bar: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
-        """A_bar^counts s for A_bar (d_model, N, N), s (batch, d_model, N) and counts (batch,) up to ``most``."""
-        power = A_bar
-        for bit in range(most.bit_length()):
-            taken = (counts >> bit & 1).bool()[:, None, None]
-            s = torch.where(taken, _times(power.to(s.dtype), s), s)
-            power = power @ power
-        return s
-
     def _dense(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""
         n = self.d_state // 2
@@ -278,9 +274,27 @@ class DPLRSSM(SSMParameters):
             self._length = int(self.l_kernel)
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """(d_model, i, j), (batch, d_model, j) -> (batch, d_model, i)."""
-    return torch.einsum("hij,bhj->bhi", matrices, vectors)
+def _block(L: int) -> int:
+    """A power of two near sqrt(L)."""
+    block = 1
+    while block * block < L:
+        block *= 2
+    return block
+
+
+def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """(d_model, ..., j), (d_model, j, k) -> (d_model, ..., k)."""
+    return (vectors.flatten(1, -2) @ matrices).unflatten(1, vectors.shape[1:-1])
+
+
+def _advanced(power: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
+    """s (d_model, batch, N) times the ``counts``-th powers, (batch,), up to ``most``, of ``power`` (d_model, N, N)."""
+    bit = 1
+    while bit <= most:
+        s = torch.where((counts & bit).bool()[:, None], _times(s, power.to(s.dtype)), s)
+        power = power @ power
+        bit *= 2
+    return s
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:
