@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from s4_fast.ops import _checks, dplr_kernel, dplr_step
 from s4_fast.ssm import initialization
+from s4_fast.ssm.dense import DenseRecurrence
 from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, reversed_rows, to_pairs
 
 
@@ -117,15 +117,15 @@ class DPLRSSM(SSMParameters):
         if L <= length:
             return
         with torch.no_grad():
-            A_bar = self._dense(self._recurrence(plain=False))
-            row = self._row(torch.view_as_complex(self.C.double()))
+            A_bar = self._transition(self._recurrence(plain=False))
+            row = _row(torch.view_as_complex(self.C.double()))
             if length == 0:
                 length = L if self.l_max is None else self.l_max
                 row = row - row @ torch.linalg.matrix_power(A_bar, length)
             while length < L:
                 row = row + row @ torch.linalg.matrix_power(A_bar, length)
                 length *= 2
-            self.C.copy_(to_pairs(self._unrow(row)))
+            self.C.copy_(to_pairs(_unrow(row)))
             self.l_kernel.fill_(length)
             self._length = length
 
@@ -143,62 +143,21 @@ class DPLRSSM(SSMParameters):
     def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
 
-        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
-
-        Blocks of about sqrt(L) samples leave a state each, by the powers of A_bar applied to B_bar, formed once; then
-        neighbours are merged until one is left. So the cost is O(N L) per feature, and O(log L) products depend on
-        each other.
+        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row. What depends on the
+        parameters alone is remembered as in :meth:`step`.
         """
         if state is not None:
             self.check(u, state, "L")
-        L = u.shape[-1]
-        if L == 0:
+        if u.shape[-1] == 0:
             return self.init_state(u.shape[0]) if state is None else state
-        recurrence = self._recurrence()
-        block = _block(L)
-        # The powers are formed in float64, rounded once, and multiplied in the state's precision also under autocast.
-        A_bar = self._dense(recurrence)
-        inputs, power = self._real(recurrence.B)[:, None], A_bar.mT
-        while inputs.shape[1] < block:
-            inputs = torch.cat((inputs @ power, inputs), 1)
-            power = power @ power
         if lengths is not None:
             u = reversed_rows(u, lengths).flip(-1)  # so that the rows end together
-        real = self.C.dtype
-        with torch.autocast(u.device.type, enabled=False):
-            count = -(-L // block)
-            u = pad(u.to(real), (count * block - L, 0)).transpose(0, 1).unflatten(-1, (count, block))
-            s = _times(u, inputs.to(real))  # (d_model, batch, blocks, N)
-            while count > 1:
-                count = (count + 1) // 2
-                s = pad(s, (0, 0, 2 * count - s.shape[2], 0))
-                s = _times(s[:, :, ::2], power.to(real)) + s[:, :, 1::2]
-                power = power @ power
-            after = s[:, :, 0]
-            if state is not None:
-                counts = torch.full_like(u[0, :, 0, 0], L, dtype=torch.int64) if lengths is None else lengths
-                after = after + _advanced(A_bar.mT, self._real(state).transpose(0, 1), counts, L)
-        return self._complex(after.transpose(0, 1))
+        s = None if state is None else _real(state)
+        return _complex(self._cached(self._dense).after(u, s, lengths))
 
     def free_response(self, state: Tensor, L: int) -> Tensor:
-        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L).
-
-        Blocks as in :meth:`forward_state`.
-        """
-        recurrence = self._recurrence()
-        block = _block(L)
-        power = self._dense(recurrence).mT
-        outputs = power @ self._row(recurrence.C).mT  # (d_model, N, channels), then for one time after the other
-        while outputs.shape[-1] < block * self.channels:
-            outputs = torch.cat((outputs, power @ outputs), -1)
-            power = power @ power
-        s = self._real(state).transpose(0, 1)[:, :, None]  # (d_model, batch, blocks, N)
-        with torch.autocast(s.device.type, enabled=False):
-            while s.shape[2] * block < L:
-                s = torch.cat((s, _times(s, power.to(s.dtype))), 2)
-                power = power @ power
-            y = _times(s, outputs.to(s.dtype)).unflatten(-1, (block, self.channels))
-        return y.permute(1, 4, 0, 2, 3).flatten(-2)[..., :L]
+        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
+        return self._cached(self._dense).free_response(_real(state), L)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
@@ -235,34 +194,21 @@ class DPLRSSM(SSMParameters):
         return recurrence._replace(C=self._plain_C(recurrence)) if plain and self._length else recurrence
 
     def _plain_C(self, recurrence: DPLRRecurrence) -> Tensor:
-        A_bar = self._dense(recurrence)
+        A_bar = self._transition(recurrence)
         truncation = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
         truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
-        return self._unrow(torch.linalg.solve(truncation, self._row(recurrence.C), left=False))
+        return _unrow(torch.linalg.solve(truncation, _row(recurrence.C), left=False))
 
-    def _dense(self, recurrence: DPLRRecurrence) -> Tensor:
+    def _dense(self) -> DenseRecurrence:
+        recurrence = self._recurrence()
+        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.C.dtype)
+
+    def _transition(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""
         n = self.d_state // 2
         eye = torch.eye(2 * n, dtype=recurrence.B.real.dtype, device=recurrence.B.device)
         basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, self.d_model, -1)
-        return self._real(recurrence.advance(basis)).permute(1, 2, 0)
-
-    @staticmethod
-    def _real(s: Tensor) -> Tensor:
-        return torch.cat((s.real, s.imag), -1)
-
-    @staticmethod
-    def _complex(s: Tensor) -> Tensor:
-        return torch.complex(*s.chunk(2, -1))
-
-    @classmethod
-    def _row(cls, C: Tensor) -> Tensor:
-        """C (channels, d_model, n) as the rows of 2 Re C s, (d_model, channels, N)."""
-        return cls._real(2 * C.conj()).transpose(0, 1)
-
-    @classmethod
-    def _unrow(cls, row: Tensor) -> Tensor:
-        return cls._complex(row.transpose(0, 1) / 2).conj_physical()
+        return _real(recurrence.advance(basis)).permute(1, 2, 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -274,27 +220,21 @@ class DPLRSSM(SSMParameters):
             self._length = int(self.l_kernel)
 
 
-def _block(L: int) -> int:
-    """A power of two near sqrt(L)."""
-    block = 1
-    while block * block < L:
-        block *= 2
-    return block
+def _real(s: Tensor) -> Tensor:
+    return torch.cat((s.real, s.imag), -1)
 
 
-def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """(d_model, ..., j), (d_model, j, k) -> (d_model, ..., k)."""
-    return (vectors.flatten(1, -2) @ matrices).unflatten(1, vectors.shape[1:-1])
+def _complex(s: Tensor) -> Tensor:
+    return torch.complex(*s.chunk(2, -1))
 
 
-def _advanced(power: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
-    """s (d_model, batch, N) times the ``counts``-th powers, (batch,), up to ``most``, of ``power`` (d_model, N, N)."""
-    bit = 1
-    while bit <= most:
-        s = torch.where((counts & bit).bool()[:, None], _times(s, power.to(s.dtype)), s)
-        power = power @ power
-        bit *= 2
-    return s
+def _row(C: Tensor) -> Tensor:
+    """C (channels, d_model, n) as the rows of 2 Re C s, (d_model, channels, N)."""
+    return _real(2 * C.conj()).transpose(0, 1)
+
+
+def _unrow(row: Tensor) -> Tensor:
+    return _complex(row.transpose(0, 1) / 2).conj_physical()
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:
