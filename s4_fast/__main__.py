@@ -1,7 +1,9 @@
-"""``python -m s4_fast doctor | bench``."""
+"""``python -m s4_fast doctor | bench | bench-layers``."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -11,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import s4_fast
 from s4_fast import dispatch, doctor
-from s4_fast.bench import machine, plot, report, runner
+from s4_fast.bench import layers, machine, plot, report, runner
 from s4_fast.bench.cases import OPS, Case, select
 from s4_fast.bench.results import Row, compare
 
@@ -134,6 +136,22 @@ def bench(
     if interrupted:
         raise click.Abort
     raise SystemExit(1 if any(result.failed for result in results) else 0)
+
+
+@main.command("bench-layers")
+@click.option("--smoke", is_flag=True, help="Tiny sizes, seconds: does everything work? The goals mean nothing then.")
+@click.option("--json", "json_file", type=_FILE, callback=_in_existing_folder, help="Write machine and rows as JSON.")
+def bench_layers(smoke: bool, json_file: Path | None) -> None:
+    """Measure whole layers on the CPU, in training, prefill and single steps, beside their direct evaluation.
+
+    Takes about a minute.
+    """
+    with _console(stderr=True).status("measuring"):
+        rows = list(layers.run(smoke))
+    _console().print(layers.table(rows))
+    if json_file is not None:
+        document = {"machine": machine.describe("cpu"), "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _refuse_unusable(backends: tuple[str, ...]) -> None:

@@ -7,8 +7,12 @@ nodes near ``omega = -1`` in float32). The definitions are the ``reference`` mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from s4_fast.layers import S4DLayer, S4Layer
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -111,3 +115,45 @@ def _nodes(L: int, like: Tensor) -> tuple[Tensor, Tensor]:
     omega = torch.polar(torch.ones_like(angle), angle)
     factor = 2 / (1 + omega)
     return ((1 - omega) * factor).to(like.dtype), factor.to(like.dtype)
+
+
+def s4d_layer(layer: S4DLayer, u: Tensor) -> Tensor:
+    """An S4D layer by its direct kernel and one FFT of length 2L."""
+    x, B, C = layer.kernel.discretize()
+    return fft_conv(u.mT, log_vandermonde((C * B)[0], x, u.shape[1]), layer.D).mT
+
+
+def s4_layer(layer: S4Layer, u: Tensor) -> Tensor:
+    """An S4 layer, set up for the length of u, by its direct kernel and one FFT of length 2L."""
+    ssm = layer.kernel
+    dt, P, B, C = ssm.dt(), *(torch.view_as_complex(t) for t in (ssm.P, ssm.B, ssm.C))
+    return fft_conv(u.mT, dplr_kernel(dt * ssm.A(), P, P, B, C, dt, u.shape[1])[0, 0], layer.D).mT
+
+
+def s4d_step(layer: S4DLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The step of an S4D layer in complex arithmetic, discretised once."""
+    x, B, C = layer.kernel.discretize()
+    lam = torch.exp(x)
+
+    def step(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = lam * state + B * u[..., None]
+        return 2 * (C[0] * state).sum(-1).real + layer.D * u, state
+
+    return step
+
+
+def s4_step(layer: S4Layer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The exact step of an S4 layer by its dense transition matrix on (Re s, Im s), discretised once."""
+    recurrence = layer.kernel.discretize()
+    n, H = layer.d_state // 2, layer.d_model
+    eye = torch.eye(2 * n)
+    basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, H, -1)
+    A_bar = torch.view_as_real(recurrence.advance(basis).contiguous()).transpose(-1, -2).flatten(-2).permute(1, 2, 0)
+    B = torch.view_as_real(recurrence.B).transpose(-1, -2).flatten(-2)
+    C = 2 * torch.view_as_real(recurrence.C[0].conj().resolve_conj()).transpose(-1, -2).flatten(-2)
+
+    def step(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = torch.einsum("hij,bhj->bhi", A_bar, state) + B * u[..., None]
+        return (C * state).sum(-1) + layer.D * u, state
+
+    return step

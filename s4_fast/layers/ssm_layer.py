@@ -194,6 +194,8 @@ class S4Layer(SSMLayer):
         **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``l_max``, ``lr``, ...).
     """
 
+    kernel: DPLRSSM
+
     def __init__(
         self,
         d_model: int,

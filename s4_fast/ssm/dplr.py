@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from s4_fast.ops import _checks, dplr_kernel, dplr_step
 from s4_fast.ssm import initialization
+from s4_fast.ssm.dense import DenseRecurrence
 from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, reversed_rows, to_pairs
 
 
@@ -116,15 +117,15 @@ class DPLRSSM(SSMParameters):
         if L <= length:
             return
         with torch.no_grad():
-            A_bar = self._dense(self._recurrence(plain=False))
-            row = self._row(torch.view_as_complex(self.C.double()))
+            A_bar = self._transition(self._recurrence(plain=False))
+            row = _row(torch.view_as_complex(self.C.double()))
             if length == 0:
                 length = L if self.l_max is None else self.l_max
                 row = row - row @ torch.linalg.matrix_power(A_bar, length)
             while length < L:
                 row = row + row @ torch.linalg.matrix_power(A_bar, length)
                 length *= 2
-            self.C.copy_(to_pairs(self._unrow(row)))
+            self.C.copy_(to_pairs(_unrow(row)))
             self.l_kernel.fill_(length)
             self._length = length
 
@@ -142,57 +143,21 @@ class DPLRSSM(SSMParameters):
     def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
 
-        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
-
-        In blocks of about sqrt(L): the powers of A_bar applied to B_bar over one block are formed once, so the cost is
-        O(N L) per feature and O(N sqrt(L)) multiplications depend on each other.
+        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row. What depends on the
+        parameters alone is remembered as in :meth:`step`.
         """
         if state is not None:
             self.check(u, state, "L")
-        recurrence = self._recurrence()
-        L = u.shape[-1]
-        block = 1 << max(0, (L - 1).bit_length() // 2)
-        # The powers are formed in float64, rounded once, and multiplied in the state's precision also under autocast.
-        A_bar = self._dense(recurrence)
-        powers, powered = self._real(recurrence.B)[..., None], A_bar
-        while powers.shape[-1] < block:
-            powers = torch.cat((powered @ powers, powers), -1)
-            powered = powered @ powered
-        s, response = self._real(self.init_state(u.shape[0]) if state is None else state), None
+        if u.shape[-1] == 0:
+            return self.init_state(u.shape[0]) if state is None else state
         if lengths is not None:
-            # Ending together, the rows start at different times, before which there must be no state.
-            u = reversed_rows(u, lengths).flip(-1)
-            if state is not None:
-                s, response = torch.zeros_like(s), self._advanced(A_bar, s, lengths, L)
-        first = L % block
-        powers, powered, u = powers.to(s.dtype), powered.to(s.dtype), u.to(s.dtype)
-        with torch.autocast(u.device.type, enabled=False):
-            if first:
-                shorter = torch.linalg.matrix_power(A_bar, first).to(s.dtype)
-                s = _times(shorter, s) + _times(powers[..., block - first :], u[..., :first])
-            for start in range(first, L, block):
-                s = _times(powered, s) + _times(powers, u[..., start : start + block])
-        return self._complex(s if response is None else s + response)
+            u = reversed_rows(u, lengths).flip(-1)  # so that the rows end together
+        s = None if state is None else _real(state)
+        return _complex(self._cached(self._dense).after(u, s, lengths))
 
     def free_response(self, state: Tensor, L: int) -> Tensor:
-        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L).
-
-        Blocks as in :meth:`forward_state`.
-        """
-        recurrence = self._recurrence()
-        block = 1 << max(0, (L - 1).bit_length() // 2)
-        powered = self._dense(recurrence)
-        rows = (self._row(recurrence.C) @ powered)[:, None]  # (d_model, times, channels, N)
-        while rows.shape[1] < block:
-            rows = torch.cat((rows, rows @ powered[:, None]), 1)
-            powered = powered @ powered
-        s = self._real(state)
-        rows, powered, states = rows.to(s.dtype), powered.to(s.dtype), [s]
-        with torch.autocast(s.device.type, enabled=False):
-            for _ in range(block, L, block):
-                states.append(_times(powered, states[-1]))
-            y = torch.einsum("htcj,mbhj->bchmt", rows, torch.stack(states))
-        return y.flatten(-2)[..., :L]
+        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
+        return self._cached(self._dense).free_response(_real(state), L)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
@@ -229,44 +194,21 @@ class DPLRSSM(SSMParameters):
         return recurrence._replace(C=self._plain_C(recurrence)) if plain and self._length else recurrence
 
     def _plain_C(self, recurrence: DPLRRecurrence) -> Tensor:
-        A_bar = self._dense(recurrence)
+        A_bar = self._transition(recurrence)
         truncation = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
         truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
-        return self._unrow(torch.linalg.solve(truncation, self._row(recurrence.C), left=False))
+        return _unrow(torch.linalg.solve(truncation, _row(recurrence.C), left=False))
 
-    @staticmethod
-    def _advanced(A_bar: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
-        """A_bar^counts s for A_bar (d_model, N, N), s (batch, d_model, N) and counts (batch,) up to ``most``."""
-        power = A_bar
-        for bit in range(most.bit_length()):
-            taken = (counts >> bit & 1).bool()[:, None, None]
-            s = torch.where(taken, _times(power.to(s.dtype), s), s)
-            power = power @ power
-        return s
+    def _dense(self) -> DenseRecurrence:
+        recurrence = self._recurrence()
+        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.C.dtype)
 
-    def _dense(self, recurrence: DPLRRecurrence) -> Tensor:
+    def _transition(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""
         n = self.d_state // 2
         eye = torch.eye(2 * n, dtype=recurrence.B.real.dtype, device=recurrence.B.device)
         basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, self.d_model, -1)
-        return self._real(recurrence.advance(basis)).permute(1, 2, 0)
-
-    @staticmethod
-    def _real(s: Tensor) -> Tensor:
-        return torch.cat((s.real, s.imag), -1)
-
-    @staticmethod
-    def _complex(s: Tensor) -> Tensor:
-        return torch.complex(*s.chunk(2, -1))
-
-    @classmethod
-    def _row(cls, C: Tensor) -> Tensor:
-        """C (channels, d_model, n) as the rows of 2 Re C s, (d_model, channels, N)."""
-        return cls._real(2 * C.conj()).transpose(0, 1)
-
-    @classmethod
-    def _unrow(cls, row: Tensor) -> Tensor:
-        return cls._complex(row.transpose(0, 1) / 2).conj_physical()
+        return _real(recurrence.advance(basis)).permute(1, 2, 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -278,9 +220,21 @@ class DPLRSSM(SSMParameters):
             self._length = int(self.l_kernel)
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """(d_model, i, j), (batch, d_model, j) -> (batch, d_model, i)."""
-    return torch.einsum("hij,bhj->bhi", matrices, vectors)
+def _real(s: Tensor) -> Tensor:
+    return torch.cat((s.real, s.imag), -1)
+
+
+def _complex(s: Tensor) -> Tensor:
+    return torch.complex(*s.chunk(2, -1))
+
+
+def _row(C: Tensor) -> Tensor:
+    """C (channels, d_model, n) as the rows of 2 Re C s, (d_model, channels, N)."""
+    return _real(2 * C.conj()).transpose(0, 1)
+
+
+def _unrow(row: Tensor) -> Tensor:
+    return _complex(row.transpose(0, 1) / 2).conj_physical()
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class SSMParameters(AllOrNothing):
         self.C = new_parameter(C * math.sqrt(0.5))
         mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
         self._set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
-        self._cache: tuple[Any, Any, Any] | None = None
+        self._cache: tuple[Any, Any, dict[str, Any]] | None = None
 
     # A copy, a move to another kind of device and load_state_dict(assign=True) make new parameters, without the marks.
 
@@ -127,11 +127,13 @@ class SSMParameters(AllOrNothing):
             return compute()
         tensors = (*self.parameters(), *self.buffers())
         key = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        cache = self._cache
-        if cache is None or cache[0] != key:
+        if self._cache is None or self._cache[0] != key:
             # The aliases keep the memory, so that no other tensor can come to lie at its address.
-            self._cache = cache = (key, [t.detach() for t in tensors], compute())
-        return cache[2]
+            self._cache = (key, [t.detach() for t in tensors], {})
+        found = self._cache[2]
+        if compute.__name__ not in found:
+            found[compute.__name__] = compute()
+        return found[compute.__name__]
 
     def _complex_dtype(self) -> torch.dtype:
         return torch.complex128 if self.C.dtype == torch.float64 else torch.complex64

@@ -105,3 +105,16 @@ def test_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(command.main, arguments)
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+def test_layers_are_measured_in_a_process_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "layers.json"
+    result = CliRunner().invoke(command.main, ["bench-layers", "--smoke", f"--json={file}"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())["rows"]
+    kinds = ("forward (2, 20, 4)", "forward + backward (2, 20, 4)", "step (1, 4)", "prefill (1, 50, 1), beside steps")
+    assert sorted(row["name"] for row in rows) == sorted(
+        f"{cls} {kind}" for cls in ("S4DLayer", "S4Layer") for kind in kinds
+    )
+    assert all(row["ours"] > 0 and row["baseline"] > 0 and row["name"] in result.stdout for row in rows)
+    assert all(row["error"] < 2e-6 for row in rows if "prefill" in row["name"])

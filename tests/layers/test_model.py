@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from s4_fast import S4SequenceModel
+from s4_fast import ModelState, S4SequenceModel
 from tests.helpers import needs_cxx, relative_error
 
 LAYERS = pytest.mark.parametrize("layer", ["s4d", "s4"])
@@ -59,6 +60,180 @@ def test_each_step_is_forward_on_the_sequence_so_far(layer, task):
             want = model(u[:, : position + 1])
             assert relative_error(y, want if task == "classification" else want[:, -1]) < 1e-11
     assert state.steps.tolist() == [20] * 3
+
+
+# From state to state
+
+
+def equal_states(got: ModelState, want: ModelState, tolerance: float = 1e-11) -> None:
+    assert torch.equal(got.steps, want.steps)
+    for g, w in zip((*got.blocks, got.pooled), (*want.blocks, want.pooled), strict=True):
+        assert relative_error(g.detach(), w.detach()) < tolerance
+
+
+def gradients(model: nn.Module, outputs: list[Tensor], *inputs: Tensor) -> list[Tensor]:
+    """For fixed cotangents, of the inputs and every parameter."""
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in outputs]
+    return list(torch.autograd.grad(outputs, (*inputs, *model.parameters()), cotangents, materialize_grads=True))
+
+
+@LAYERS
+@TASKS
+@pytest.mark.parametrize("cuts", [(7,), (1, 2, 19)])
+def test_pieces_are_the_whole_with_gradients(layer, task, cuts):
+    model, u = build(layer, task), signal(3, 20, 2).requires_grad_()
+    model(u)  # S4 is set up for the longest sequence
+    want, last = model.prefill(u)
+    state, outputs = None, []
+    for piece in u.tensor_split(cuts, 1):
+        y, state = model(piece, state, return_state=True)
+        outputs.append(y)
+    got = outputs[-1] if task == "classification" else torch.cat(outputs, 1)
+    assert relative_error(got.detach(), want.detach()) < 1e-12
+    equal_states(state, last)
+    results = [gradients(model, [y, *s.blocks, s.pooled], u) for y, s in ((got, state), (want, last))]
+    assert max(relative_error(g, w) for g, w in zip(*results, strict=True)) < 1e-9
+    assert relative_error(model(u).detach(), want.detach()) < 1e-14
+
+
+@LAYERS
+@TASKS
+def test_steps_go_on_where_prefill_stopped(layer, task):
+    model, u = build(layer, task).eval(), signal(3, 20, 2)
+    with torch.no_grad():
+        _, state = model.prefill(u[:, :13])
+        for position in range(13, 20):
+            y, state = model.step(u[:, position], state)
+            want, last = model.prefill(u[:, : position + 1])
+            assert relative_error(y, want if task == "classification" else want[:, -1]) < 1e-11
+            equal_states(state, last)
+
+
+@LAYERS
+def test_a_detached_state_has_no_history(layer):
+    model, u = build(layer, "regression"), signal(3, 20, 2).requires_grad_()
+    _, state = model.prefill(u[:, :13])
+    assert all(s.requires_grad for s in (*state.blocks, state.pooled))
+    detached = state.detach()
+    assert not any(s.requires_grad for s in (*detached.blocks, detached.pooled))
+    equal_states(detached, state, 1e-16)
+    grad = torch.autograd.grad(model(u[:, 13:], detached).sum(), u)[0]
+    assert (grad[:, :13] == 0).all() and (grad[:, 13:] != 0).any()
+
+
+@LAYERS
+@TASKS
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padded_rows_are_rows_alone(layer, task, bidirectional):
+    model, lengths = build(layer, task, bidirectional=bidirectional), (12, 1, 20)
+    u = signal(3, 20, 2)
+    inside = torch.arange(20) < torch.tensor(lengths)[:, None]
+    u = torch.where(inside[..., None], u, float("nan")).requires_grad_()
+    model(signal(1, 20, 2))
+    got, want = model(u, lengths=lengths), []
+    for row, length in enumerate(lengths):
+        y = model(u[row : row + 1, :length])
+        want.append(y if task == "classification" else pad(y, (0, 0, 0, 20 - length)))
+    want = torch.cat(want)
+    assert relative_error(got.detach(), want.detach()) < 1e-12
+    results = [gradients(model, [y], u) for y in (got, want)]
+    assert max(relative_error(g, w) for g, w in zip(*results, strict=True)) < 1e-9
+    assert (results[0][0][~inside] == 0).all()
+
+
+@LAYERS
+@TASKS
+def test_padded_rows_have_their_own_states(layer, task):
+    model, lengths = build(layer, task).eval(), (12, 1, 20)
+    u = signal(3, 20, 2)
+    with torch.no_grad():
+        _, before = model.prefill(signal(3, 5, 2), lengths=(5, 2, 3))
+        _, after = model.prefill(u, before, lengths=lengths)
+        assert after.steps.tolist() == [17, 3, 23]
+        for row, length in enumerate(lengths):
+            own = ModelState(*(_rows(part, row) for part in before))
+            _, want = model.prefill(u[row : row + 1, :length], own)
+            equal_states(ModelState(*(_rows(part, row) for part in after)), want)
+
+
+def _rows(part, row):
+    return part[row : row + 1] if isinstance(part, Tensor) else tuple(s[row : row + 1] for s in part)
+
+
+def test_the_pooled_sum_keeps_its_digits_over_a_long_stream():
+    model = S4SequenceModel(1, 4, 2, 1, 4)
+    with torch.no_grad():
+        state = model.init_state(1)
+        state = state._replace(pooled=state.pooled + 1e8, steps=state.steps + 10**8)
+        _, after = model.step(torch.ones(1, 1), state)
+        added, _ = model.prefill(torch.ones(1, 1, 1))
+    assert (after.pooled - state.pooled).abs().max() > 1e-3 and after.pooled.dtype == torch.float64
+    assert after.steps.item() == 10**8 + 1 and added.isfinite().all()
+
+
+@LAYERS
+def test_generation_feeds_outputs_back(layer):
+    model, u = build(layer, "regression", d_input=3, dropout=0.3).eval(), signal(2, 11, 3)
+    got = model.generate(u, 6)
+    assert got.shape == (2, 6, 3) and not got.requires_grad
+    with torch.no_grad():
+        for step in range(6):
+            y = model(u)[:, -1:]
+            assert relative_error(got[:, step], y[:, 0]) < 1e-10
+            u = torch.cat((u, y), 1)
+
+
+@LAYERS
+def test_generation_from_padded_rows_and_from_a_state(layer):
+    model, u = build(layer, "regression", d_input=3).eval(), signal(2, 11, 3)
+    got = model.generate(u, 4, lengths=[4, 11])
+    for row, length in enumerate((4, 11)):
+        alone = u[row : row + 1, :length]
+        assert relative_error(got[row], model.generate(alone, 4)[0]) < 1e-11
+    with torch.no_grad():
+        _, state = model.prefill(u[:, :5])
+    assert relative_error(model.generate(u[:, 5:], 4, state), model.generate(u, 4)) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "error", "message"),
+    [
+        ({"task": "classification"}, 3, RuntimeError, "regression model generates; .* classification"),
+        ({"d_output": 2}, 3, ValueError, "d_input = 3, got 2"),
+        ({"dropout": 0.1}, 3, RuntimeError, r"eval\(\)"),
+        ({"bidirectional": True}, 3, RuntimeError, "bidirectional"),
+        ({}, 0, ValueError, "at least 1, got 0"),
+        ({}, 2.0, TypeError, "int, got float"),
+        ({}, True, TypeError, "int, got bool"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(options, steps, error, message):
+    model = build(**{"task": "regression", "d_input": 3, **options})
+    with pytest.raises(error, match=message):
+        model.generate(signal(2, 5, 3), steps)
+
+
+def test_a_state_of_another_model_is_named():
+    model, u = build(), signal(3, 5, 2)
+    state = model.init_state(3)
+    for call in (lambda s: model(u, s), lambda s: model.prefill(u, s), lambda s: model.step(u[:, 0], s)):
+        with pytest.raises(TypeError, match="ModelState, got tuple"):
+            call(tuple(state))
+        with pytest.raises(ValueError, match=r"2 blocks .* got 1 blocks"):
+            call(state._replace(blocks=state.blocks[:1]))
+        with pytest.raises(ValueError, match=r"\(3, 4\) and steps \(3,\), got 2 blocks, \(3, 5\)"):
+            call(state._replace(pooled=torch.zeros(3, 5).double()))
+        with pytest.raises(TypeError, match=r"pooled .* torch.float64, got torch.float32"):
+            call(state._replace(pooled=state.pooled.float()))
+        with pytest.raises(TypeError, match=r"steps .* torch.int64, got torch.int32"):
+            call(state._replace(steps=state.steps.int()))
+        with pytest.raises(ValueError, match="one device, got u on cpu, pooled on meta"):
+            call(state._replace(pooled=state.pooled.to("meta")))
+        with pytest.raises(TypeError, match=r"complex128, got torch\.complex64"):
+            call(state._replace(blocks=tuple(s.to(torch.complex64) for s in state.blocks)))
+        with pytest.raises(ValueError, match=r"\(3, 4, 4\) .* got \(2, 4, 4\)"):
+            call(state._replace(blocks=(state.blocks[0], state.blocks[1][:2])))
 
 
 @LAYERS

@@ -1,0 +1,175 @@
+"""Whole layers beside the same layers by direct evaluation: training, prefill, and one step.
+
+Run as a module this is the process that measures, which writes one row as a JSON line per case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from s4_fast.bench import direct, measure
+from s4_fast.bench.runner import KEEP_PAGES
+from s4_fast.layers import S4DLayer, S4Layer
+
+
+class Sizes(NamedTuple):
+    """What is measured, and for about how many seconds each."""
+
+    batch: int = 16
+    length: int = 1024
+    features: int = 128
+    steps: int = 100_000
+    seconds: float = 2.0
+
+
+SMOKE = Sizes(2, 20, 4, 50, 0.01)
+
+
+@dataclass
+class Row:
+    """One case: milliseconds, MiB, the relative norm of a difference, and the goal in words."""
+
+    name: str
+    ours: float
+    baseline: float | None = None
+    peak: float | None = None
+    baseline_peak: float | None = None
+    error: float | None = None
+    goal: str = ""
+    met: bool | None = None
+
+
+class Pair(NamedTuple):
+    """Ours and the baseline, as calls without arguments."""
+
+    ours: Callable[[], Any]
+    baseline: Callable[[], Any]
+
+
+def measure_all(sizes: Sizes) -> Iterator[Row]:
+    """The rows, one by one. The goals are those of the full sizes."""
+    for kind, cls, reference in (("S4DLayer", S4DLayer, direct.s4d_layer), ("S4Layer", S4Layer, direct.s4_layer)):
+        yield from _training(kind, cls(sizes.features), reference, sizes)
+    yield from _stepping(sizes)
+    yield from _prefill(sizes)
+
+
+def _training(kind: str, layer: Any, reference: Callable[..., Tensor], sizes: Sizes) -> Iterator[Row]:
+    shape = sizes.batch, sizes.length, sizes.features
+    u, cotangent = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    leaves = (u, *layer.parameters())
+    with torch.no_grad():
+        layer(u)  # S4 is set up for the length
+
+    def forward(evaluate: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        return torch.no_grad()(lambda: evaluate(u))
+
+    def both(evaluate: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(evaluate(u), leaves, cotangent)
+
+    for what, wrap in (("forward", forward), ("forward + backward", both)):
+        pair = Pair(wrap(layer), wrap(lambda u: reference(layer, u)))
+        row = _timed(f"{kind} {what} {shape}", pair, sizes)
+        row.peak, row.baseline_peak = (measure.peak_memory(run, "cpu") for run in pair)
+        if kind == "S4DLayer" and wrap is both:
+            assert row.baseline is not None
+            row.goal, row.met = "6x faster, a third of the memory", row.baseline >= 6 * row.ours
+            if row.peak is not None and row.baseline_peak is not None:
+                row.met = row.met and 3 * row.peak <= row.baseline_peak
+        yield row
+
+
+def _stepping(sizes: Sizes) -> Iterator[Row]:
+    """Batch 1."""
+    u = torch.randn(1, sizes.features)
+    for kind, cls, reference, most in (
+        ("S4DLayer", S4DLayer, direct.s4d_step, 0.030),
+        ("S4Layer", S4Layer, direct.s4_step, 0.060),
+    ):
+        layer: Any = cls(sizes.features)
+        with torch.no_grad():
+            step, state = reference(layer), layer.init_state(1)
+            dense = torch.zeros(1, sizes.features, layer.d_state) if cls is S4Layer else state
+            pair = Pair(lambda: layer.step(u, state), lambda: step(u, dense))  # noqa: B023
+            row = _timed(f"{kind} step {tuple(u.shape)}", pair, sizes)
+        row.goal, row.met = f"{1e3 * most:.0f} us", row.ours <= most
+        yield row
+
+
+def _prefill(sizes: Sizes) -> Iterator[Row]:
+    """Beside as many steps: the time, and how far apart the states are."""
+    features = max(1, sizes.features // 8)
+    u = torch.randn(1, sizes.steps, features)
+    for kind, cls in (("S4DLayer", S4DLayer), ("S4Layer", S4Layer)):
+        layer: Any = cls(features)
+        with torch.no_grad():
+            _, state = layer.prefill(u)
+            time = measure.timed(lambda: layer.prefill(u), "cpu", sizes.seconds).median  # noqa: B023
+            begin, stepped = perf_counter(), layer.init_state(1)
+            for sample in u.unbind(1):
+                _, stepped = layer.step(sample, stepped)
+            one_by_one = 1e3 * (perf_counter() - begin)
+        error = float(torch.linalg.vector_norm(state - stepped) / torch.linalg.vector_norm(stepped))
+        name = f"{kind} prefill {tuple(u.shape)}, beside steps"
+        yield Row(name, time, one_by_one, error=error, goal="the same state to 2e-6", met=error <= 2e-6)
+
+
+def _timed(name: str, pair: Pair, sizes: Sizes) -> Row:
+    """Both in turn, twice, so that a slow spell of the machine does not fall on one of them alone."""
+    times = [[measure.timed(run, "cpu", sizes.seconds / 2).median for run in pair] for _ in range(2)]
+    return Row(name, *(min(both) for both in zip(*times, strict=True)))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows for people."""
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    grid.add_column("layer, float32", no_wrap=True)
+    for heading in ("ms", "direct\nms", "ratio", "peak\nMiB", "of\ndirect", "difference"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("goal", no_wrap=True)
+    for row in rows:
+        verdict = "" if row.met is None else ": met" if row.met else ": missed"
+        grid.add_row(
+            row.name,
+            f"{row.ours:.3g}",
+            "" if row.baseline is None else f"{row.baseline:.3g}",
+            "" if row.baseline is None else f"{row.baseline / row.ours:.1f}x",
+            "" if row.peak is None else f"{row.peak:.1f}",
+            "" if row.peak is None or not row.baseline_peak else f"{row.peak / row.baseline_peak:.1%}",
+            "" if row.error is None else f"{row.error:.1e}",
+            row.goal + verdict,
+        )
+    return grid
+
+
+def run(smoke: bool = False) -> Iterator[Row]:
+    """The rows, measured in a process of their own, in which the C allocator keeps what is freed.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    command = [sys.executable, "-m", "s4_fast.bench.layers", *(["smoke"] if smoke else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **KEEP_PAGES}) as worker:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            yield Row(**json.loads(line))
+    if worker.returncode:
+        raise RuntimeError(f"the measuring process ended with exit code {worker.returncode}")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for measured in measure_all(SMOKE if "smoke" in sys.argv else Sizes()):
+        print(json.dumps(asdict(measured)), flush=True)
