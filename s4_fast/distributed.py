@@ -55,6 +55,7 @@ def scan(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@torch.compiler.disable
 def scan(
     u: Tensor,
     x: Tensor,
@@ -161,6 +162,7 @@ class Slices:
         """Whether this rank's slice is where time begins."""
         return self.rank == (len(self.lengths) - 1 if reverse else 0)
 
+    @torch.compiler.disable
     def carry(
         self,
         final: Tensor,
@@ -199,6 +201,7 @@ class Slices:
         return start.to(final.dtype), total.to(final.dtype)
 
 
+@torch.compiler.disable
 def agree(
     op: str,
     describe: Callable[[], dict[str, Any]],
