@@ -187,7 +187,7 @@ class Slices:
         if self.needs_grad and not final.requires_grad:
             final = final.detach().requires_grad_()  # the others' backward pass waits for this rank
         finals = _gather(final, self)
-        order = range(len(self.lengths))
+        order = range(len(self.lengths))[:: -1 if reverse else 1]
         # The empty sum ties the first rank to the graph, as its part in the others' backward pass.
         start = total = finals[:0].sum(0)
         for q in order:
