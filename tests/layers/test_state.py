@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
 from s4_fast.layers import path, ssm_layer
@@ -55,7 +55,7 @@ def run(layer: SSMLayer, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, 1), state
 
 
-def gradients(layer: SSMLayer, outputs: tuple[Tensor, ...], *inputs: Tensor) -> list[Tensor]:
+def gradients(layer: nn.Module, outputs: tuple[Tensor, ...], *inputs: Tensor) -> list[Tensor]:
     """For fixed cotangents, of the inputs and every parameter."""
     generator = torch.Generator().manual_seed(0)
     cotangents = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in outputs]
@@ -143,7 +143,7 @@ def padded(u: Tensor, lengths: tuple[int, ...], value: float = float("nan")) -> 
     return torch.where(inside[..., None], u, value)
 
 
-def row_by_row(layer: SSMLayer, u: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, ...]:
+def row_by_row(layer: nn.Module, u: Tensor, state: Tensor | None, return_state: bool) -> tuple[Tensor, ...]:
     """What each row gives alone: outputs with zeros behind them, and states."""
     outputs, states = [], []
     for row, length in enumerate(LENGTHS):
@@ -362,6 +362,17 @@ def test_a_batch_of_zero_rows(cls):
     layer = cls(4, 8)
     y, state = layer(torch.zeros(0, 5, 4), layer.init_state(0), lengths=[], return_state=True)
     assert y.shape == (0, 5, 4) and state.shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["s4d", "s4"])
+def test_a_block_of_padded_rows_is_rows_alone_with_gradients(kind, generator):
+    block = S4DBlock(4, 8, layer=kind).double()
+    block(signal(generator, 1, 30, 4))
+    u = padded(signal(generator, 4, 30, 4), LENGTHS).requires_grad_()
+    got = block.prefill(u, lengths=LENGTHS)
+    want = row_by_row(block, u, None, True)
+    assert_close([*got], [*want], 1e-12)
+    assert_close(gradients(block, got, u), gradients(block, want, u), 1e-9)
 
 
 def test_rows_pass_through_blocks_once(generator):
