@@ -249,7 +249,7 @@ SIGNATURES = {
     "step": "sss ppppp o pp",
     "dplr_spectrum": "ssssss pppp",
     "dplr_spectrum_backward": "ssssss ppppp o",
-    "dplr_step": "sssss ppppppppp",
+    "dplr_step": "sssss ppppppp o pp",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,37 @@ def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor)
     y, after = torch.empty_like(u), torch.empty_like(state)
     native_library.call("step", u, u.dtype, *state.shape, u, state, lam, B, C, _given(D), y, after)
     return y, after
+
+
+def prepared_step(
+    lam: Tensor, B: Tensor, C: Tensor
+) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """:func:`step` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
+
+    C may have channels, (c, H, n); y is (Bt, c, H).
+    """
+    c, H, n = C.shape
+    lam, B = lam.contiguous(), B.contiguous()
+    runs = [
+        native_library.Prepared(
+            "step", B.dtype, int, H, n, Tensor, Tensor, lam, B, channel.contiguous(), Tensor, Tensor, Tensor
+        )
+        for channel in C
+    ]
+
+    def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = u.shape[0]
+        y, after = u.new_empty((c, batch, H)), torch.empty_like(state)
+        skip = None if D is None else D.data_ptr()
+        given = (batch, u.data_ptr(), state.data_ptr(), skip)
+        if c == 1:
+            runs[0](*given, y.data_ptr(), after.data_ptr())
+            return y.view(batch, 1, H), after
+        for run, row in zip(runs, y, strict=True):
+            run(*given, row.data_ptr(), after.data_ptr())
+        return y.transpose(0, 1), after
+
+    return step
 
 
 def _sizes(u: Tensor, x: Tensor) -> tuple[torch.dtype, int, int, int, int]:
