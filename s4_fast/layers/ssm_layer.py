@@ -115,7 +115,7 @@ class SSMLayer(AllOrNothing):
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
         y, state = self.kernel.step(u, state, self.D)
-        return y[:, 0], state
+        return y.squeeze(1), state
 
     def extra_repr(self) -> str:
         return f"bidirectional={self.bidirectional}"

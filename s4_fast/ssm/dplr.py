@@ -212,7 +212,8 @@ class DPLRSSM(SSMParameters):
 
     def _read_length(self) -> None:
         """Follow the buffer, which others may have written (DistributedDataParallel does, from the first process)."""
-        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta):
+        # A mode may have no numbers to read: that of fake tensors has none.
+        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch._C._len_torch_dispatch_stack()):
             self._length = int(self.l_kernel)
 
 

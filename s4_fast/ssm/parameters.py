@@ -10,12 +10,19 @@ import torch
 from torch import Generator, Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
+from s4_fast.ops._library import operations_are_seen
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.stepping import Stepper
 
 T = TypeVar("T")
 
+_COMPLEX = {
+    torch.float16: torch.complex64,
+    torch.bfloat16: torch.complex64,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _address, _version = Tensor.data_ptr, Tensor._version.__get__  # type: ignore[attr-defined]
 
@@ -127,7 +134,7 @@ class SSMParameters(AllOrNothing):
         A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
         into ``.data`` leaves no trace.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or operations_are_seen():
             return compute()
         if self._modules:  # a parametrization's
             tensors = (*self.parameters(), *self.buffers())
@@ -146,7 +153,7 @@ class SSMParameters(AllOrNothing):
         return found[compute.__name__]
 
     def _complex_dtype(self) -> torch.dtype:
-        return torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
+        return _COMPLEX[self.C.dtype]
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, n), complex."""
@@ -188,7 +195,7 @@ class SSMParameters(AllOrNothing):
             and u.shape[1] == self.d_model
             and state.shape == (u.shape[0], self.d_model, self.d_state // 2)
             and u.dtype is C.dtype
-            and state.dtype is self._complex_dtype()
+            and state.dtype is _COMPLEX[C.dtype]
             and u.device == state.device == C.device
         ):
             return

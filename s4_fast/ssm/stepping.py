@@ -34,9 +34,9 @@ class Stepper(ABC):
             prepared = self._prepared[asked]
             fits = D is None or (D.dtype is u.dtype and D.device == u.device and D.is_contiguous())
             if prepared is not None and fits and u.shape[0]:
-                if u.is_neg() or state.is_neg() or state.is_conj():
-                    u, state = u.resolve_neg(), state.resolve_conj().resolve_neg()
-                return prepared(u.contiguous(), state.contiguous(), D)
+                if not (u.is_contiguous() and state.is_contiguous()) or u.is_neg() or state.is_neg() or state.is_conj():
+                    u, state = (t.resolve_conj().resolve_neg().contiguous() for t in (u, state))
+                return prepared(u, state, D)
         return self._step(u, state, D)
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Stepper(ABC):
 
 
 def _is_native(op: str, *args: Tensor) -> bool:
-    return args[0].device.type == "cpu" and dispatch.explain(op, *args).backend == "native"
+    return args[0].device.type == "cpu" and runs_directly(args) and dispatch.explain(op, *args).backend == "native"
 
 
 class DiagonalStepper(Stepper):

@@ -79,15 +79,16 @@ def prepared_step(
 
     def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
         batch = u.shape[0]
-        y, after = u.new_empty((c, batch, H)), torch.empty_like(state)
-        skip = None if D is None else D.data_ptr()
-        given = (batch, u.data_ptr(), state.data_ptr(), skip)
+        after = torch.empty_like(state)
+        given = (batch, u.data_ptr(), state.data_ptr(), None if D is None else D.data_ptr())
         if c == 1:
+            y = u.new_empty((batch, 1, H))
             runs[0](*given, y.data_ptr(), after.data_ptr())
-            return y.view(batch, 1, H), after
-        for run, row in zip(runs, y, strict=True):
+            return y, after
+        rows = u.new_empty((c, batch, H))
+        for run, row in zip(runs, rows, strict=True):
             run(*given, row.data_ptr(), after.data_ptr())
-        return y.transpose(0, 1), after
+        return rows.transpose(0, 1), after
 
     return step
 
