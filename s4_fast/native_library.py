@@ -162,7 +162,7 @@ class Prepared:
     """
 
     def __init__(self, name: str, *args: Tensor | torch.dtype | float | type | None) -> None:
-        kinds = {int: ctypes.c_int64, Tensor: ctypes.c_void_p, type(None): ctypes.c_void_p}
+        kinds: dict[Any, Any] = {int: ctypes.c_int64, Tensor: ctypes.c_void_p, type(None): ctypes.c_void_p}
         cpu = torch.device("cpu")
         self._arguments = [None if isinstance(argument, type) else _to_c(argument, cpu) for argument in args]
         self._open = [i for i, argument in enumerate(args) if isinstance(argument, type)]

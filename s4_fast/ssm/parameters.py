@@ -136,10 +136,10 @@ class SSMParameters(AllOrNothing):
         """
         if torch.is_grad_enabled() or operations_are_seen():
             return compute()
-        if self._modules:  # a parametrization's
-            tensors = (*self.parameters(), *self.buffers())
+        if self._modules:  # those of parametrizations
+            tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())
         else:
-            tensors = (*self._parameters.values(), *self._buffers.values())  # type: ignore[assignment]
+            tensors = (*self._parameters.values(), *self._buffers.values())
         try:
             key = (*map(_address, tensors), *map(_version, tensors))
         except RuntimeError:  # an inference tensor has no version
@@ -176,12 +176,14 @@ class SSMParameters(AllOrNothing):
             state, D and every parameter.
 
         Raises:
-            TypeError: u or state has the wrong dtype.
-            ValueError: u or state has the wrong shape, or is not where the parameters are.
+            TypeError: u, state or D has the wrong dtype.
+            ValueError: u, state or D has the wrong shape, or is not where the parameters are.
             BackendUnavailableError: the backend asked for (:func:`s4_fast.use_backend`) cannot step.
         """
         self.check(u, state)
         real = _REAL[state.dtype]
+        if D is not None and not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
+            raise _wrong_skip(D, real, u)
         return self._cached(self._stepper).step(u if u.dtype is real else u.to(real), state, D)
 
     def _stepper(self) -> Stepper:
@@ -215,6 +217,14 @@ class SSMParameters(AllOrNothing):
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:
+    if D.dtype is not dtype:
+        return TypeError(f"expected D to be {dtype}, got {D.dtype}")
+    if D.shape != u.shape[1:]:
+        return ValueError(f"expected D of shape {tuple(u.shape[1:])}, got {tuple(D.shape)}")
+    return ValueError(f"expected u and D on one device, got u on {u.device}, D on {D.device}")
 
 
 def reversed_rows(u: Tensor, lengths: Tensor | None) -> Tensor:

@@ -19,8 +19,9 @@ Prepared = Callable[[Tensor, Tensor, "Tensor | None"], Outputs]
 class Stepper(ABC):
     """Coefficients, and the backend that steps with them, chosen once for everything that may be asked for.
 
-    ``step(u, state, D)`` takes u (batch, d_model) and state (batch, d_model, n) of the coefficients' precision and
-    device, D (d_model,) or None, and returns y (batch, channels, d_model), with D u in every channel, and the state.
+    ``step(u, state, D)`` takes u (batch, d_model), state (batch, d_model, n), and D (d_model,) or None, all of the
+    coefficients' precision and device. It returns y (batch, channels, d_model), with D u in every channel, and the
+    next state.
     """
 
     def __init__(self) -> None:
@@ -32,8 +33,7 @@ class Stepper(ABC):
             if asked not in self._prepared:
                 self._prepared[asked] = self._prepare(u, state)
             prepared = self._prepared[asked]
-            fits = D is None or (D.dtype is u.dtype and D.device == u.device and D.is_contiguous())
-            if prepared is not None and fits and u.shape[0]:
+            if prepared is not None and u.shape[0] and (D is None or D.is_contiguous()):
                 if not (u.is_contiguous() and state.is_contiguous()) or u.is_neg() or state.is_neg() or state.is_conj():
                     u, state = (t.resolve_conj().resolve_neg().contiguous() for t in (u, state))
                 return prepared(u, state, D)

@@ -46,7 +46,12 @@ def test_a_second_half_that_is_another_is_refused(dtype, generator):
 @pytest.mark.parametrize(
     ("function", "state", "error", "message"),
     [
-        (with_conjugates, torch.ones(2, 3), TypeError, r"^with_conjugates: .* complex, got torch.float32 of .*\(2, 3\)"),
+        (
+            with_conjugates,
+            torch.ones(2, 3),
+            TypeError,
+            r"^with_conjugates: .* complex, got torch.float32 of .*\(2, 3\)",
+        ),
         (without_conjugates, torch.ones(2, 4), TypeError, r"^without_conjugates: .* got torch.float32"),
         (without_conjugates, torch.ones(2, 3) + 0j, ValueError, r"shape \(..., 2n\), got \(2, 3\)"),
         (without_conjugates, torch.tensor(1j), ValueError, r"shape \(..., 2n\), got \(\)"),

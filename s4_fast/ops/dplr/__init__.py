@@ -112,8 +112,8 @@ def dplr_step(
     choice = dispatch.choose(call, backend)
     increment = increment.to(torch.complex128)
     if choice.backend == "reference":
-        given = (u, state, increment, G, V, B, C, D)
-        wide = (t if t is None else t.to(torch.complex128 if t.is_complex() else torch.float64) for t in given)
+        given = (u, state, increment, G, V, B, C, *(() if D is None else (D,)))
+        wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in given)
         y, following = reference.dplr_step(*wide)
         return y.to(call.dtype), following.to(state.dtype)
     # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can.

@@ -57,9 +57,7 @@ def dplr_step(
     tensors = [_plain(t) for t in (u, state, increment, G, V, B, C)]
     sizes = (batch, C.shape[0], G.shape[0], H, n)
     if batch:
-        native_library.call(
-            "dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else _plain(D), y, following
-        )
+        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else _plain(D), y, following)
     return y, following
 
 
