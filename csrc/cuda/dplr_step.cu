@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(LANES *ROWS)
     for (int64_t k = lane; k < n && present; k += LANES) {
         const Complex<double> s = convert<double>(state[row * n + k]);
         Complex<double> change = increment[h * n + k] * s + double(input) * convert<double>(B[h * n + k]);
+#pragma unroll 1
         for (int64_t r = 0; r < rank; ++r)
             change = change - double(tables.overlaps[r][slot]) * convert<double>(G[(r * H + h) * n + k]);
         next[row * n + k] = convert<R>(s + change);
