@@ -50,8 +50,8 @@ S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
     return 2 * (sum + alternating_sum<T>(first));
 }
 
-// next = s + increment s - sum_r overlaps_r G_r + B u. In double whatever T is: what a float increment has lost would add
-// up over steps. The rows of G are `stride` apart.
+// next = s + increment s - sum_r overlaps_r G_r + B u. In double whatever T is: what a float increment has lost would
+// add up over steps. The rows of G are `stride` apart.
 template <class T>
 S4_FAST_INLINE void advance(const T *s, const double *increment, const T *G, int64_t rank, int64_t stride,
                             const double *overlaps, const T *B, double u, int64_t n, T *next) {
