@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(LANES *ROWS)
 
 int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n, const void *u,
                            const void *state, const double *increment, const void *G, const void *V, const void *B,
-                           const void *C, const void *D, void *y, void *next, void *workspace,
-                           int64_t *workspace_bytes, int64_t device, void *stream) {
+                           const void *C, const void *D, void *y, void *next, void *workspace, int64_t *workspace_bytes,
+                           int64_t device, void *stream) {
     using namespace s4_fast;
     return run_call("dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
@@ -70,6 +70,7 @@ int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank
                         call.launch("dplr_step_kernel", dplr_step_kernel<R>, divide_up(batch * H, ROWS), LANES * ROWS,
                                     sizeof(Tables<R>), batch * H, c, rank, H, n, static_cast<const R *>(u),
                                     Input(state), reinterpret_cast<const Complex<double> *>(increment), Input(G),
-                                    Input(V), Input(B), Input(C), static_cast<const R *>(D), static_cast<R *>(y), static_cast<Complex<R> *>(next));
+                                    Input(V), Input(B), Input(C), static_cast<const R *>(D), static_cast<R *>(y),
+                                    static_cast<Complex<R> *>(next));
                     });
 }
