@@ -99,12 +99,12 @@ S4_FAST_API int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int
                                                    const void *w, const double *shift, double *grad_v, double *grad_w,
                                                    int64_t threads);
 
-/* One step of s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u,  y_c = 2 Re sum_n C_c s'.
- * u (batch, H) real; state, next (batch, H, n), which may be the same memory; increment, B (H, n); G, V (rank, H, n);
- * C (c, H, n); y (batch, c, H) real. */
+/* One step of s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u,  y_c = 2 Re sum_n C_c s' + D u.
+ * u (batch, H) real; state, next (batch, H, n), which may be the same memory; increment (H, n) pairs of doubles,
+ * whatever dtype is; B (H, n); G, V (rank, H, n); C (c, H, n); D (H,) real or NULL; y (batch, c, H) real. */
 S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                      const void *u, const void *state, const void *increment, const void *G,
-                                      const void *V, const void *B, const void *C, void *y, void *next,
+                                      const void *u, const void *state, const double *increment, const void *G,
+                                      const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                       int64_t threads);
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
@@ -142,8 +142,8 @@ S4_FAST_API int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, in
                                                     void *workspace, int64_t *workspace_bytes, int64_t device,
                                                     void *stream);
 S4_FAST_API int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                       const void *u, const void *state, const void *increment, const void *G,
-                                       const void *V, const void *B, const void *C, void *y, void *next,
+                                       const void *u, const void *state, const double *increment, const void *G,
+                                       const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                        void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
 /* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and

@@ -114,8 +114,8 @@ class SSMLayer(AllOrNothing):
         """
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
-        y, state = self.kernel.step(u, state)
-        return y[:, 0] + self.D * u, state
+        y, state = self.kernel.step(u, state, self.D)
+        return y.squeeze(1), state
 
     def extra_repr(self) -> str:
         return f"bidirectional={self.bidirectional}"

@@ -125,8 +125,9 @@ def test_float32_holds_the_contract_from_a_state_on(backend, cls, options, gener
     double = build(cls, generator, **options)
     double.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in layer.state_dict().items()})
     u = torch.randn(2, 3000, 4, generator=generator)
-    state = some_state(layer, generator, 2)
     with torch.no_grad():
+        # Not some_state: no input reaches the imaginary part of FouT's mode at 0, which decays by less than an ulp.
+        _, state = layer.prefill(torch.randn(2, 40, 4, generator=generator))
         want = run(double, u.double(), state.to(torch.complex128))
         with use_backend(backend if cls is S4DLayer and layer.path == "scan" else "auto"):
             got = layer(u, state, return_state=True)

@@ -468,8 +468,9 @@ void test_dplr(bool wide, Sizes s, bool optional) {
 void test_dplr_step(bool wide, Sizes s, bool optional) {
     const int64_t rank = optional ? 3 : 1, c = optional ? 2 : 1;
     const auto pairs = [&](int64_t count) { return Array::random(wide, 2 * count * s.H * s.n); };
-    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), increment = pairs(1), B = pairs(1);
-    const Array G = pairs(rank), V = pairs(rank), C = pairs(c);
+    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), B = pairs(1);
+    const Array G = pairs(rank), V = pairs(rank), C = pairs(c), D = Array::random(wide, optional ? s.H : 0);
+    const Array increment = Array::random(true, 2 * s.H * s.n);
     Reals y(std::size_t(s.batch * c * s.H));
     Complexes next(std::size_t(s.batch * s.H * s.n));
     for (int64_t row = 0; row < s.batch * s.H; ++row) {
@@ -489,7 +490,7 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
         }
         for (int64_t k = 0; k < c; ++k) {
             y[std::size_t((row / s.H * c + k) * s.H + h)] =
-                overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; });
+                overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; }) + (optional ? D[h] * u[row] : 0);
         }
     }
     for (bool in_place : {false, true}) {
@@ -497,8 +498,9 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
                   {{"y", wide, y}, {"next", wide, flat(next)}}, [&](const Arrays &to, int64_t threads) {
                       if (in_place) std::memcpy(to[1].data(), state.data(), std::size_t(state.bytes()));
                       return s4_fast_cpu_dplr_step(wide, s.batch, c, rank, s.H, s.n, u.data(),
-                                                   in_place ? to[1].data() : state.data(), increment.data(), G.data(),
-                                                   V.data(), B.data(), C.data(), to[0].data(), to[1].data(), threads);
+                                                   in_place ? to[1].data() : state.data(), increment.doubles(),
+                                                   G.data(), V.data(), B.data(), C.data(), D.data(), to[0].data(),
+                                                   to[1].data(), threads);
                   });
     }
 }

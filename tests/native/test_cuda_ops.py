@@ -101,7 +101,7 @@ def test_steps_follow_the_scan(dtype: torch.dtype, device: torch.device, generat
 def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
     shapes = dict.fromkeys(("state", "G", "V", "C"), (2, 3, 29)) | dict.fromkeys(("increment", "B"), (3, 29))
     tensors = {name: normal(generator, *shape, dtype=dtype).to(device) for name, shape in shapes.items()}
-    u = normal(generator, 2, 3, dtype=tensors["B"].real.dtype).to(device)
+    u, tensors["D"] = (normal(generator, *s, dtype=tensors["B"].real.dtype).to(device) for s in ((2, 3), (3,)))
     outputs, expected = (s4_fast.dplr_step(u, **tensors, backend=name) for name in ("native", "reference"))
     for actual, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])

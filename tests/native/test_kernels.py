@@ -249,7 +249,7 @@ SIGNATURES = {
     "step": "sss ppppp o pp",
     "dplr_spectrum": "ssssss pppp",
     "dplr_spectrum_backward": "ssssss ppppp o",
-    "dplr_step": "sssss ppppppppp",
+    "dplr_step": "sssss ppppppp o pp",
 }
 
 
@@ -276,3 +276,32 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
             assert refusal(at=i) == f"{name}: an argument that must be given is NULL"
         elif kind == "o":
             assert refusal(at=i) == ""
+
+
+def test_a_prepared_call_takes_what_was_left_open(generator: Generator) -> None:
+    tensors = inputs("ssm_step", generator, 3, 2, 5, 1)
+    u, state, x, B, C, D = tensors.values()
+    lam = native_scan.exponentials(x)
+    want = native_scan.step(u, state, lam, B, C, D), native_scan.step(u, state, lam, B, C, D[:0])
+    run = native_library.Prepared("step", u.dtype, int, 2, 5, Tensor, Tensor, lam, B, C, Tensor, Tensor, Tensor)
+    other = native_library.Prepared("exp", x.dtype, int, x, Tensor)
+    for _ in range(2):
+        for skip, outputs in zip((D.data_ptr(), None), want, strict=True):
+            y, after = torch.empty_like(u), torch.empty_like(state)
+            run(3, u.data_ptr(), state.data_ptr(), skip, y.data_ptr(), after.data_ptr())
+            assert torch.equal(y, outputs[0]) and torch.equal(after, outputs[1])
+        again = torch.empty_like(lam)
+        other(x.numel(), again.data_ptr())
+        assert torch.equal(again, lam)
+    native_library.call("exp", x, x.dtype, x.numel(), x, torch.empty_like(lam))  # has its own idea of the arguments
+    with pytest.raises(RuntimeError, match=r"^native library: exp: count must be at least 1, got 0$"):
+        other(0, lam.data_ptr())
+    with pytest.raises(RuntimeError, match="NULL"):
+        other(1, None)
+    with pytest.raises(ctypes.ArgumentError):
+        other("1", lam.data_ptr())  # type: ignore[arg-type]
+    for wrong in ((1,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="zip"):
+            other(*wrong)
+    with pytest.raises(AssertionError):
+        native_library.Prepared("exp", x.dtype, int, x.T, Tensor)

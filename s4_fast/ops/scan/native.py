@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,38 @@ def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor)
     y, after = torch.empty_like(u), torch.empty_like(state)
     native_library.call("step", u, u.dtype, *state.shape, u, state, lam, B, C, _given(D), y, after)
     return y, after
+
+
+def prepared_step(
+    lam: Tensor, B: Tensor, C: Tensor
+) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """:func:`step` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
+
+    C may have channels, (c, H, n); y is (Bt, c, H).
+    """
+    c, H, n = C.shape
+    lam, B = lam.contiguous(), B.contiguous()
+    runs = [
+        native_library.Prepared(
+            "step", B.dtype, int, H, n, Tensor, Tensor, lam, B, channel.contiguous(), Tensor, Tensor, Tensor
+        )
+        for channel in C
+    ]
+
+    def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = u.shape[0]
+        after = torch.empty_like(state)
+        given = (batch, u.data_ptr(), state.data_ptr(), None if D is None else D.data_ptr())
+        if c == 1:
+            y = u.new_empty((batch, 1, H))
+            runs[0](*given, y.data_ptr(), after.data_ptr())
+            return y, after
+        rows = u.new_empty((c, batch, H))
+        for run, row in zip(runs, rows, strict=True):
+            run(*given, row.data_ptr(), after.data_ptr())
+        return rows.transpose(0, 1), after
+
+    return step
 
 
 def _sizes(u: Tensor, x: Tensor) -> tuple[torch.dtype, int, int, int, int]:
