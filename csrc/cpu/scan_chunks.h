@@ -20,24 +20,60 @@ namespace {
 constexpr int64_t kChunk = 32;
 // Chunks between two passes over the same samples: their local states stay in the first cache.
 constexpr int64_t kBlock = 48;
-// Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
-// ahead. A quarter at a time, between products: all at once would be waited for.
+
+// Asks for cache lines that come next and lie where the processor does not look ahead. A quarter at a time, between
+// products: all at once would be waited for.
 template <class T>
 struct Ahead {
     const T *read, *write;
-    int64_t samples;
+    int64_t lines, step;
 
-    static Ahead none() { return {nullptr, nullptr, 0}; }
+    static Ahead none() { return {nullptr, nullptr, 0, 0}; }
+    // The first block of a row of samples that follow each other.
     static Ahead row(const T *read, const T *write, int64_t length) {
-        return {read, write, length < kBlock * kChunk ? length : kBlock * kChunk};
+        constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+        return {read, write, (length < kBlock * kChunk ? length : kBlock * kChunk) / kLine, kLine};
+    }
+    // Part j of `count` of the times of a block.
+    static Ahead times(const T *read, const T *write, int64_t length, int64_t step, int64_t j, int64_t count) {
+        const int64_t first = length * j / count;
+        return {read + first * step, write + first * step, length * (j + 1) / count - first, step};
     }
 
     void quarter(int64_t which) const {
-        constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-        for (int64_t l = which * samples / 4; l < (which + 1) * samples / 4; l += kLine) {
-            __builtin_prefetch(read + l, 0, 1), __builtin_prefetch(write + l, 1, 1);
+        for (int64_t line = which * lines / 4; line < (which + 1) * lines / 4; ++line) {
+            __builtin_prefetch(read + line * step, 0, 1), __builtin_prefetch(write + line * step, 1, 1);
         }
     }
+};
+
+// A block of samples of every feature of a piece, each feature's one after another: where they are in the array, or
+// where the array is time-major, copied.
+template <class T>
+struct Samples {
+    bool time_major;
+    int64_t count;
+    T *copy;  // (count, kStep)
+
+    Samples(Arena &memory, const Scan<T> &scan, int64_t count)
+        : time_major(scan.time_major), count(count), copy(memory.take<T>(time_major ? count * kStep : 0)) {}
+
+    const T *read(const Scan<T> &scan, const T *array, int64_t b, int64_t h, int64_t l, int64_t length) const {
+        array += scan.at(b, h, l);
+        if (time_major) transpose(length, count, array, scan.H, copy, kStep);
+        return time_major ? copy : array;
+    }
+
+    // Where samples go, and the copy from there.
+    T *place(const Scan<T> &scan, T *array, int64_t b, int64_t h, int64_t l) const {
+        return time_major ? copy : array + scan.at(b, h, l);
+    }
+    void write(const Scan<T> &scan, T *array, int64_t b, int64_t h, int64_t l, int64_t length) const {
+        if (time_major) transpose(count, length, copy, kStep, array + scan.at(b, h, l), scan.H);
+    }
+
+    // Not a number of pages: features would contend for the same places of the first cache.
+    static constexpr int64_t kStep = kBlock * kChunk + 64 / int64_t(sizeof(T));
 };
 
 // The parameters of one feature, and the powers lambda^t, t <= kChunk.
@@ -108,16 +144,18 @@ struct Forward {
     T *inputs;   // (kChunk, 2 np): B lambda^{T-1-t}
     T *by_time;  // (kChunk, 2 np): conj(2 C lambda^{t+1})
     T *outputs;  // its transpose: what S_m adds to y
-    T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them
+    T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them; may be shared
 
-    Forward(Arena &memory, int64_t n)
+    Forward(Arena &memory, int64_t n, T *local)
         : nodes(memory, n),
           state(memory, nodes.np),
           toeplitz(memory),
           inputs(memory.take<T>(kChunk * 2 * nodes.np)),
           by_time(memory.take<T>(kChunk * 2 * nodes.np)),
           outputs(memory.take<T>(2 * nodes.np * kChunk)),
-          local(memory.take<T>(kBlock * 2 * nodes.np)) {}
+          local(local) {}
+
+    static T *make_local(Arena &memory, int64_t n) { return memory.take<T>(kBlock * 2 * padded(n)); }
 
     void set(const Scan<T> &scan, int64_t h) const {
         const int64_t np = nodes.np;
@@ -136,7 +174,7 @@ struct Forward {
             kernel[t] = sum(total);
         }
         if (scan.D) kernel[0] += double(scan.D[h]);
-        transpose(kChunk, 2 * np, by_time, outputs);
+        transpose(kChunk, 2 * np, by_time, 2 * np, outputs, kChunk);
         toeplitz.set(kernel);
     }
 
@@ -176,6 +214,18 @@ struct Forward {
         }
     }
 };
+
+// What to ask for while feature j of a piece has the block that ends before time l of row b.
+template <class T>
+Ahead<T> next_block(const Scan<T> &scan, const T *read, const T *write, const ScanPiece &piece, int64_t b, int64_t l,
+                    int64_t j) {
+    if (l + kChunk > scan.L) ++b, l = 0;
+    if (b == piece.last || (l > 0 && !scan.time_major)) return Ahead<T>::none();
+    read += scan.at(b, piece.h, l), write += scan.at(b, piece.h, l);
+    if (!scan.time_major) return Ahead<T>::row(read, write, scan.L);
+    const int64_t length = scan.L - l < kBlock * kChunk ? scan.L - l : kBlock * kChunk;
+    return Ahead<T>::times(read, write, length, scan.H, j, piece.count);
+}
 
 }  // namespace
 }  // namespace S4_FAST_ISA
