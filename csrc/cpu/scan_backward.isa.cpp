@@ -122,8 +122,9 @@ struct Backward {
         return sum(total) + rest;
     }
 
-    // The states before and after `count` stepped samples, from the state on.
-    void step_states(int64_t count, const T *u) const {
+    // The states before and after `count` stepped samples, from the state on. Not inlined, as step_back: in a function as
+    // large as their caller the compiler would call what is inside them.
+    __attribute__((noinline)) void step_states(int64_t count, const T *u) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t i = 0; i < nodes.n; ++i) {
             Complex s = forward.state.get(i);
@@ -136,7 +137,7 @@ struct Backward {
     }
 
     // Takes the adjoint back over `count` stepped samples.
-    void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D, bool parameters) const {
+    __attribute__((noinline)) void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D, bool parameters) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t t = count - 1; t >= 0; --t) {
             const double dy = double(grad_y[t]), input = double(u[t]);
@@ -165,14 +166,13 @@ struct Backward {
     // Takes the adjoint back over a block.
     void block_back(int64_t rows, const T *grad_y, T *grad_u, const Ahead<T> &ahead) const {
         const int64_t columns = 2 * np();
-        ahead.quarter(0);
         multiply<T>(rows, columns, {kChunk, {grad_y, kChunk, 1}, forward.by_time, columns}, adjoints, columns, false);
-        ahead.quarter(1);
+        ahead.quarter(0);
         forward.nodes.carry.over(adjoint, true, rows, adjoints);
-        ahead.quarter(2);
+        ahead.quarter(1);
         forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk}, grad_y,
                                           grad_u);
-        ahead.quarter(3);
+        ahead.quarter(2), ahead.quarter(3);
     }
 
     void finish(double *sums) const {
@@ -230,8 +230,7 @@ struct BackwardPiece {
     int64_t segment;  // chunks whose states are kept at a time
     T *local, *adjoints;
     Samples<T> u, grad_y, grad_u;
-    int64_t bytes;
-    char *tables;        // of each feature
+    const Backward<T> *features;
     int64_t summed = 0;  // blocks whose products are not added up yet
 
     BackwardPiece(Arena &memory, const ScanBackward<T> &scan, int64_t count)
@@ -242,30 +241,19 @@ struct BackwardPiece {
           u(memory, scan.forward, count),
           grad_y(memory, scan.forward, count),
           grad_u(memory, scan.forward, count),
-          bytes(bytes_of(Arena())),
-          tables(memory.take<char>(count * bytes)) {}
-
-    // A view of the tables of feature j.
-    Backward<T> operator[](int64_t j) const {
-        Arena memory(tables + j * bytes);
-        return Backward<T>(memory, scan.forward, segment, local, adjoints);
-    }
+          features(each<Backward<T>>(
+              memory, count, [&] { return Backward<T>(memory, scan.forward, segment, local, adjoints); })) {}
 
     void run(const ScanPiece &piece, double *sums, int64_t stride) {
-        for (int64_t j = 0; j < piece.count; ++j) (*this)[j].set(scan.forward, piece.h + j);
+        for (int64_t j = 0; j < piece.count; ++j) features[j].set(scan.forward, piece.h + j);
         for (int64_t b = piece.first; b < piece.last; ++b) row(piece, b);
         if (!scan.parameters) return;
         flush_products(piece);
-        for (int64_t j = 0; j < piece.count; ++j) (*this)[j].finish(sums + j * stride);
+        for (int64_t j = 0; j < piece.count; ++j) features[j].finish(sums + j * stride);
     }
 
    private:
     static constexpr int64_t kStep = Samples<T>::kStep;
-
-    int64_t bytes_of(Arena memory) const {
-        Backward<T>(memory, scan.forward, segment, nullptr, nullptr);
-        return memory.used();
-    }
 
     static int64_t chunks_of_segment(const Scan<T> &scan, int64_t count) {
         const int64_t chunks = scan.L / kChunk;
@@ -286,43 +274,48 @@ struct BackwardPiece {
         const auto pairs = [&](int64_t j) { return 2 * (b * f.H + piece.h + j) * f.n; };
         const auto at = [](const T *from, int64_t offset) { return from ? from + offset : nullptr; };
         for (int64_t j = 0; j < piece.count; ++j) {
-            const Backward<T> feature = (*this)[j];
+            const Backward<T> &feature = features[j];
             feature.adjoint.set(at(scan.grad_final, pairs(j)), f.n, feature.np());
             feature.forward.state.set(at(f.state, pairs(j)), f.n, feature.np());
         }
         for (int64_t s = 0; s < segments && scan.parameters; ++s) {
-            for (int64_t j = 0; j < piece.count; ++j) (*this)[j].keep_start(s);
+            for (int64_t j = 0; j < piece.count; ++j) features[j].keep_start(s);
             advance(piece, b, s, s == segments - 1);
         }
         steps(piece, b);
         for (int64_t s = segments - 1; s >= 0; --s) {
             if (scan.parameters && s < segments - 1) {
-                for (int64_t j = 0; j < piece.count; ++j) (*this)[j].go_to_start(s);
+                for (int64_t j = 0; j < piece.count; ++j) features[j].go_to_start(s);
                 advance(piece, b, s, true);
             }
             segment_back(piece, b, s);
         }
         for (int64_t j = 0; j < piece.count && scan.grad_state; ++j) {
-            (*this)[j].adjoint.write(scan.grad_state + pairs(j), f.n);
+            features[j].adjoint.write(scan.grad_state + pairs(j), f.n);
         }
     }
 
     // The states of the chunks of a segment, kept or only passed through.
-    void advance(const ScanPiece &piece, int64_t b, int64_t s, bool keep) const {
+    void advance(const ScanPiece &piece, int64_t b, int64_t s, bool keep) {
         const Scan<T> &f = scan.forward;
+        const int64_t row = f.at(b, piece.h, 0);
+        const Ahead<T> ahead = s > 0 || f.time_major ? Ahead<T>::none()
+                                         : Ahead<T>::row(scan.grad_y + row, scan.grad_u + row, f.L);
+        ahead.quarter(0), ahead.quarter(1);
         for (int64_t first = start(s); first < start(s + 1); first += kBlock) {
             const int64_t rows = start(s + 1) - first < kBlock ? start(s + 1) - first : kBlock;
             const T *samples = u.read(f, f.u, b, piece.h, first * kChunk, rows * kChunk);
             for (int64_t j = 0; j < piece.count; ++j) {
-                const Backward<T> feature = (*this)[j];
+                const Backward<T> &feature = features[j];
                 T *const kept = feature.states + (first - start(s)) * 2 * feature.np();
                 feature.forward.states(rows, samples + j * kStep, keep ? kept : local);
             }
         }
+        ahead.quarter(2), ahead.quarter(3);
     }
 
     // The samples after whole chunks, there and back.
-    void steps(const ScanPiece &piece, int64_t b) const {
+    void steps(const ScanPiece &piece, int64_t b) {
         const Scan<T> &f = scan.forward;
         const int64_t whole = f.L / kChunk * kChunk, count = f.L - whole, h = piece.h;
         if (count == 0) return;
@@ -330,7 +323,7 @@ struct BackwardPiece {
         const T *dy = grad_y.read(f, scan.grad_y, b, h, whole, count);
         T *du = grad_u.place(f, scan.grad_u, b, h, whole);
         for (int64_t j = 0; j < piece.count; ++j, input += kStep, dy += kStep, du += kStep) {
-            const Backward<T> feature = (*this)[j];
+            const Backward<T> &feature = features[j];
             if (scan.parameters) {
                 feature.step_states(count, input);
                 feature.by_D[0] += feature.product(count, dy, input);
@@ -350,9 +343,12 @@ struct BackwardPiece {
             const T *dy = grad_y.read(f, scan.grad_y, b, h, l, length);
             const T *input = scan.parameters ? u.read(f, f.u, b, h, l, length) : dy;
             T *du = grad_u.place(f, scan.grad_u, b, h, l);
+            const T *next = f.u + f.at(b + 1, h, 0);
+            const Ahead<T> ahead =
+                l > 0 || b + 1 == piece.last || f.time_major ? Ahead<T>::none() : Ahead<T>::row(next, next, f.L);
             for (int64_t j = 0; j < piece.count; ++j, input += kStep, dy += kStep, du += kStep) {
-                const Backward<T> feature = (*this)[j];
-                feature.block_back(rows, dy, du, Ahead<T>::none());
+                const Backward<T> &feature = features[j];
+                feature.block_back(rows, dy, du, ahead);
                 if (!scan.parameters) continue;
                 feature.add_products(rows, feature.states + first * 2 * feature.np(), dy, input, summed > 0);
                 feature.by_D[0] += feature.product(length, dy, input);
@@ -363,7 +359,7 @@ struct BackwardPiece {
     }
 
     void flush_products(const ScanPiece &piece) {
-        for (int64_t j = 0; j < piece.count && summed > 0; ++j) (*this)[j].flush_products();
+        for (int64_t j = 0; j < piece.count && summed > 0; ++j) features[j].flush_products();
         summed = 0;
     }
 };

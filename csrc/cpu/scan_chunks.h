@@ -21,31 +21,36 @@ constexpr int64_t kChunk = 32;
 // Chunks between two passes over the same samples: their local states stay in the first cache.
 constexpr int64_t kBlock = 48;
 
-// Asks for cache lines that come next and lie where the processor does not look ahead. A quarter at a time, between
-// products: all at once would be waited for.
+// Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
+// ahead. A quarter at a time, between products: all at once would be waited for.
 template <class T>
 struct Ahead {
     const T *read, *write;
-    int64_t lines, step;
+    int64_t samples;
 
-    static Ahead none() { return {nullptr, nullptr, 0, 0}; }
-    // The first block of a row of samples that follow each other.
+    static Ahead none() { return {nullptr, nullptr, 0}; }
     static Ahead row(const T *read, const T *write, int64_t length) {
-        constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-        return {read, write, (length < kBlock * kChunk ? length : kBlock * kChunk) / kLine, kLine};
-    }
-    // Part j of `count` of the times of a block.
-    static Ahead times(const T *read, const T *write, int64_t length, int64_t step, int64_t j, int64_t count) {
-        const int64_t first = length * j / count;
-        return {read + first * step, write + first * step, length * (j + 1) / count - first, step};
+        return {read, write, length < kBlock * kChunk ? length : kBlock * kChunk};
     }
 
     void quarter(int64_t which) const {
-        for (int64_t line = which * lines / 4; line < (which + 1) * lines / 4; ++line) {
-            __builtin_prefetch(read + line * step, 0, 1), __builtin_prefetch(write + line * step, 1, 1);
+        constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+        for (int64_t l = which * samples / 4; l < (which + 1) * samples / 4; l += kLine) {
+            __builtin_prefetch(read + l, 0, 1), __builtin_prefetch(write + l, 1, 1);
         }
     }
 };
+
+// What each of the features of a piece works with, in a row.
+template <class Feature, class Make>
+const Feature *each(Arena &memory, int64_t count, Make make) {
+    Feature *const features = memory.take<Feature>(count);
+    for (int64_t j = 0; j < count; ++j) {
+        const Feature feature = make();
+        if (features) __builtin_memcpy(static_cast<void *>(features + j), &feature, sizeof feature);
+    }
+    return features;
+}
 
 // A block of samples of every feature of a piece, each feature's one after another: where they are in the array, or
 // where the array is time-major, copied.
@@ -54,14 +59,20 @@ struct Samples {
     bool time_major;
     int64_t count;
     T *copy;  // (count, kStep)
+    const T *held = nullptr;  // the block that is copied
 
     Samples(Arena &memory, const Scan<T> &scan, int64_t count)
         : time_major(scan.time_major), count(count), copy(memory.take<T>(time_major ? count * kStep : 0)) {}
 
-    const T *read(const Scan<T> &scan, const T *array, int64_t b, int64_t h, int64_t l, int64_t length) const {
+    const T *read(const Scan<T> &scan, const T *array, int64_t b, int64_t h, int64_t l, int64_t length) {
         array += scan.at(b, h, l);
-        if (time_major) transpose(length, count, array, scan.H, copy, kStep);
-        return time_major ? copy : array;
+        if (!time_major) return array;
+        // The samples after whole chunks lie apart, so that a row of one block need not be copied twice.
+        T *const to = copy + (length < kChunk ? kBlock * kChunk : 0);
+        if (length >= kChunk && array == held) return to;
+        if (length >= kChunk) held = array;
+        transpose(length, count, array, scan.H, to, kStep);
+        return to;
     }
 
     // Where samples go, and the copy from there.
@@ -73,7 +84,7 @@ struct Samples {
     }
 
     // Not a number of pages: features would contend for the same places of the first cache.
-    static constexpr int64_t kStep = kBlock * kChunk + 64 / int64_t(sizeof(T));
+    static constexpr int64_t kStep = (kBlock + 1) * kChunk + 64 / int64_t(sizeof(T));
 };
 
 // The parameters of one feature, and the powers lambda^t, t <= kChunk.
@@ -178,7 +189,8 @@ struct Forward {
         toeplitz.set(kernel);
     }
 
-    void take_in(int64_t rows, const T *u, T *out) const {
+    // Flat: with the depth and the steps of the product as constants.
+    __attribute__((flatten)) void take_in(int64_t rows, const T *u, T *out) const {
         multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
     }
 
@@ -214,18 +226,6 @@ struct Forward {
         }
     }
 };
-
-// What to ask for while feature j of a piece has the block that ends before time l of row b.
-template <class T>
-Ahead<T> next_block(const Scan<T> &scan, const T *read, const T *write, const ScanPiece &piece, int64_t b, int64_t l,
-                    int64_t j) {
-    if (l + kChunk > scan.L) ++b, l = 0;
-    if (b == piece.last || (l > 0 && !scan.time_major)) return Ahead<T>::none();
-    read += scan.at(b, piece.h, l), write += scan.at(b, piece.h, l);
-    if (!scan.time_major) return Ahead<T>::row(read, write, scan.L);
-    const int64_t length = scan.L - l < kBlock * kChunk ? scan.L - l : kBlock * kChunk;
-    return Ahead<T>::times(read, write, length, scan.H, j, piece.count);
-}
 
 }  // namespace
 }  // namespace S4_FAST_ISA
