@@ -117,8 +117,8 @@ extern "C" int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t
                                 void *final, int64_t time_major, int64_t threads) {
     return for_dtype("scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {u, x, B, C, y}, [&](auto zero) {
         using T = decltype(zero);
-        return forward(scan_of<T>(batch, H, n, L, u, x, B, C, D, state, time_major), static_cast<T *>(y), static_cast<T *>(final),
-                       threads);
+        return forward(scan_of<T>(batch, H, n, L, u, x, B, C, D, state, time_major), static_cast<T *>(y),
+                       static_cast<T *>(final), threads);
     });
 }
 

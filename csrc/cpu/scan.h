@@ -37,11 +37,10 @@ inline int64_t scan_sums(int64_t n) { return 6 * n + 1; }
 
 // Bytes of scratch memory for pieces of `count` features, and the work on a piece. `final` may be null. The sums of the
 // features of a piece are `stride` doubles apart.
-S4_FAST_DECLARE_FOR_ISAS(
-    template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count);
-    template <class T> void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scratch);
-    template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
-    template <class T> void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece, double *sums, int64_t stride,
-                                          char *scratch);)
+S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
+                         void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scratch);
+                         template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
+                         template <class T> void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
+                                                               double *sums, int64_t stride, char *scratch);)
 
 }  // namespace s4_fast

@@ -49,7 +49,8 @@ void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scr
             const bool ends = m + rows == chunks && b + 1 < piece.last && !scan.time_major;
             const int64_t next = scan.at(b + 1, h, 0);
             const Ahead<T> ahead = ends ? Ahead<T>::row(scan.u + next, y + next, scan.L) : Ahead<T>::none();
-            for (int64_t j = 0; j < piece.count; ++j) work.features[j].chunks(rows, from + j * kStep, to + j * kStep, ahead);
+            for (int64_t j = 0; j < piece.count; ++j)
+                work.features[j].chunks(rows, from + j * kStep, to + j * kStep, ahead);
             work.y.write(scan, y, b, h, l, rows * kChunk);
         }
         if (whole < scan.L) {
@@ -57,7 +58,7 @@ void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scr
             T *to = work.y.place(scan, y, b, h, whole);
             for (int64_t j = 0; j < piece.count; ++j) {
                 work.features[j].steps(scan.L - whole, from + j * kStep, to + j * kStep,
-                              scan.D ? double(scan.D[h + j]) : 0);
+                                       scan.D ? double(scan.D[h + j]) : 0);
             }
             work.y.write(scan, y, b, h, whole, scan.L - whole);
         }

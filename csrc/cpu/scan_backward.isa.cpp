@@ -38,8 +38,8 @@ struct Backward {
     Split GS;                // sum_m conj(G_m) S_m
     Split by_x, by_B, by_C;  // what the stepped samples add to the conjugated gradients
     double *by_D;
-    double *steps;       // (kChunk + 1, np) pairs: states before and after stepped samples
-    double *starts;      // (segments, np) pairs: the states that segments start from
+    double *steps;   // (kChunk + 1, np) pairs: states before and after stepped samples
+    double *starts;  // (segments, np) pairs: the states that segments start from
 
     Backward(Arena &memory, const Scan<T> &scan, int64_t segment, T *local, T *adjoints)
         : forward(memory, scan.n, local),
@@ -122,8 +122,8 @@ struct Backward {
         return sum(total) + rest;
     }
 
-    // The states before and after `count` stepped samples, from the state on. Not inlined, as step_back: in a function as
-    // large as their caller the compiler would call what is inside them.
+    // The states before and after `count` stepped samples, from the state on. Not inlined, as step_back: in a function
+    // as large as their caller the compiler would call what is inside them.
     __attribute__((noinline)) void step_states(int64_t count, const T *u) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t i = 0; i < nodes.n; ++i) {
@@ -137,7 +137,8 @@ struct Backward {
     }
 
     // Takes the adjoint back over `count` stepped samples.
-    __attribute__((noinline)) void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D, bool parameters) const {
+    __attribute__((noinline)) void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D,
+                                             bool parameters) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t t = count - 1; t >= 0; --t) {
             const double dy = double(grad_y[t]), input = double(u[t]);
@@ -241,8 +242,8 @@ struct BackwardPiece {
           u(memory, scan.forward, count),
           grad_y(memory, scan.forward, count),
           grad_u(memory, scan.forward, count),
-          features(each<Backward<T>>(
-              memory, count, [&] { return Backward<T>(memory, scan.forward, segment, local, adjoints); })) {}
+          features(each<Backward<T>>(memory, count,
+                                     [&] { return Backward<T>(memory, scan.forward, segment, local, adjoints); })) {}
 
     void run(const ScanPiece &piece, double *sums, int64_t stride) {
         for (int64_t j = 0; j < piece.count; ++j) features[j].set(scan.forward, piece.h + j);
@@ -299,8 +300,8 @@ struct BackwardPiece {
     void advance(const ScanPiece &piece, int64_t b, int64_t s, bool keep) {
         const Scan<T> &f = scan.forward;
         const int64_t row = f.at(b, piece.h, 0);
-        const Ahead<T> ahead = s > 0 || f.time_major ? Ahead<T>::none()
-                                         : Ahead<T>::row(scan.grad_y + row, scan.grad_u + row, f.L);
+        const Ahead<T> ahead =
+            s > 0 || f.time_major ? Ahead<T>::none() : Ahead<T>::row(scan.grad_y + row, scan.grad_u + row, f.L);
         ahead.quarter(0), ahead.quarter(1);
         for (int64_t first = start(s); first < start(s + 1); first += kBlock) {
             const int64_t rows = start(s + 1) - first < kBlock ? start(s + 1) - first : kBlock;

@@ -58,7 +58,7 @@ template <class T>
 struct Samples {
     bool time_major;
     int64_t count;
-    T *copy;  // (count, kStep)
+    T *copy;                  // (count, kStep)
     const T *held = nullptr;  // the block that is copied
 
     Samples(Arena &memory, const Scan<T> &scan, int64_t count)

@@ -33,10 +33,11 @@ inline void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
     }
 }
 
-// to[j * ldt + i] = from[i * ldf + j] for i < rows, j < columns. Not inlined: callers would grow too large to have their
-// products inlined.
+// to[j * ldt + i] = from[i * ldf + j] for i < rows, j < columns. Not inlined: callers would grow too large to have
+// their products inlined.
 template <class T>
-__attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const T *from, int64_t ldf, T *to, int64_t ldt) {
+__attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const T *from, int64_t ldf, T *to,
+                                         int64_t ldt) {
     const int64_t whole_rows = rows / kLanes<T> * kLanes<T>, whole_columns = columns / kLanes<T> * kLanes<T>;
     for (int64_t i = 0; i < whole_rows; i += kLanes<T>) {
         for (int64_t j = 0; j < whole_columns; j += kLanes<T>) {

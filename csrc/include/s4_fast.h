@@ -5,10 +5,10 @@
  * A function returns 0, or a code other than 0 after which s4_fast_error() says what went wrong; nothing throws.
  *
  * The functions of the two families take the same arguments up to the last ones: the CPU functions end with the number
- * of threads to use, before which those of a scan take `time_major`. The CUDA functions take device pointers and end with (workspace, workspace_bytes, device, stream):
- * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise
- * they launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never
- * synchronise, so that they can be captured into a CUDA graph.
+ * of threads to use, before which those of a scan take `time_major`. The CUDA functions take device pointers and end
+ * with (workspace, workspace_bytes, device, stream): with workspace == NULL they only write the bytes they need to
+ * *workspace_bytes (0 where they need none); otherwise they launch on the cudaStream_t `stream` of `device` and return
+ * without waiting. They allocate nothing and never synchronise, so that they can be captured into a CUDA graph.
  *
  * Gradients follow PyTorch: the gradient of a complex number is dRe + i dIm.
  */

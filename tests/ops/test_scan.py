@@ -239,6 +239,25 @@ def test_memory_layout_does_not_matter(view: str, backend: str, generator: Gener
 
 
 @pytest.mark.parametrize("backend", SCAN)
+@pytest.mark.parametrize(("batch", "H", "L"), [(2, 3, 100), (1, 5, 600), (3, 1, 70), (2, 20, 1), (4, 17, 33)])
+def test_time_major_signals_stay_so(
+    batch: int, H: int, L: int, backend: str, device: str, generator: Generator
+) -> None:
+    """Also where a gradient comes in the other layout, and without one."""
+    tensors = on(device, scan_inputs(generator, "weak", batch, H, 4, L))
+    tensors["u"] = tensors["u"].mT.contiguous().mT
+    assert_contract("ssm_scan", tensors, backend, return_state=True)
+    strides = tensors["u"].stride()
+    assert ssm_scan(**tensors, backend=backend).stride() == strides
+    u = tensors["u"].requires_grad_()
+    y = ssm_scan(**tensors, backend=backend)
+    cotangent = cotangents(y)[0].contiguous()
+    found = [torch.autograd.grad(y, u, g, retain_graph=True)[0] for g in (cotangent, cotangent.mT.contiguous().mT)]
+    assert y.stride() == found[0].stride() == found[1].stride() == strides
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", SCAN)
 def test_expanded_inputs(backend: str, generator: Generator) -> None:
     u, x, B, C, D, state = scan_inputs(generator, "weak", 1, 1, 1, 100).values()
     expanded = {

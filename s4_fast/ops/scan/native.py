@@ -12,12 +12,12 @@ __all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
 
 
 def ssm_scan(
-    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool = False
+    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
     -> y like u, the state after u."""
     if time_major and not u.is_cpu:
-        y, final = ssm_scan(u.mT.contiguous(), x, B, C, D, state)
+        y, final = ssm_scan(u.mT.contiguous(), x, B, C, D, state, False)
         return y.mT, final
     y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
     inputs = (u, x, B, C, _given(D), _given(state))
@@ -34,13 +34,13 @@ def ssm_scan_backward(
     C: Tensor,
     D: Tensor,
     state: Tensor,
-    time_major: bool = False,
-    needs: tuple[bool, ...] = (True,) * 6,
+    time_major: bool,
+    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     if time_major and not u.is_cpu:
         grad_y = None if grad_y is None else grad_y.mT.contiguous()
         u = u.mT.contiguous()
-        grad_u, *grads = ssm_scan_backward(grad_y, grad_final, u, x, B, C, D, state, needs=needs)
+        grad_u, *grads = ssm_scan_backward(grad_y, grad_final, u, x, B, C, D, state, False, needs)
         return (None if grad_u is None else grad_u.mT, *grads)
     tensors = (u, x, B, C, D, state)
     grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]

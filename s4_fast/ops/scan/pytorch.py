@@ -20,7 +20,7 @@ _BLOCK = {"cpu": 1 << 21, "cuda": 1 << 27}
 
 
 def ssm_scan(
-    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool = False
+    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
     -> y like u, the state after u."""
@@ -44,8 +44,8 @@ def ssm_scan_backward(
     C: Tensor,
     D: Tensor,
     state: Tensor,
-    time_major: bool = False,
-    needs: tuple[bool, ...] = (True,) * 6,
+    time_major: bool,
+    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """With g the conjugated gradient of a state, g_l = lambda g_{l+1} + 2 C dy_l: the same recurrence in reversed time.
 
