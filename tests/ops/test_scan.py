@@ -361,8 +361,8 @@ def test_memory_is_linear_in_the_length_and_does_not_grow_with_the_states(
     for L in (8192, 16384):
         tensors = list(scan_inputs(generator, "weak", 1, 2, n, L).values())
         with Largest() as mode:
-            y, final = pytorch.ssm_scan(*tensors)
-            pytorch.ssm_scan_backward(y, final, *tensors, needs=(True,) * 6)
+            y, final = pytorch.ssm_scan(*tensors, False)
+            pytorch.ssm_scan_backward(y, final, *tensors, False, (True,) * 6)
         sizes.append(mode.bytes)
     assert sizes[1] <= 16 * 16384 + 32 * 257 * n
     assert sizes[1] <= 2 * sizes[0]

@@ -77,8 +77,8 @@ def ssm_scan(
     and outputs, final state and gradients are those of the whole.
 
     Args:
-        u: signals, ``(batch, H, L)``, float32 or float64. A view ``v.mT`` of a contiguous ``v (batch, L, H)`` is read as
-            it lies, and ``y`` and the gradient of ``u`` are then such views too (not of ``reference``).
+        u: signals, ``(batch, H, L)``, float32 or float64. A view ``v.mT`` of a contiguous ``v (batch, L, H)`` is read
+            as it lies, and ``y`` and the gradient of ``u`` are then such views too (not of ``reference``).
         x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
         B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
         D: skip coefficients, ``(H,)``, real, or None.
