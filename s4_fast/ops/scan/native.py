@@ -16,7 +16,7 @@ def ssm_scan(
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
     -> y like u, the state after u."""
-    if time_major and not u.is_cpu:
+    if time_major and not _takes_layout(u):
         y, final = ssm_scan(u.mT.contiguous(), x, B, C, D, state, False)
         return y.mT, final
     y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
@@ -37,7 +37,7 @@ def ssm_scan_backward(
     time_major: bool,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    if time_major and not u.is_cpu:
+    if time_major and not _takes_layout(u):
         grad_y = None if grad_y is None else grad_y.mT.contiguous()
         u = u.mT.contiguous()
         grad_u, *grads = ssm_scan_backward(grad_y, grad_final, u, x, B, C, D, state, False, needs)
@@ -78,8 +78,12 @@ def _sizes(u: Tensor, x: Tensor, time_major: bool) -> tuple[torch.dtype, int, in
 
 
 def _layout(u: Tensor, time_major: bool) -> tuple[bool, ...]:
-    """The argument that only the CPU functions take."""
-    return (time_major,) if u.is_cpu else ()
+    return (time_major,) if _takes_layout(u) else ()
+
+
+def _takes_layout(u: Tensor) -> bool:
+    """Whether the functions for its device take the layout as an argument, as those for CPUs do."""
+    return u.is_cpu
 
 
 def _given(t: Tensor) -> Tensor | None:
