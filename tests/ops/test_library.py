@@ -157,7 +157,8 @@ def test_compiled_time_major_scan(backend: str, dynamic: bool, compiler: str) ->
         compiled = torch.compile(function, fullgraph=True, backend=compiler, dynamic=dynamic)
         actual, expected = (differentiate(f, [first, *rest]) for f in (compiled, function))
         assert_same(actual, expected)
-        assert actual[0].stride() == expected[0].stride() == first.stride()
+        assert actual[0].stride() == expected[0].stride()
+        assert backend != "native" or actual[0].stride() == first.stride()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -48,7 +48,7 @@ class Chunks:
     def cut(self, u: Tensor) -> Tensor:
         """(batch, H, M r) -> (H, batch, M, r), with rows that flatten to a view."""
         u = u.transpose(0, 1)
-        if u.shape[1] > 1 or u.stride(-1) > 1:
+        if u.shape[1] > 1:
             u = u.contiguous()
         return u.unflatten(-1, (-1, min(self.T, u.shape[-1])))
 

@@ -24,7 +24,7 @@ def ssm_scan(
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
     -> y like u, the state after u."""
-    u = u.mT if time_major else u
+    u = u.mT.contiguous() if time_major else u
     y, final = torch.empty_like(u), x.new_empty(*u.shape[:2], x.shape[-1])
     for h, chunks, carried in _blocks(u, x, B, C, D, state):
         for piece in _pieces(u.shape[-1], chunks.T):
@@ -53,7 +53,7 @@ def ssm_scan_backward(
     """
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     if time_major:
-        u, grad_y = u.mT, grad_y.mT
+        u, grad_y = u.mT.contiguous(), grad_y.mT.contiguous()
     if grad_final is None:
         grad_final = x.new_zeros(()).expand(*u.shape[:2], x.shape[-1])
     grad_u = torch.empty_like(u) if needs[0] else None
