@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Generator, Tensor
 
 import s4_fast
@@ -138,7 +139,7 @@ def error_to_signal(y: Tensor, target: Tensor) -> float:
     return ((y - target).square().sum() / target.square().sum()).item()
 
 
-class Test(NamedTuple):
+class Evaluation(NamedTuple):
     """Held-out recordings (rows, length) through the effect and the model: state carried on, and reset per chunk."""
 
     target: Tensor
@@ -148,12 +149,12 @@ class Test(NamedTuple):
 
 
 @torch.no_grad()
-def test(model: S4SequenceModel, chunk: int, seconds: float) -> Test:
+def evaluate(model: S4SequenceModel, chunk: int, seconds: float) -> Evaluation:
     length = max(2, int(seconds * RATE) // chunk) * chunk
     dry = dry_audio(ROWS, length, Generator().manual_seed(HELD_OUT))
     carried = model(dry[..., None])[..., 0]
     reset = model(dry.reshape(-1, chunk, 1)).reshape(ROWS, length)
-    return Test(effect(dry), carried, reset, chunk)
+    return Evaluation(effect(dry), carried, reset, chunk)
 
 
 class Block(NamedTuple):
@@ -239,7 +240,7 @@ def latency_table(blocks: list[Block], seconds: Tensor) -> Table:
     size = torch.tensor([block.size for block in blocks])
     by_step = torch.tensor([block.by_step for block in blocks])
     budget = size / RATE
-    table = Table("block, samples", "count", "real time", "p50", "p95", "p99", "max", "late")
+    table = Table("samples", "count", "real time", "p50", "p95", "p99", "max", "late")
     for column in table.columns[1:]:
         column.justify = "right"
 
@@ -253,7 +254,7 @@ def latency_table(blocks: list[Block], seconds: Tensor) -> Table:
             name,
             f"{int(chosen.sum())}",
             " to ".join(dict.fromkeys(allowed)),
-            *(f"{value:.3g}" for value in percentiles.tolist()),
+            *(f"{value:.2f}" for value in percentiles.tolist()),
             f"{late:.1%}",
         )
 
@@ -264,23 +265,23 @@ def latency_table(blocks: list[Block], seconds: Tensor) -> Table:
     return table
 
 
-def draw(path: Path, tested: Test, blocks: list[Block], played: Played) -> None:
+def draw(path: Path, evaluation: Evaluation, blocks: list[Block], played: Played) -> None:
     """An excerpt across the border of two chunks, latency against block size, memory over the stream."""
     blue, orange, grey = "#1f6fb2", "#d9622b", "#9aa3ad"
     figure = Figure(figsize=(10, 7), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2)
     wave, latency, memory = (figure.add_subplot(place) for place in (grid[0, :], grid[1, 0], grid[1, 1]))
 
-    chunk, length = tested.chunk, tested.target.shape[1]
+    chunk, length = evaluation.chunk, evaluation.target.shape[1]
     reach = min(400, chunk)
     borders = range(chunk, length, chunk)
-    around = torch.stack([tested.target[:, l - reach : l + reach].square().sum(-1) for l in borders])
+    around = torch.stack([evaluation.target[:, l - reach : l + reach].square().sum(-1) for l in borders])
     loudest, row = divmod(int(around.argmax()), ROWS)
     excerpt = slice(borders[loudest] - reach, borders[loudest] + reach)
     t = 1000 * torch.arange(-reach, reach) / RATE
-    wave.plot(t, tested.target[row, excerpt], color=grey, linewidth=5, alpha=0.6, label="target")
-    wave.plot(t, tested.reset[row, excerpt], color=orange, linewidth=1.2, label="state reset at each chunk")
-    wave.plot(t, tested.carried[row, excerpt], color=blue, linewidth=1.6, label="state carried on")
+    wave.plot(t, evaluation.target[row, excerpt], color=grey, linewidth=5, alpha=0.6, label="target")
+    wave.plot(t, evaluation.reset[row, excerpt], color=orange, linewidth=1.2, label="state reset at each chunk")
+    wave.plot(t, evaluation.carried[row, excerpt], color=blue, linewidth=1.6, label="state carried on")
     wave.axvline(0, color="black", linewidth=1, linestyle=":")
     wave.set_title("Held-out audio around the loudest border of two chunks (dotted)", loc="left")
     wave.set_xlabel("ms after the border")
@@ -302,7 +303,7 @@ def draw(path: Path, tested: Test, blocks: list[Block], played: Played) -> None:
     latency.yaxis.set_major_formatter("{x:g}")
     latency.set_title("Latency of a block, ms", loc="left")
     latency.set_xlabel("samples in the block")
-    for handle in latency.legend(frameon=False, loc="upper left").legend_handles:
+    for handle in latency.legend(frameon=False, loc="upper left", markerscale=3).legend_handles:
         handle.set_alpha(1)
 
     if played.memory:
@@ -343,31 +344,41 @@ def fit(model: S4SequenceModel, checkpoint: Path, arguments: dict[str, Any], con
     console.print(f"trained in {elapsed:.0f} s, {busy:.0f} s of processor time")
 
 
-def report(tested: Test, blocks: list[Block], played: Played, offline: Tensor, console: Console) -> None:
-    carried, reset = (error_to_signal(y, tested.target) for y in (tested.carried, tested.reset))
-    console.print(
-        f"held-out error, of the signal's energy: {carried:.2%} with the state carried on, "
-        f"{reset:.1%} reset every {tested.chunk} samples"
-    )
+def effect_model(checkpoint: Path) -> S4SequenceModel:
+    try:
+        model = load_checkpoint(checkpoint)
+        if model.task != "regression" or model.d_input != 1:
+            raise ValueError(f"it is for {model.task} of {model.d_input} inputs")
+    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"{checkpoint} holds no audio effect: {reason}", param_hint="--checkpoint") from error
+    return model
+
+
+def report(evaluation: Evaluation, blocks: list[Block], played: Played, offline: Tensor, console: Console) -> None:
+    carried, reset = (error_to_signal(y, evaluation.target) for y in (evaluation.carried, evaluation.reset))
+    console.print("error on held-out audio, of the signal's energy:")
+    console.print(f"    {carried:.2%} with the state carried on, {reset:.1%} reset every {evaluation.chunk} samples")
     difference = (played.output - offline).abs().max().item() / offline.abs().max().item()
     single = sum(block.by_step for block in blocks)
-    console.print(
-        f"streamed {len(offline):,} samples: {len(blocks) - single:,} blocks and {single:,} single steps; "
-        f"largest difference from one pass over the whole: {difference:.1e} of its peak"
-    )
+    console.print(f"streamed {len(offline):,} samples: {len(blocks) - single:,} blocks and {single:,} single steps")
+    console.print(f"    largest difference from one pass over the whole: {difference:.1e} of its peak")
     state = sum(t.numel() * t.element_size() for t in (*played.state.blocks, played.state.pooled, played.state.steps))
-    console.print(f"the state between two blocks: {state:,} bytes")
+    console.print(f"    the state between two blocks: {state:,} bytes")
     if played.memory:
         after = played.memory[settled(played) :]
         console.print(
-            f"resident memory: {after[0] / 2**20:.1f} MiB after {WARM_UP:.0%} of the stream, "
-            f"from there on at most {(max(after) - after[0]) / 2**20:+.2f} MiB, at the end "
-            f"{(after[-1] - after[0]) / 2**20:+.2f} MiB"
+            f"    resident memory: {after[0] / 2**20:.1f} MiB after {WARM_UP:.0%} of it, "
+            f"{(max(after) - after[0]) / 2**20:+.2f} MiB at most from there on"
         )
     else:
-        console.print("resident memory: cannot be measured on this system")
+        console.print("    resident memory: cannot be measured on this system")
     load = played.seconds.sum().item() / (len(offline) / RATE)
-    console.print(latency_table(blocks, played.seconds), f"latency in ms; busy {load:.1%} of the time", sep="\n")
+    console.print(
+        latency_table(blocks, played.seconds),
+        f"milliseconds; late: took longer than the block lasts; busy {load:.1%} of the time",
+        sep="\n",
+    )
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -380,6 +391,11 @@ def report(tested: Test, blocks: list[Block], played: Played, offline: Tensor, c
 @click.option("--layers", type=COUNT, default=2, help="Number of blocks.")
 @click.option("--lr", callback=positive, default=0.02, help="Highest learning rate of the schedule.")
 @click.option("--ssm-lr", callback=positive, default=0.01, help="The same for dt, A and B.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of an earlier run: train nothing, and stream it in a process whose memory is its own.",
+)
 @click.option("--samples", type=COUNT, default=1_000_000, help="How many to stream.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the weights, audio and blocks.")
 @click.option(
@@ -396,6 +412,7 @@ def main(
     layers: int,
     lr: float,
     ssm_lr: float,
+    checkpoint: Path | None,
     samples: int,
     seed: int,
     out: Path,
@@ -406,37 +423,40 @@ def main(
     if smoke:
         passes, d_model, d_state, layers, samples, seconds = 2, 8, 4, 1, 20_000, 1.0
     s4_fast.keep_pages()  # this program owns its memory, so let it keep what it frees
+    # oneDNN remembers up to 1024 shapes: tens of MiB while blocks of ever new sizes arrive, and no faster here.
+    torch.backends.mkldnn.enabled = False
     make_folder(out)
     console = Console(highlight=False, markup=False)
-    arguments = {
-        "d_input": 1,
-        "d_model": d_model,
-        "d_output": 1,
-        "n_layers": layers,
-        "d_state": d_state,
-        "task": "regression",
-        "layer": layer,
-        # A feature remembers for about 2 / dt samples: from less than a millisecond to 0.4 s.
-        "dt_min": 3e-4,
-        "dt_max": 0.3,
-    }
-    torch.manual_seed(seed)
-    checkpoint = out / f"{layer}.safetensors"
-    training = {"passes": passes, "chunk": chunk, "carry": carry, "lr": lr, "ssm_lr": ssm_lr}
-    fit(build(arguments), checkpoint, arguments, console, **training, seed=seed, seconds=seconds)
+    if checkpoint is None:
+        arguments = {
+            "d_input": 1,
+            "d_model": d_model,
+            "d_output": 1,
+            "n_layers": layers,
+            "d_state": d_state,
+            "task": "regression",
+            "layer": layer,
+            # A feature remembers for about 2 / dt samples: from less than a millisecond to 0.4 s.
+            "dt_min": 3e-4,
+            "dt_max": 0.3,
+        }
+        torch.manual_seed(seed)
+        checkpoint = out / f"{layer}.safetensors"
+        training = {"passes": passes, "chunk": chunk, "carry": carry, "lr": lr, "ssm_lr": ssm_lr}
+        fit(build(arguments), checkpoint, arguments, console, **training, seed=seed, seconds=seconds)
 
-    console.print(f"\n{layer.upper()}, reloaded from {checkpoint}", style="bold")
+    live, whole = effect_model(checkpoint), effect_model(checkpoint)
+    console.print(f"{checkpoint}, reloaded", style="bold")
     generator = Generator().manual_seed(seed)
     blocks = uneven_blocks(samples, generator)
     signal = dry_audio(1, samples, generator)[0]
-    played = play(load_checkpoint(checkpoint), signal, blocks)
-    # A model of its own: an S4 layer that has seen a long sequence keeps the long kernel.
-    whole = load_checkpoint(checkpoint)
+    played = play(live, signal, blocks)
+    # By a model of its own: an S4 layer that has seen a long sequence keeps the long kernel.
     with torch.inference_mode():
         offline = whole(signal[None, :, None])[0, :, 0]
-    tested = test(whole, chunk, seconds)
-    report(tested, blocks, played, offline, console)
-    draw(out / "stream.png", tested, blocks, played)
+    evaluation = evaluate(whole, chunk, seconds)
+    report(evaluation, blocks, played, offline, console)
+    draw(out / "stream.png", evaluation, blocks, played)
     console.print(f"picture: {out / 'stream.png'}")
 
 
