@@ -43,8 +43,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
     return model.eval()
 
 
-def positive(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not 0 < value < math.inf:
+def positive(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
         raise click.BadParameter(f"expected a positive number, got {value}")
     return value
 
