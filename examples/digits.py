@@ -10,10 +10,7 @@ run as a recurrence that takes one pixel at a time and can name a class after ea
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +24,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -36,6 +31,7 @@ from torch.nn.functional import cross_entropy
 
 import s4_fast
 from s4_fast import S4SequenceModel
+from shared import COUNT, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
 
 SIDE = 8
 LAYERS = ("s4d", "s4")
@@ -94,24 +90,6 @@ def accuracy(model: S4SequenceModel, x: Tensor, y: Tensor) -> float:
     return (model(x).argmax(-1) == y).float().mean().item()
 
 
-def save_checkpoint(path: Path, model: S4SequenceModel, arguments: dict[str, Any]) -> None:
-    """Write the weights, and as metadata the arguments that build the model.
-
-    An interruption leaves the old file or the new one, never half of one.
-    """
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_bytes(save(model.state_dict(), metadata={"model": json.dumps(arguments)}))
-    os.replace(unfinished, path)
-
-
-def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
-    """A fresh model in evaluation mode, from nothing but the file."""
-    with safe_open(path, framework="pt", device=device) as file:
-        model = S4SequenceModel(**json.loads(file.metadata()["model"])).to(device)
-        model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    return model.eval()
-
-
 @torch.no_grad()
 def recur(model: S4SequenceModel, x: Tensor) -> Tensor:
     """Logits after each pixel, (length, count, classes): the model as a recurrence with a state of fixed size."""
@@ -152,13 +130,6 @@ def fit(layer: str, arguments: dict[str, Any], data: Split, out: Path, console: 
             progress.print(f"{layer:3} epoch {len(history):3}   loss {epoch.loss:.4f}   test {epoch.accuracy:6.1%}")
             progress.advance(task)
     return Run(layer, history, time.perf_counter() - start, checkpoint)
-
-
-def build(arguments: dict[str, Any]) -> S4SequenceModel:
-    try:
-        return S4SequenceModel(**arguments)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def show_recurrence(model: S4SequenceModel, data: Split, console: Console) -> None:
@@ -226,15 +197,6 @@ def usable_device(context: click.Context, parameter: click.Parameter, value: str
     return value
 
 
-def positive(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise click.BadParameter(f"expected a positive number, got {value}")
-    return value
-
-
-COUNT = click.IntRange(min=1)
-
-
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--layer", type=click.Choice([*LAYERS, "both"]), default="both", help="Which model to train.")
 @click.option("--epochs", type=COUNT, default=30)
@@ -266,10 +228,7 @@ def main(
     if smoke:
         epochs, d_model, d_state, layers = 2, 8, 4, 1
     s4_fast.keep_pages()  # on the CPU: this program owns its memory, so let it keep what it frees
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.BadParameter(f"cannot make the folder {out}: {error.strerror}", param_hint="--out") from error
+    make_folder(out)
     console = Console(highlight=False, markup=False)
     data = load_split(device)
     runs = []
@@ -296,10 +255,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except click.ClickException as error:  # one line, without click's usage text
-        click.echo(f"digits.py: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit("\ninterrupted; what was saved before is whole")
+    run_command(main)

@@ -198,12 +198,16 @@ def use_backend(backend: str) -> Iterator[None]:
         _override[0] = previous
 
 
+def requested() -> str | None:
+    """What :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None or "auto" for the automatic choice."""
+    return _override[0] if _override[0] is not None else os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
 def _requested(argument: str | None) -> tuple[str | None, str]:
     if argument is not None:
         return argument, "backend="
-    if _override[0] is not None:
-        return _override[0], "use_backend()"
-    return os.environ.get(ENVIRONMENT_VARIABLE) or None, f"the environment variable {ENVIRONMENT_VARIABLE}"
+    where = "use_backend()" if _override[0] is not None else f"the environment variable {ENVIRONMENT_VARIABLE}"
+    return requested(), where
 
 
 def _refusal(call: Call, backend: str) -> str:

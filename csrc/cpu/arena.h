@@ -21,6 +21,8 @@ class Arena {
         used_ += (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment;
         if (memory_ == nullptr) return nullptr;
 #ifdef S4_FAST_CHECKED
+        // An earlier piece may have had a gap here.
+        ASAN_UNPOISON_MEMORY_REGION(memory_ + start, std::size_t(bytes));
         ASAN_POISON_MEMORY_REGION(memory_ + start + bytes, std::size_t(used_ - start - bytes));
 #endif
         return reinterpret_cast<T *>(memory_ + start);

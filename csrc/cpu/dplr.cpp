@@ -206,8 +206,8 @@ extern "C" int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int6
 }
 
 extern "C" int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                     const void *u, const void *state, const void *increment, const void *G,
-                                     const void *V, const void *B, const void *C, void *y, void *next,
+                                     const void *u, const void *state, const double *increment, const void *G,
+                                     const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                      int64_t threads) {
     return for_dtype("dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
                      {u, state, increment, G, V, B, C, y, next}, [&](auto zero) {
@@ -221,11 +221,12 @@ extern "C" int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, in
                                                    n,
                                                    real(u),
                                                    real(state),
-                                                   real(increment),
+                                                   increment,
                                                    real(G),
                                                    real(V),
                                                    real(B),
                                                    real(C),
+                                                   real(D),
                                                    static_cast<T *>(y),
                                                    static_cast<T *>(next)};
                          return step(call, threads);

@@ -39,10 +39,13 @@ struct Dplr {
     Roots roots;
 };
 
+// As in s4_fast.h; D may be null.
 template <class T>
 struct DplrStep {
     int64_t batch, c, rank, H, n;
-    const T *u, *state, *increment, *G, *V, *B, *C;
+    const T *u, *state;
+    const double *increment;
+    const T *G, *V, *B, *C, *D;
     T *y, *next;
 };
 

@@ -50,25 +50,34 @@ S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
     return 2 * (sum + alternating_sum<T>(first));
 }
 
-// next = s + increment s + B u
+// next = s + increment s - sum_r overlaps_r G_r + B u. In double whatever T is: what a float increment has lost would
+// add up over steps. The rows of G are `stride` apart.
 template <class T>
-S4_FAST_INLINE void advance(const T *s, const T *increment, const T *B, T u, int64_t n, T *next) {
-    constexpr int count = kLanes<T>;
+S4_FAST_INLINE void advance(const T *s, const double *increment, const T *G, int64_t rank, int64_t stride,
+                            const double *overlaps, const T *B, double u, int64_t n, T *next) {
+    constexpr int count = kLanes<double>;
     constexpr auto lanes = std::make_integer_sequence<int, count>{};
-    Vector<T> sign = {};
-    for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? T(1) : T(-1);
+    DoubleVector sign = {};
+    for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? 1 : -1;
     int64_t i = 0;
     for (; i + count <= 2 * n; i += count) {
-        const Vector<T> x = load(s + i), factor = load(increment + i);
-        const Vector<T> re = shuffle<T>(factor, factor, doubled<0>(lanes));
-        const Vector<T> im = shuffle<T>(factor, factor, doubled<1>(lanes));
-        const Vector<T> result = x + (re * x + im * (sign * shuffle<T>(x, x, neighbours(lanes))) + u * load(B + i));
-        store<T>(next + i, result);
+        const DoubleVector x = load_double(s + i), factor = load(increment + i);
+        const DoubleVector re = shuffle<double>(factor, factor, doubled<0>(lanes));
+        const DoubleVector im = shuffle<double>(factor, factor, doubled<1>(lanes));
+        DoubleVector change = re * x + im * (sign * shuffle<double>(x, x, neighbours(lanes)));
+        change += u * load_double(B + i);
+        for (int64_t r = 0; r < rank; ++r) change -= overlaps[r] * load_double(G + r * stride + i);
+        store_double(next + i, x + change);
     }
     for (; i < 2 * n; i += 2) {
-        const T re = s[i], im = s[i + 1], a = increment[i], b = increment[i + 1];
-        next[i] = re + (a * re - b * im + u * B[i]);
-        next[i + 1] = im + (a * im + b * re + u * B[i + 1]);
+        const double re = s[i], im = s[i + 1], a = increment[i], b = increment[i + 1];
+        double real = a * re - b * im + u * B[i], imaginary = a * im + b * re + u * B[i + 1];
+        for (int64_t r = 0; r < rank; ++r) {
+            real -= overlaps[r] * G[r * stride + i];
+            imaginary -= overlaps[r] * G[r * stride + i + 1];
+        }
+        next[i] = T(re + real);
+        next[i + 1] = T(im + imaginary);
     }
 }
 
@@ -83,15 +92,13 @@ void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
             const int64_t at = batch * H + h;
             const T *s = step.state + at * width;
             T *next = step.next + at * width;
-            T overlaps[kMaxRank];  // of s, which next may overwrite
+            double overlaps[kMaxRank];  // of s, which next may overwrite
             for (int64_t r = 0; r < step.rank; ++r) overlaps[r] = overlap(step.V + (r * H + h) * width, s, n);
-            advance(s, step.increment + h * width, step.B + h * width, step.u[at], n, next);
-            for (int64_t r = 0; r < step.rank; ++r) {
-                const T *G = step.G + (r * H + h) * width;
-                for (int64_t i = 0; i < width; ++i) next[i] -= overlaps[r] * G[i];
-            }
+            const T u = step.u[at], skipped = step.D ? step.D[h] * u : 0;
+            advance(s, step.increment + h * width, step.G + h * width, step.rank, H * width, overlaps,
+                    step.B + h * width, u, n, next);
             for (int64_t c = 0; c < step.c; ++c)
-                step.y[(batch * step.c + c) * H + h] = overlap(step.C + (c * H + h) * width, next, n);
+                step.y[(batch * step.c + c) * H + h] = overlap(step.C + (c * H + h) * width, next, n) + skipped;
         }
 }
 

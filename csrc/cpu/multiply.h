@@ -22,9 +22,9 @@ struct Product {
     int64_t ldw;
 };
 
-// Adds to the vectors From <= j < To of the sums, and moves the product on.
+// Adds to the vectors From <= j < To of the sums, and moves the product on. Called, it would keep the sums in memory.
 template <class T, int From, int To, int Rows, int Vectors>
-inline void add_product(Product<T> &p, int64_t depth, Vector<T> (&sums)[Rows][Vectors]) {
+__attribute__((always_inline)) inline void add_product(Product<T> &p, int64_t depth, Vector<T> (&sums)[Rows][Vectors]) {
     for (int64_t k = 0; k < depth; ++k, p.a.data += p.a.column, p.w += p.ldw) {
         Vector<T> row[Vectors];
 #pragma GCC unroll 8
@@ -43,7 +43,7 @@ inline void add_product(Product<T> &p, int64_t depth, Vector<T> (&sums)[Rows][Ve
 enum class Tail { none, right, left };
 
 template <class T, Tail tail, int Step, int Rows, int Vectors>
-inline void add_tail(Product<T> &p, Vector<T> (&sums)[Rows][Vectors]) {
+__attribute__((always_inline)) inline void add_tail(Product<T> &p, Vector<T> (&sums)[Rows][Vectors]) {
     if constexpr (tail != Tail::none && Step < Vectors) {
         constexpr int kFrom = tail == Tail::right ? Step : 0, kTo = tail == Tail::right ? Vectors : Vectors - Step;
         add_product<T, kFrom, kTo>(p, kLanes<T>, sums);

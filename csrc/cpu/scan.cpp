@@ -10,34 +10,58 @@ namespace s4_fast {
 namespace {
 
 template <class T>
-int64_t scratch_bytes(const Scan<T> &scan) {
-    S4_FAST_RETURN_FROM_ISA(scan_scratch(scan))
+int64_t scratch_bytes(const Scan<T> &scan, int64_t width) {
+    S4_FAST_RETURN_FROM_ISA(scan_scratch(scan, width))
 }
 
 template <class T>
-int64_t scratch_bytes(const ScanBackward<T> &scan) {
-    S4_FAST_RETURN_FROM_ISA(scan_backward_scratch(scan))
+int64_t scratch_bytes(const ScanBackward<T> &scan, int64_t width) {
+    S4_FAST_RETURN_FROM_ISA(scan_backward_scratch(scan, width))
 }
 
 template <class T>
-void run(const Scan<T> &s, T *y, T *final, int64_t h, int64_t first, int64_t last, char *scratch) {
-    S4_FAST_RETURN_FROM_ISA(scan(s, y, final, h, first, last, scratch))
+void run(const Scan<T> &s, T *y, T *final, const ScanPiece &piece, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(scan(s, y, final, piece, scratch))
 }
 
 template <class T>
-void run(const ScanBackward<T> &s, int64_t h, int64_t first, int64_t last, double *sums, char *scratch) {
-    S4_FAST_RETURN_FROM_ISA(scan_backward(s, h, first, last, sums, scratch))
+void run(const ScanBackward<T> &s, const ScanPiece &piece, double *sums, int64_t stride, char *scratch) {
+    S4_FAST_RETURN_FROM_ISA(scan_backward(s, piece, sums, stride, scratch))
 }
+
+// The features of a piece: where samples are time-major, those of a cache line, or fewer if threads would be idle. Only
+// `parts` cuts what is summed, and does not depend on the number of threads.
+template <class T>
+struct Cut {
+    int64_t H, line;
+    Pieces pieces;
+    int64_t width;
+
+    Cut(const Scan<T> &scan, int64_t threads)
+        : H(scan.H),
+          line(scan.time_major ? 64 / int64_t(sizeof(T)) : 1),
+          pieces(scan.batch, (H + line - 1) / line, scan.L),
+          width(line) {
+        while (width > 1 && (width >= 2 * H || count() < 2 * threads)) width /= 2;
+    }
+
+    int64_t count() const { return (H + width - 1) / width * pieces.parts; }
+
+    ScanPiece piece(int64_t index) const {
+        const int64_t h = index / pieces.parts * width, p = part(index);
+        return {h, H - h < width ? H - h : width, pieces.first(p), pieces.first(p + 1)};
+    }
+    int64_t part(int64_t index) const { return index % pieces.parts; }
+};
 
 template <class T>
 int forward(const Scan<T> &scan, T *y, T *final, int64_t threads) {
-    const Pieces pieces(scan.batch, scan.H, scan.L);
-    const int64_t bytes = scratch_bytes(scan), count = scan.H * pieces.parts;
-    threads = at_most(threads, count);
+    const Cut<T> cut(scan, threads);
+    const int64_t bytes = scratch_bytes(scan, cut.width);
+    threads = at_most(threads, cut.count());
     const auto scratch = aligned_memory(bytes * threads);
-    parallel_for(threads, count, [&](int64_t index, int64_t worker) {
-        const int64_t h = index / pieces.parts, part = index % pieces.parts;
-        run(scan, y, final, h, pieces.first(part), pieces.first(part + 1), scratch.get() + worker * bytes);
+    parallel_for(threads, cut.count(), [&](int64_t index, int64_t worker) {
+        run(scan, y, final, cut.piece(index), scratch.get() + worker * bytes);
     });
     return 0;
 }
@@ -55,15 +79,15 @@ void add_up(const double *sums, int64_t parts, int64_t stride, int64_t count, bo
 template <class T>
 int backward(const ScanBackward<T> &scan, T *grad_x, T *grad_B, T *grad_C, T *grad_D, int64_t threads) {
     const int64_t H = scan.forward.H, n = scan.forward.n, stride = scan_sums(n);
-    const Pieces pieces(scan.forward.batch, H, scan.forward.L);
-    const int64_t bytes = scratch_bytes(scan), parts = pieces.parts, count = H * parts;
-    threads = at_most(threads, count);
+    const Cut<T> cut(scan.forward, threads);
+    const int64_t bytes = scratch_bytes(scan, cut.width), parts = cut.pieces.parts;
+    threads = at_most(threads, cut.count());
     const auto scratch = aligned_memory(bytes * threads);
-    const auto memory = aligned_memory(scan.parameters ? count * stride * int64_t(sizeof(double)) : 0);
+    const auto memory = aligned_memory(scan.parameters ? H * parts * stride * int64_t(sizeof(double)) : 0);
     double *const sums = reinterpret_cast<double *>(memory.get());
-    parallel_for(threads, count, [&](int64_t index, int64_t worker) {
-        const int64_t part = index % parts;
-        run(scan, index / parts, pieces.first(part), pieces.first(part + 1), sums + index * stride,
+    parallel_for(threads, cut.count(), [&](int64_t index, int64_t worker) {
+        const ScanPiece piece = cut.piece(index);
+        run(scan, piece, sums + (piece.h * parts + cut.part(index)) * stride, parts * stride,
             scratch.get() + worker * bytes);
     });
     for (int64_t h = 0; h < H && scan.parameters; ++h) {
@@ -78,9 +102,9 @@ int backward(const ScanBackward<T> &scan, T *grad_x, T *grad_B, T *grad_C, T *gr
 
 template <class T>
 Scan<T> scan_of(int64_t batch, int64_t H, int64_t n, int64_t L, const void *u, const void *x, const void *B,
-                const void *C, const void *D, const void *state) {
+                const void *C, const void *D, const void *state, int64_t time_major) {
     const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
-    return {batch, H, n, L, real(u), real(x), real(B), real(C), real(D), real(state)};
+    return {batch, H, n, L, time_major != 0, real(u), real(x), real(B), real(C), real(D), real(state)};
 }
 
 }  // namespace
@@ -90,11 +114,11 @@ using namespace s4_fast;
 
 extern "C" int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                 const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
-                                void *final, int64_t threads) {
+                                void *final, int64_t time_major, int64_t threads) {
     return for_dtype("scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {u, x, B, C, y}, [&](auto zero) {
         using T = decltype(zero);
-        return forward(scan_of<T>(batch, H, n, L, u, x, B, C, D, state), static_cast<T *>(y), static_cast<T *>(final),
-                       threads);
+        return forward(scan_of<T>(batch, H, n, L, u, x, B, C, D, state, time_major), static_cast<T *>(y),
+                       static_cast<T *>(final), threads);
     });
 }
 
@@ -102,12 +126,12 @@ extern "C" int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t H
                                          const void *grad_y, const void *grad_final, const void *u, const void *x,
                                          const void *B, const void *C, const void *D, const void *state, void *grad_u,
                                          void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
-                                         int64_t threads) {
+                                         int64_t time_major, int64_t threads) {
     return for_dtype("scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}},
                      {grad_y, u, x, B, C, grad_u}, [&](auto zero) {
                          using T = decltype(zero);
                          const auto real = [](void *pointer) { return static_cast<T *>(pointer); };
-                         const ScanBackward<T> scan = {scan_of<T>(batch, H, n, L, u, x, B, C, D, state),
+                         const ScanBackward<T> scan = {scan_of<T>(batch, H, n, L, u, x, B, C, D, state, time_major),
                                                        static_cast<const T *>(grad_y),
                                                        static_cast<const T *>(grad_final),
                                                        real(grad_u),

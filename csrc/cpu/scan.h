@@ -1,5 +1,5 @@
 // The recurrence of a diagonal SSM, s_l = lambda s_{l-1} + B u_l, y_l = 2 Re sum_n C s_l + D u_l, one feature at a
-// time.
+// time, or, where samples are time-major, those of a cache line together.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,11 @@ namespace s4_fast {
 template <class T>
 struct Scan {
     int64_t batch, H, n, L;
+    bool time_major;  // whether u, y and their gradients are (batch, L, H)
     const T *u, *x, *B, *C, *D, *state;
+
+    // Where the sample l of row b and feature h is.
+    int64_t at(int64_t b, int64_t h, int64_t l) const { return time_major ? (b * L + l) * H + h : (b * H + h) * L + l; }
 };
 
 template <class T>
@@ -23,15 +27,20 @@ struct ScanBackward {
     bool parameters;  // whether the gradients of x, B, C and D are wanted
 };
 
+// What one worker does: the rows first <= b < last of features h <= . < h + count, count = 1 unless time-major.
+struct ScanPiece {
+    int64_t h, count, first, last;
+};
+
 // The gradients of one feature's x, B and C, conjugated, and of D: 6 n + 1 doubles.
 inline int64_t scan_sums(int64_t n) { return 6 * n + 1; }
 
-// Bytes of scratch memory, and the work on feature h for the rows first <= b < last. `final` may be null.
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan);
-                         template <class T> void scan(const Scan<T> &scan, T *y, T *final, int64_t h, int64_t first,
-                                                      int64_t last, char *scratch);
-                         template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan);
-                         template <class T> void scan_backward(const ScanBackward<T> &scan, int64_t h, int64_t first,
-                                                               int64_t last, double *sums, char *scratch);)
+// Bytes of scratch memory for pieces of `count` features, and the work on a piece. `final` may be null. The sums of the
+// features of a piece are `stride` doubles apart.
+S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
+                         void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scratch);
+                         template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
+                         template <class T> void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
+                                                               double *sums, int64_t stride, char *scratch);)
 
 }  // namespace s4_fast

@@ -23,14 +23,14 @@ constexpr int64_t kSegmentBytes = 1 << 20;
 // Blocks whose products are summed in T before they are added up in double.
 constexpr int64_t kSummed = 8;
 
+// One feature's part of it.
 template <class T>
 struct Backward {
-    int64_t segment;  // chunks whose states are kept at a time
     Forward<T> forward;
     Split adjoint;
     T *adjoint_outputs;  // (2 np, kChunk): what G_m adds to grad u
     T *states;           // (segment, 2 np): S
-    T *adjoints;         // (kBlock, 2 np): G
+    T *adjoints;         // (kBlock, 2 np): G; may be shared
     T *by_state;         // (kChunk, 2 np): W of the last blocks, and in double of those before
     T *by_adjoint;       // (kChunk, 2 np): sum_m G_m u_{m,t}, likewise
     T *by_sample;        // (kChunk, kChunk): sum_m grad y_{m,t} u_{m,j}, likewise
@@ -38,17 +38,15 @@ struct Backward {
     Split GS;                // sum_m conj(G_m) S_m
     Split by_x, by_B, by_C;  // what the stepped samples add to the conjugated gradients
     double *by_D;
-    double *steps;       // (kChunk + 1, np) pairs: states before and after stepped samples
-    double *starts;      // (segments, np) pairs: the states that segments start from
-    int64_t summed = 0;  // blocks in by_state, by_adjoint and by_sample
+    double *steps;   // (kChunk + 1, np) pairs: states before and after stepped samples
+    double *starts;  // (segments, np) pairs: the states that segments start from
 
-    Backward(Arena &memory, const ScanBackward<T> &scan)
-        : segment(chunks_of_segment(scan)),
-          forward(memory, scan.forward.n),
+    Backward(Arena &memory, const Scan<T> &scan, int64_t segment, T *local, T *adjoints)
+        : forward(memory, scan.n, local),
           adjoint(memory, np()),
           adjoint_outputs(memory.take<T>(2 * np() * kChunk)),
           states(memory.take<T>(segment * 2 * np())),
-          adjoints(memory.take<T>(kBlock * 2 * np())),
+          adjoints(adjoints),
           by_state(memory.take<T>(2 * np() * kChunk)),
           by_adjoint(memory.take<T>(2 * np() * kChunk)),
           by_sample(memory.take<T>(kChunk * kChunk)),
@@ -61,20 +59,13 @@ struct Backward {
           by_C(memory, np()),
           by_D(memory.take<double>(1)),
           steps(memory.take<double>((kChunk + 1) * 2 * np())),
-          starts(memory.take<double>((scan.forward.L / kChunk / segment + 1) * 2 * np())) {}
+          starts(memory.take<double>((scan.L / kChunk / segment + 1) * 2 * np())) {}
 
     int64_t np() const { return forward.nodes.np; }
 
-    static int64_t chunks_of_segment(const ScanBackward<T> &scan) {
-        const int64_t chunks = scan.forward.L / kChunk;
-        const int64_t fitting = kSegmentBytes / (2 * padded(scan.forward.n) * int64_t(sizeof(T)));
-        const int64_t most = fitting < kBlock ? kBlock : fitting / kBlock * kBlock;
-        return chunks < 1 ? 1 : chunks < most ? chunks : most;
-    }
-
     void set(const Scan<T> &scan, int64_t h) const {
         forward.set(scan, h);
-        transpose(kChunk, 2 * np(), forward.inputs, adjoint_outputs);
+        transpose(kChunk, 2 * np(), forward.inputs, 2 * np(), adjoint_outputs, kChunk);
         clear(W, kChunk * 2 * np()), clear(V, kChunk * 2 * np()), clear(R, kChunk * kChunk), clear(by_D, 1);
         for (const Split &sums : {GS, by_x, by_B, by_C}) clear(sums.re, np()), clear(sums.im, np());
     }
@@ -106,23 +97,19 @@ struct Backward {
         }
     }
 
-    // The products over one block.
-    void add_products(int64_t rows, const T *S, const T *grad_y, const T *u) {
+    // The products over one block, to those of the blocks before it if there are `more`.
+    void add_products(int64_t rows, const T *S, const T *grad_y, const T *u, bool more) const {
         const int64_t columns = 2 * np();
-        const bool more = summed > 0;
         multiply<T>(kChunk, columns, {rows, {grad_y, 1, kChunk}, S, columns}, by_state, columns, more);
         multiply<T>(kChunk, columns, {rows, {u, 1, kChunk}, adjoints, columns}, by_adjoint, columns, more);
         multiply<T>(kChunk, kChunk, {rows, {grad_y, 1, kChunk}, u, kChunk}, by_sample, kChunk, more);
         add_GS(rows, S);
-        if (++summed == kSummed) flush_products();
     }
 
-    void flush_products() {
-        if (summed == 0) return;
+    void flush_products() const {
         add(by_state, W, 2 * np() * kChunk);
         add(by_adjoint, V, 2 * np() * kChunk);
         add(by_sample, R, kChunk * kChunk);
-        summed = 0;
     }
 
     // sum_l grad y_l u_l, which may cancel to less than the rounding of R.
@@ -135,8 +122,9 @@ struct Backward {
         return sum(total) + rest;
     }
 
-    // The states before and after `count` stepped samples, from the state on.
-    void step_states(int64_t count, const T *u) const {
+    // The states before and after `count` stepped samples, from the state on. Not inlined, as step_back: in a function
+    // as large as their caller the compiler would call what is inside them.
+    __attribute__((noinline)) void step_states(int64_t count, const T *u) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t i = 0; i < nodes.n; ++i) {
             Complex s = forward.state.get(i);
@@ -149,7 +137,8 @@ struct Backward {
     }
 
     // Takes the adjoint back over `count` stepped samples.
-    void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D, bool parameters) const {
+    __attribute__((noinline)) void step_back(int64_t count, const T *grad_y, const T *u, T *grad_u, double D,
+                                             bool parameters) const {
         const Nodes<T> &nodes = forward.nodes;
         for (int64_t t = count - 1; t >= 0; --t) {
             const double dy = double(grad_y[t]), input = double(u[t]);
@@ -168,70 +157,26 @@ struct Backward {
         }
     }
 
-    // The states of the chunks of a segment, kept or only passed through.
-    void advance(const T *u, int64_t count, bool keep, const Ahead<T> &ahead) const {
-        ahead.quarter(0), ahead.quarter(1);
-        for (int64_t first = 0; first < count; first += kBlock) {
-            const int64_t rows = count - first < kBlock ? count - first : kBlock;
-            forward.states(rows, u + first * kChunk, keep ? states + first * 2 * np() : forward.local);
-        }
+    void keep_start(int64_t s) const {
+        for (int64_t i = 0; i < np(); ++i) put(starts, s * np() + i, forward.state.get(i));
+    }
+    void go_to_start(int64_t s) const {
+        for (int64_t i = 0; i < np(); ++i) forward.state.put(i, get(starts, s * np() + i));
+    }
+
+    // Takes the adjoint back over a block.
+    void block_back(int64_t rows, const T *grad_y, T *grad_u, const Ahead<T> &ahead) const {
+        const int64_t columns = 2 * np();
+        multiply<T>(rows, columns, {kChunk, {grad_y, kChunk, 1}, forward.by_time, columns}, adjoints, columns, false);
+        ahead.quarter(0);
+        forward.nodes.carry.over(adjoint, true, rows, adjoints);
+        ahead.quarter(1);
+        forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk}, grad_y,
+                                          grad_u);
         ahead.quarter(2), ahead.quarter(3);
     }
 
-    // Takes the adjoint back over the chunks of a segment whose states are kept.
-    void segment_back(int64_t count, const T *grad_y, const T *u, T *grad_u, bool parameters, const Ahead<T> &ahead) {
-        for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
-            const int64_t rows = count - first < kBlock ? count - first : kBlock, at = first * kChunk;
-            const int64_t columns = 2 * np();
-            multiply<T>(rows, columns, {kChunk, {grad_y + at, kChunk, 1}, forward.by_time, columns}, adjoints, columns,
-                        false);
-            if (first == 0) ahead.quarter(0);
-            forward.nodes.carry.over(adjoint, true, rows, adjoints);
-            if (first == 0) ahead.quarter(1);
-            forward.toeplitz.apply_transposed(rows, {columns, {adjoints, columns, 1}, adjoint_outputs, kChunk},
-                                              grad_y + at, grad_u + at);
-            if (first == 0) ahead.quarter(2), ahead.quarter(3);
-            if (!parameters) continue;
-            add_products(rows, states + first * columns, grad_y + at, u + at);
-        }
-    }
-
-    void row(const ScanBackward<T> &scan, int64_t b, int64_t h, bool last) {
-        const Scan<T> &f = scan.forward;
-        const int64_t row = b * f.H + h, chunks = f.L / kChunk, whole = chunks * kChunk;
-        const T *u = f.u + row * f.L, *grad_y = scan.grad_y + row * f.L;
-        T *grad_u = scan.grad_u + row * f.L;
-        const int64_t segments = (chunks + segment - 1) / segment;
-        const T *next_u = u + (last ? 0 : f.H * f.L);
-        const Ahead<T> next = last ? Ahead<T>::none() : Ahead<T>::row(next_u, next_u, f.L);
-        const auto length = [&](int64_t s) { return chunks - s * segment < segment ? chunks - s * segment : segment; };
-
-        if (scan.parameters) {
-            forward.state.set(f.state ? f.state + 2 * row * f.n : nullptr, f.n, np());
-            for (int64_t s = 0; s < segments; ++s) {
-                for (int64_t i = 0; i < np(); ++i) put(starts, s * np() + i, forward.state.get(i));
-                advance(u + s * segment * kChunk, length(s), s == segments - 1,
-                        s == 0 ? Ahead<T>::row(grad_y, grad_u, f.L) : Ahead<T>::none());
-            }
-            step_states(f.L - whole, u + whole);
-            by_D[0] += product(f.L, grad_y, u);
-        }
-        adjoint.set(scan.grad_final ? scan.grad_final + 2 * row * f.n : nullptr, f.n, np());
-        step_back(f.L - whole, grad_y + whole, u + whole, grad_u + whole, f.D ? double(f.D[h]) : 0, scan.parameters);
-        for (int64_t s = segments - 1; s >= 0; --s) {
-            const int64_t at = s * segment * kChunk;
-            if (scan.parameters && s < segments - 1) {
-                for (int64_t i = 0; i < np(); ++i) forward.state.put(i, get(starts, s * np() + i));
-                advance(u + at, length(s), true, Ahead<T>::none());
-            }
-            segment_back(length(s), grad_y + at, u + at, grad_u + at, scan.parameters,
-                         s == 0 ? next : Ahead<T>::none());
-        }
-        if (scan.grad_state) adjoint.write(scan.grad_state + 2 * row * f.n, f.n);
-    }
-
-    void finish(double *sums) {
-        flush_products();
+    void finish(double *sums) const {
         const Nodes<T> &nodes = forward.nodes;
         double correlation[kChunk] = {};
         for (int64_t t = 0; t < kChunk; ++t) {
@@ -279,29 +224,167 @@ struct Backward {
     };
 };
 
+// What a piece of `count` features works with.
+template <class T>
+struct BackwardPiece {
+    const ScanBackward<T> &scan;
+    int64_t segment;  // chunks whose states are kept at a time
+    T *local, *adjoints;
+    Samples<T> u, grad_y, grad_u;
+    const Backward<T> *features;
+    int64_t summed = 0;  // blocks whose products are not added up yet
+
+    BackwardPiece(Arena &memory, const ScanBackward<T> &scan, int64_t count)
+        : scan(scan),
+          segment(chunks_of_segment(scan.forward, count)),
+          local(Forward<T>::make_local(memory, scan.forward.n)),
+          adjoints(Forward<T>::make_local(memory, scan.forward.n)),
+          u(memory, scan.forward, count),
+          grad_y(memory, scan.forward, count),
+          grad_u(memory, scan.forward, count),
+          features(each<Backward<T>>(memory, count,
+                                     [&] { return Backward<T>(memory, scan.forward, segment, local, adjoints); })) {}
+
+    void run(const ScanPiece &piece, double *sums, int64_t stride) {
+        for (int64_t j = 0; j < piece.count; ++j) features[j].set(scan.forward, piece.h + j);
+        for (int64_t b = piece.first; b < piece.last; ++b) row(piece, b);
+        if (!scan.parameters) return;
+        flush_products(piece);
+        for (int64_t j = 0; j < piece.count; ++j) features[j].finish(sums + j * stride);
+    }
+
+   private:
+    static constexpr int64_t kStep = Samples<T>::kStep;
+
+    static int64_t chunks_of_segment(const Scan<T> &scan, int64_t count) {
+        const int64_t chunks = scan.L / kChunk;
+        const int64_t fitting = kSegmentBytes / (count * 2 * padded(scan.n) * int64_t(sizeof(T)));
+        const int64_t most = fitting < kBlock ? kBlock : fitting / kBlock * kBlock;
+        return chunks < 1 ? 1 : chunks < most ? chunks : most;
+    }
+
+    // The first chunk of segment s.
+    int64_t start(int64_t s) const {
+        const int64_t chunks = scan.forward.L / kChunk;
+        return s * segment < chunks ? s * segment : chunks;
+    }
+
+    void row(const ScanPiece &piece, int64_t b) {
+        const Scan<T> &f = scan.forward;
+        const int64_t segments = (f.L / kChunk + segment - 1) / segment;
+        const auto pairs = [&](int64_t j) { return 2 * (b * f.H + piece.h + j) * f.n; };
+        const auto at = [](const T *from, int64_t offset) { return from ? from + offset : nullptr; };
+        for (int64_t j = 0; j < piece.count; ++j) {
+            const Backward<T> &feature = features[j];
+            feature.adjoint.set(at(scan.grad_final, pairs(j)), f.n, feature.np());
+            feature.forward.state.set(at(f.state, pairs(j)), f.n, feature.np());
+        }
+        for (int64_t s = 0; s < segments && scan.parameters; ++s) {
+            for (int64_t j = 0; j < piece.count; ++j) features[j].keep_start(s);
+            advance(piece, b, s, s == segments - 1);
+        }
+        steps(piece, b);
+        for (int64_t s = segments - 1; s >= 0; --s) {
+            if (scan.parameters && s < segments - 1) {
+                for (int64_t j = 0; j < piece.count; ++j) features[j].go_to_start(s);
+                advance(piece, b, s, true);
+            }
+            segment_back(piece, b, s);
+        }
+        for (int64_t j = 0; j < piece.count && scan.grad_state; ++j) {
+            features[j].adjoint.write(scan.grad_state + pairs(j), f.n);
+        }
+    }
+
+    // The states of the chunks of a segment, kept or only passed through.
+    void advance(const ScanPiece &piece, int64_t b, int64_t s, bool keep) {
+        const Scan<T> &f = scan.forward;
+        const int64_t row = f.at(b, piece.h, 0);
+        const Ahead<T> ahead =
+            s > 0 || f.time_major ? Ahead<T>::none() : Ahead<T>::row(scan.grad_y + row, scan.grad_u + row, f.L);
+        ahead.quarter(0), ahead.quarter(1);
+        for (int64_t first = start(s); first < start(s + 1); first += kBlock) {
+            const int64_t rows = start(s + 1) - first < kBlock ? start(s + 1) - first : kBlock;
+            const T *samples = u.read(f, f.u, b, piece.h, first * kChunk, rows * kChunk);
+            for (int64_t j = 0; j < piece.count; ++j) {
+                const Backward<T> &feature = features[j];
+                T *const kept = feature.states + (first - start(s)) * 2 * feature.np();
+                feature.forward.states(rows, samples + j * kStep, keep ? kept : local);
+            }
+        }
+        ahead.quarter(2), ahead.quarter(3);
+    }
+
+    // The samples after whole chunks, there and back.
+    void steps(const ScanPiece &piece, int64_t b) {
+        const Scan<T> &f = scan.forward;
+        const int64_t whole = f.L / kChunk * kChunk, count = f.L - whole, h = piece.h;
+        if (count == 0) return;
+        const T *input = u.read(f, f.u, b, h, whole, count);
+        const T *dy = grad_y.read(f, scan.grad_y, b, h, whole, count);
+        T *du = grad_u.place(f, scan.grad_u, b, h, whole);
+        for (int64_t j = 0; j < piece.count; ++j, input += kStep, dy += kStep, du += kStep) {
+            const Backward<T> &feature = features[j];
+            if (scan.parameters) {
+                feature.step_states(count, input);
+                feature.by_D[0] += feature.product(count, dy, input);
+            }
+            feature.step_back(count, dy, input, du, f.D ? double(f.D[h + j]) : 0, scan.parameters);
+        }
+        grad_u.write(f, scan.grad_u, b, h, whole, count);
+    }
+
+    // Takes the adjoint back over the chunks of a segment whose states are kept.
+    void segment_back(const ScanPiece &piece, int64_t b, int64_t s) {
+        const Scan<T> &f = scan.forward;
+        const int64_t h = piece.h, count = start(s + 1) - start(s);
+        for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
+            const int64_t rows = count - first < kBlock ? count - first : kBlock;
+            const int64_t l = (start(s) + first) * kChunk, length = rows * kChunk;
+            const T *dy = grad_y.read(f, scan.grad_y, b, h, l, length);
+            const T *input = scan.parameters ? u.read(f, f.u, b, h, l, length) : dy;
+            T *du = grad_u.place(f, scan.grad_u, b, h, l);
+            const T *next = f.u + f.at(b + 1, h, 0);
+            const Ahead<T> ahead =
+                l > 0 || b + 1 == piece.last || f.time_major ? Ahead<T>::none() : Ahead<T>::row(next, next, f.L);
+            for (int64_t j = 0; j < piece.count; ++j, input += kStep, dy += kStep, du += kStep) {
+                const Backward<T> &feature = features[j];
+                feature.block_back(rows, dy, du, ahead);
+                if (!scan.parameters) continue;
+                feature.add_products(rows, feature.states + first * 2 * feature.np(), dy, input, summed > 0);
+                feature.by_D[0] += feature.product(length, dy, input);
+            }
+            grad_u.write(f, scan.grad_u, b, h, l, length);
+            if (scan.parameters && ++summed == kSummed) flush_products(piece);
+        }
+    }
+
+    void flush_products(const ScanPiece &piece) {
+        for (int64_t j = 0; j < piece.count && summed > 0; ++j) features[j].flush_products();
+        summed = 0;
+    }
+};
+
 }  // namespace
 
 template <class T>
-int64_t scan_backward_scratch(const ScanBackward<T> &scan) {
+int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count) {
     Arena memory;
-    Backward<T>(memory, scan);
+    BackwardPiece<T>(memory, scan, count);
     return memory.used();
 }
 
 template <class T>
-void scan_backward(const ScanBackward<T> &scan, int64_t h, int64_t first, int64_t last, double *sums, char *scratch) {
+void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece, double *sums, int64_t stride, char *scratch) {
     const FlushDenormals flush;
     Arena memory(scratch);
-    Backward<T> backward(memory, scan);
-    backward.set(scan.forward, h);
-    for (int64_t b = first; b < last; ++b) backward.row(scan, b, h, b + 1 == last);
-    if (scan.parameters) backward.finish(sums);
+    BackwardPiece<T>(memory, scan, piece.count).run(piece, sums, stride);
 }
 
-template int64_t scan_backward_scratch(const ScanBackward<float> &);
-template int64_t scan_backward_scratch(const ScanBackward<double> &);
-template void scan_backward(const ScanBackward<float> &, int64_t, int64_t, int64_t, double *, char *);
-template void scan_backward(const ScanBackward<double> &, int64_t, int64_t, int64_t, double *, char *);
+template int64_t scan_backward_scratch(const ScanBackward<float> &, int64_t);
+template int64_t scan_backward_scratch(const ScanBackward<double> &, int64_t);
+template void scan_backward(const ScanBackward<float> &, const ScanPiece &, double *, int64_t, char *);
+template void scan_backward(const ScanBackward<double> &, const ScanPiece &, double *, int64_t, char *);
 
 }  // namespace S4_FAST_ISA
 }  // namespace s4_fast

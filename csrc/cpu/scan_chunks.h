@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kChunk = 32;
 // Chunks between two passes over the same samples: their local states stay in the first cache.
 constexpr int64_t kBlock = 48;
+
 // Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
 // ahead. A quarter at a time, between products: all at once would be waited for.
 template <class T>
@@ -38,6 +39,52 @@ struct Ahead {
             __builtin_prefetch(read + l, 0, 1), __builtin_prefetch(write + l, 1, 1);
         }
     }
+};
+
+// What each of the features of a piece works with, in a row.
+template <class Feature, class Make>
+const Feature *each(Arena &memory, int64_t count, Make make) {
+    Feature *const features = memory.take<Feature>(count);
+    for (int64_t j = 0; j < count; ++j) {
+        const Feature feature = make();
+        if (features) __builtin_memcpy(static_cast<void *>(features + j), &feature, sizeof feature);
+    }
+    return features;
+}
+
+// A block of samples of every feature of a piece, each feature's one after another: where they are in the array, or
+// where the array is time-major, copied.
+template <class T>
+struct Samples {
+    bool time_major;
+    int64_t count;
+    T *copy;                  // (count, kStep)
+    const T *held = nullptr;  // the block that is copied
+
+    Samples(Arena &memory, const Scan<T> &scan, int64_t count)
+        : time_major(scan.time_major), count(count), copy(memory.take<T>(time_major ? count * kStep : 0)) {}
+
+    const T *read(const Scan<T> &scan, const T *array, int64_t b, int64_t h, int64_t l, int64_t length) {
+        array += scan.at(b, h, l);
+        if (!time_major) return array;
+        // The samples after whole chunks lie apart, so that a row of one block need not be copied twice.
+        T *const to = copy + (length < kChunk ? kBlock * kChunk : 0);
+        if (length >= kChunk && array == held) return to;
+        if (length >= kChunk) held = array;
+        transpose(length, count, array, scan.H, to, kStep);
+        return to;
+    }
+
+    // Where samples go, and the copy from there.
+    T *place(const Scan<T> &scan, T *array, int64_t b, int64_t h, int64_t l) const {
+        return time_major ? copy : array + scan.at(b, h, l);
+    }
+    void write(const Scan<T> &scan, T *array, int64_t b, int64_t h, int64_t l, int64_t length) const {
+        if (time_major) transpose(count, length, copy, kStep, array + scan.at(b, h, l), scan.H);
+    }
+
+    // Not a number of pages: features would contend for the same places of the first cache.
+    static constexpr int64_t kStep = (kBlock + 1) * kChunk + 64 / int64_t(sizeof(T));
 };
 
 // The parameters of one feature, and the powers lambda^t, t <= kChunk.
@@ -108,16 +155,18 @@ struct Forward {
     T *inputs;   // (kChunk, 2 np): B lambda^{T-1-t}
     T *by_time;  // (kChunk, 2 np): conj(2 C lambda^{t+1})
     T *outputs;  // its transpose: what S_m adds to y
-    T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them
+    T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them; may be shared
 
-    Forward(Arena &memory, int64_t n)
+    Forward(Arena &memory, int64_t n, T *local)
         : nodes(memory, n),
           state(memory, nodes.np),
           toeplitz(memory),
           inputs(memory.take<T>(kChunk * 2 * nodes.np)),
           by_time(memory.take<T>(kChunk * 2 * nodes.np)),
           outputs(memory.take<T>(2 * nodes.np * kChunk)),
-          local(memory.take<T>(kBlock * 2 * nodes.np)) {}
+          local(local) {}
+
+    static T *make_local(Arena &memory, int64_t n) { return memory.take<T>(kBlock * 2 * padded(n)); }
 
     void set(const Scan<T> &scan, int64_t h) const {
         const int64_t np = nodes.np;
@@ -136,11 +185,12 @@ struct Forward {
             kernel[t] = sum(total);
         }
         if (scan.D) kernel[0] += double(scan.D[h]);
-        transpose(kChunk, 2 * np, by_time, outputs);
+        transpose(kChunk, 2 * np, by_time, 2 * np, outputs, kChunk);
         toeplitz.set(kernel);
     }
 
-    void take_in(int64_t rows, const T *u, T *out) const {
+    // Flat: with the depth and the steps of the product as constants.
+    __attribute__((flatten)) void take_in(int64_t rows, const T *u, T *out) const {
         multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
     }
 

@@ -1,19 +1,56 @@
-// Tables of powers as the matrix products take them.
+// Tables of powers as the matrix products take them, and transposes.
 #pragma once
+
+#include <utility>
 
 #include "powers.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
 
-// to (columns, rows) = from (rows, columns).
+// One vector of alternating lanes of the lower or upper halves of a and b.
+template <bool Upper, class V, int... I>
+inline V zipped(V a, V b, std::integer_sequence<int, I...>) {
+    constexpr int kCount = int(sizeof...(I));
+    return __builtin_shufflevector(a, b, (I / 2 + (Upper ? kCount / 2 : 0) + I % 2 * kCount)...);
+}
+
+// The transpose of a square of vectors: each round moves a bit of the row's number into the column's.
 template <class T>
-void transpose(int64_t rows, int64_t columns, const T *from, T *to) {
-    constexpr int64_t kTile = 16;
-    for (int64_t i = 0; i < rows; i += kTile) {
-        for (int64_t j = 0; j < columns; ++j) {
-            for (int64_t k = i; k < rows && k < i + kTile; ++k) to[j * rows + k] = from[k * columns + j];
+inline void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
+    constexpr int kHalf = kLanes<T> / 2;
+    using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+#pragma GCC unroll 4
+    for (int round = 1; round < kLanes<T>; round *= 2) {
+        Vector<T> next[kLanes<T>];
+#pragma GCC unroll 8
+        for (int i = 0; i < kHalf; ++i) {
+            next[2 * i] = zipped<false>(rows[i], rows[i + kHalf], Lanes());
+            next[2 * i + 1] = zipped<true>(rows[i], rows[i + kHalf], Lanes());
         }
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
+    }
+}
+
+// to[j * ldt + i] = from[i * ldf + j] for i < rows, j < columns. Not inlined: callers would grow too large to have
+// their products inlined.
+template <class T>
+__attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const T *from, int64_t ldf, T *to,
+                                         int64_t ldt) {
+    const int64_t whole_rows = rows / kLanes<T> * kLanes<T>, whole_columns = columns / kLanes<T> * kLanes<T>;
+    for (int64_t i = 0; i < whole_rows; i += kLanes<T>) {
+        for (int64_t j = 0; j < whole_columns; j += kLanes<T>) {
+            Vector<T> square[kLanes<T>];
+#pragma GCC unroll 16
+            for (int k = 0; k < kLanes<T>; ++k) square[k] = load(from + (i + k) * ldf + j);
+            transpose_square<T>(square);
+#pragma GCC unroll 16
+            for (int k = 0; k < kLanes<T>; ++k) store(to + (j + k) * ldt + i, square[k]);
+        }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * ldt + i] = from[i * ldf + j];
     }
 }
 

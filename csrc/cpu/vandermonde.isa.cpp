@@ -71,7 +71,7 @@ struct Synthesizer {
                 store_double(by_time + t * 2 * np + np + i, -load(nodes.powers.im + t * np + i));
             }
         }
-        transpose(nodes.length, 2 * np, by_time, fine);
+        transpose(nodes.length, 2 * np, by_time, 2 * np, fine, nodes.length);
     }
 
     void row(const Synthesis<T> &of, int64_t row, int64_t h) const {

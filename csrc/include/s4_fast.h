@@ -5,10 +5,10 @@
  * A function returns 0, or a code other than 0 after which s4_fast_error() says what went wrong; nothing throws.
  *
  * The functions of the two families take the same arguments up to the last ones: the CPU functions end with the number
- * of threads to use. The CUDA functions take device pointers and end with (workspace, workspace_bytes, device, stream):
- * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise
- * they launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never
- * synchronise, so that they can be captured into a CUDA graph.
+ * of threads to use, before which those of a scan take `time_major`. The CUDA functions take device pointers and end
+ * with (workspace, workspace_bytes, device, stream): with workspace == NULL they only write the bytes they need to
+ * *workspace_bytes (0 where they need none); otherwise they launch on the cudaStream_t `stream` of `device` and return
+ * without waiting. They allocate nothing and never synchronise, so that they can be captured into a CUDA graph.
  *
  * Gradients follow PyTorch: the gradient of a complex number is dRe + i dIm.
  */
@@ -58,10 +58,11 @@ S4_FAST_API int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t
 
 /* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.
  * u (batch, H, L) real; x, B, C (H, n) complex; D (H,) real or NULL; state = s_{-1} (batch, H, n) complex or NULL for
- * 0; y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL. */
+ * 0; y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL.
+ * On a CPU, u and y, and their gradients, are (batch, L, H) where `time_major` is not 0. */
 S4_FAST_API int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                  const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
-                                 void *final, int64_t threads);
+                                 void *final, int64_t time_major, int64_t threads);
 
 /* The gradients of u, of x, B, C, D and state, these or NULL, of the shapes and types of what they belong to, for those
  * of y (grad_y) and of the final state (grad_final, or NULL for 0). */
@@ -69,7 +70,7 @@ S4_FAST_API int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t 
                                           const void *grad_y, const void *grad_final, const void *u, const void *x,
                                           const void *B, const void *C, const void *D, const void *state, void *grad_u,
                                           void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
-                                          int64_t threads);
+                                          int64_t time_major, int64_t threads);
 
 /* lambda = exp(x) as pairs of doubles, whatever dtype is: x (count,) complex. */
 S4_FAST_API int s4_fast_cpu_exp(int64_t dtype, int64_t count, const void *x, double *lambda, int64_t threads);
@@ -99,12 +100,12 @@ S4_FAST_API int s4_fast_cpu_dplr_spectrum_backward(int64_t dtype, int64_t b, int
                                                    const void *w, const double *shift, double *grad_v, double *grad_w,
                                                    int64_t threads);
 
-/* One step of s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u,  y_c = 2 Re sum_n C_c s'.
- * u (batch, H) real; state, next (batch, H, n), which may be the same memory; increment, B (H, n); G, V (rank, H, n);
- * C (c, H, n); y (batch, c, H) real. */
+/* One step of s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u,  y_c = 2 Re sum_n C_c s' + D u.
+ * u (batch, H) real; state, next (batch, H, n), which may be the same memory; increment (H, n) pairs of doubles,
+ * whatever dtype is; B (H, n); G, V (rank, H, n); C (c, H, n); D (H,) real or NULL; y (batch, c, H) real. */
 S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                      const void *u, const void *state, const void *increment, const void *G,
-                                      const void *V, const void *B, const void *C, void *y, void *next,
+                                      const void *u, const void *state, const double *increment, const void *G,
+                                      const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                       int64_t threads);
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
@@ -142,8 +143,8 @@ S4_FAST_API int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, in
                                                     void *workspace, int64_t *workspace_bytes, int64_t device,
                                                     void *stream);
 S4_FAST_API int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n,
-                                       const void *u, const void *state, const void *increment, const void *G,
-                                       const void *V, const void *B, const void *C, void *y, void *next,
+                                       const void *u, const void *state, const double *increment, const void *G,
+                                       const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                        void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
 /* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and

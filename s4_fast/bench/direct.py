@@ -148,7 +148,8 @@ def s4_step(layer: S4Layer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     n, H = layer.d_state // 2, layer.d_model
     eye = torch.eye(2 * n)
     basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, H, -1)
-    A_bar = torch.view_as_real(recurrence.advance(basis).contiguous()).transpose(-1, -2).flatten(-2).permute(1, 2, 0)
+    advanced = recurrence.advance(basis).to(recurrence.B.dtype)
+    A_bar = torch.view_as_real(advanced.contiguous()).transpose(-1, -2).flatten(-2).permute(1, 2, 0)
     B = torch.view_as_real(recurrence.B).transpose(-1, -2).flatten(-2)
     C = 2 * torch.view_as_real(recurrence.C[0].conj().resolve_conj()).transpose(-1, -2).flatten(-2)
 

@@ -66,12 +66,12 @@ class SSMLayer(AllOrNothing):
         rows = padding.rows(lengths, u)
         if rows is not None:
             u = rows.cut(u)
-        # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
-        u = u.transpose(1, 2).contiguous()
+        u = u.mT
         if state is not None:
             self.kernel.check(u, state, "length")
         y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
-        y = y.transpose(1, 2).contiguous()
+        # No copy after a scan, which keeps the layout of its input.
+        y = y.mT.contiguous()
         if rows is not None:
             y = rows.cut(y)
         if not return_state:
@@ -90,7 +90,8 @@ class SSMLayer(AllOrNothing):
         self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool
     ) -> tuple[Tensor, Tensor | None]:
         """u (batch, d_model, length), zero beyond the rows' ends -> y like u, the state after each row if wanted."""
-        L = u.shape[-1]
+        # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
+        u, L = u.contiguous(), u.shape[-1]
         k = self.kernel.kernel(L)
         y = fft_conv(u, k[0], self.D)
         if self.bidirectional:
@@ -114,8 +115,8 @@ class SSMLayer(AllOrNothing):
         """
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
-        y, state = self.kernel.step(u, state)
-        return y[:, 0] + self.D * u, state
+        y, state = self.kernel.step(u, state, self.D)
+        return y.squeeze(1), state
 
     def extra_repr(self) -> str:
         return f"bidirectional={self.bidirectional}"

@@ -156,18 +156,25 @@ def runs_directly(tensors: Sequence[Tensor]) -> bool:
 
     torch.library costs tens of microseconds, which is more than one step of a recurrence.
     """
-    if torch.compiler.is_compiling():
+    if operations_are_seen():
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
     return (
         all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
         and not tensors[0].is_meta
-        and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._is_tracing()
+    )
+
+
+def operations_are_seen() -> bool:
+    """Whether a graph, a transform or a mode sees every operation, so that tensors need not hold numbers."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
     )
 
 

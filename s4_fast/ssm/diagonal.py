@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Generator, Tensor
 
@@ -11,24 +9,9 @@ from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from s4_fast.ssm.parameters import SSMParameters, given_tensors, reversed_rows
+from s4_fast.ssm.stepping import DiagonalStepper
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
-
-
-class DiagonalRecurrence(NamedTuple):
-    """``s' = lambda s + B u``, ``y = 2 Re C s'``.
-
-    The product is formed in complex128, whatever the state is stored in: float32's roundings of lambda, and of the
-    product, are not random, and add up to 2e-5 over 2000 steps of a weakly damped state.
-    """
-
-    lam: Tensor  # (d_model, n), complex128
-    B: Tensor  # (d_model, n)
-    C: Tensor  # (channels, d_model, n)
-
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = (self.lam * state + self.B * u[..., None]).to(state.dtype)
-        return 2 * (self.C * state[:, None]).sum(-1).real, state
 
 
 class DiagonalSSM(SSMParameters):
@@ -113,14 +96,5 @@ class DiagonalSSM(SSMParameters):
         following = torch.exp(x.to(torch.complex128)) * state
         return log_vandermonde((C * following[:, None]).to(state.dtype), x, L)
 
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: u (batch, d_model), state (batch, d_model, n) -> y (batch, channels, d_model), state.
-
-        The discretisation is remembered while no parameter changes, except where gradients are recorded.
-        """
-        self.check(u, state)
-        return self._cached(self._recurrence).step(u, state)
-
-    def _recurrence(self) -> DiagonalRecurrence:
-        x, B, C = self.discretize()
-        return DiagonalRecurrence(torch.exp(x.to(torch.complex128)), B, C)
+    def _stepper(self) -> DiagonalStepper:
+        return DiagonalStepper(*self.discretize())

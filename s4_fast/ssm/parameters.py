@@ -10,10 +10,21 @@ import torch
 from torch import Generator, Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
+from s4_fast.ops._library import operations_are_seen
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
+from s4_fast.ssm.stepping import Stepper
 
 T = TypeVar("T")
+
+_COMPLEX = {
+    torch.float16: torch.complex64,
+    torch.bfloat16: torch.complex64,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+_address, _version = Tensor.data_ptr, Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class SSMParameters(AllOrNothing):
@@ -123,10 +134,16 @@ class SSMParameters(AllOrNothing):
         A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
         into ``.data`` leaves no trace.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or operations_are_seen():
             return compute()
-        tensors = (*self.parameters(), *self.buffers())
-        key = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._modules:  # those of parametrizations
+            tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())
+        else:
+            tensors = (*self._parameters.values(), *self._buffers.values())
+        try:
+            key = (*map(_address, tensors), *map(_version, tensors))
+        except RuntimeError:  # an inference tensor has no version
+            key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         if self._cache is None or self._cache[0] != key:
             # The aliases keep the memory, so that no other tensor can come to lie at its address.
             self._cache = (key, [t.detach() for t in tensors], {})
@@ -136,15 +153,54 @@ class SSMParameters(AllOrNothing):
         return found[compute.__name__]
 
     def _complex_dtype(self) -> torch.dtype:
-        return torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
+        return _COMPLEX[self.C.dtype]
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, n), complex."""
         shape = (batch, self.d_model, self.d_state // 2)
         return torch.zeros(shape, dtype=self._complex_dtype(), device=self.C.device)
 
+    def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step from ``state`` (batch, d_model, n), as :meth:`init_state` or :meth:`forward_state` returns it.
+
+        What depends on the parameters alone is remembered while none of them changes, except where gradients are
+        recorded. Without gradients a step of the native library takes a few microseconds.
+
+        Args:
+            u: input, (batch, d_model), real.
+            state: the state before, complex. It is not changed.
+            D: skip coefficients, (d_model,), real, or None.
+
+        Returns:
+            y (batch, channels, d_model), with D u in every channel, and the state after. Differentiable in u, the
+            state, D and every parameter.
+
+        Raises:
+            TypeError: u, state or D has the wrong dtype.
+            ValueError: u, state or D has the wrong shape, or is not where the parameters are.
+            BackendUnavailableError: the backend asked for (:func:`s4_fast.use_backend`) cannot step.
+        """
+        self.check(u, state)
+        real = _REAL[state.dtype]
+        if D is not None and not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
+            raise _wrong_skip(D, real, u)
+        return self._cached(self._stepper).step(u if u.dtype is real else u.to(real), state, D)
+
+    def _stepper(self) -> Stepper:
+        raise NotImplementedError
+
     def check(self, u: Tensor, state: Tensor, *positions: str) -> None:
         """Raise unless u is (batch, d_model, *positions) and state is a state of this module for that batch."""
+        C = self.C
+        if (
+            u.ndim == 2 + len(positions)
+            and u.shape[1] == self.d_model
+            and state.shape == (u.shape[0], self.d_model, self.d_state // 2)
+            and u.dtype is C.dtype
+            and state.dtype is _COMPLEX[C.dtype]
+            and u.device == state.device == C.device
+        ):
+            return
         if u.ndim != 2 + len(positions) or u.shape[1] != self.d_model:
             expected_u = ", ".join(("batch", str(self.d_model), *positions))
             raise ValueError(f"expected u of shape ({expected_u}), got {tuple(u.shape)}")
@@ -155,11 +211,20 @@ class SSMParameters(AllOrNothing):
             raise TypeError(f"expected state to be {self._complex_dtype()}, got {state.dtype}")
         if torch.promote_types(u.dtype, self.C.dtype) != self.C.dtype:
             raise TypeError(f"expected u to be {self.C.dtype}, got {u.dtype}")
-        if state.device != u.device:
-            raise ValueError(f"expected u and state on one device, got u on {u.device}, state on {state.device}")
+        if not u.device == state.device == C.device:
+            where = f"u on {u.device}, state on {state.device}"
+            raise ValueError(f"expected u and state on {C.device}, where the parameters are, got {where}")
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:
+    if D.dtype is not dtype:
+        return TypeError(f"expected D to be {dtype}, got {D.dtype}")
+    if D.shape != u.shape[1:]:
+        return ValueError(f"expected D of shape {tuple(u.shape[1:])}, got {tuple(D.shape)}")
+    return ValueError(f"expected u and D on one device, got u on {u.device}, D on {D.device}")
 
 
 def reversed_rows(u: Tensor, lengths: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, linear
 
-from s4_fast import S4DLayer, S4Layer
+from s4_fast import S4DLayer, S4Layer, native_library, use_backend
 from s4_fast.layers.ssm_layer import SSMLayer
-from tests.helpers import relative_error
+from tests.helpers import needs_native, relative_error
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = [
@@ -137,6 +138,31 @@ def test_any_length_in_any_order_and_no_look_ahead(cls, options, lengths, genera
         for L in lengths:
             assert relative_error(layer(u[:, :L]), want[:, :L]) < 1e-10, L
             assert relative_error(layer(u)[:, :L], want[:, :L]) < 1e-10, L
+
+
+@EVERY
+@pytest.mark.parametrize("backend", ["auto", "pytorch", "reference", pytest.param("native", marks=needs_native)])
+def test_steps_without_gradients_are_those_with(cls, options, backend, generator):
+    layer = build(cls, generator, **options).float()
+    u = torch.randn(3, 20, 4, generator=generator)
+    want = run(copy.deepcopy(layer).double(), u.double())
+    with torch.no_grad(), use_backend(backend):
+        got = run(layer, u)  # rows of which no two are neighbours in memory
+    # The discretisation in float32 is a part of the error.
+    assert got.dtype == torch.float32 and relative_error(got, want.detach()) < 5e-6
+    assert relative_error(run(layer, u).detach(), want.detach()) < 5e-6
+
+
+@needs_native
+@BOTH
+def test_one_native_call_makes_a_step(cls, generator):
+    layer = build(cls, generator)
+    u, state = signal(generator, 2, 4), layer.init_state(2)
+    with torch.no_grad():
+        y, _ = layer.step(u, state)
+        with mock.patch.object(native_library, "_check", wraps=native_library._check) as check:
+            assert torch.equal(layer.step(u, state)[0], y)
+    assert check.call_count == 1  # it sees the code that every call returns
 
 
 @BOTH

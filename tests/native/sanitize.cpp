@@ -232,12 +232,13 @@ void test_moments(bool wide, Sizes s, bool first) {
 // The inputs of a scan; D and state may be absent.
 struct ScanInputs {
     Sizes s;
-    bool wide;
+    bool wide, time_major;
     Array u, x, B, C, D, state;
 
-    ScanInputs(bool wide, Sizes s, bool optional)
+    ScanInputs(bool wide, Sizes s, bool optional, bool time_major = false)
         : s(s),
           wide(wide),
+          time_major(time_major),
           u(Array::random(wide, s.batch * s.H * s.L)),
           x(Array::nodes(wide, s.H * s.n)),
           B(Array::random(wide, 2 * s.H * s.n)),
@@ -245,21 +246,28 @@ struct ScanInputs {
           D(Array::random(wide, optional ? s.H : 0)),
           state(Array::random(wide, optional ? 2 * s.batch * s.H * s.n : 0)) {}
 
+    // Where the sample l of a row and feature is.
+    int64_t at(int64_t row, int64_t l) const {
+        return time_major ? (row / s.H * s.L + l) * s.H + row % s.H : row * s.L + l;
+    }
+
     int forward(const Array &y, const Array &final, int64_t threads) const {
         return s4_fast_cpu_scan(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), B.data(), C.data(), D.data(),
-                                state.data(), y.data(), final.data(), threads);
+                                state.data(), y.data(), final.data(), time_major, threads);
     }
 
     // to: the gradients of u, x, B, C, D and state.
     int backward(const Array &grad_y, const Array &grad_final, const Arrays &to, int64_t threads) const {
         return s4_fast_cpu_scan_backward(wide, s.batch, s.H, s.n, s.L, grad_y.data(), grad_final.data(), u.data(),
                                          x.data(), B.data(), C.data(), D.data(), state.data(), to[0].data(),
-                                         to[1].data(), to[2].data(), to[3].data(), to[4].data(), to[5].data(), threads);
+                                         to[1].data(), to[2].data(), to[3].data(), to[4].data(), to[5].data(),
+                                         time_major, threads);
     }
 };
 
-void test_scan(bool wide, Sizes s, bool optional) {
-    const ScanInputs in(wide, s, optional);
+void test_scan_of(bool wide, Sizes s, bool optional, bool time_major) {
+    const ScanInputs in(wide, s, optional, time_major);
+    const std::string name = time_major ? "time-major scan" : "scan";
     const Array grad_y = Array::random(wide, in.u.count()), grad_final = Array::random(wide, in.state.count());
     Reals y(std::size_t(in.u.count())), grad_u(y.size()), grad_D(std::size_t(s.H));
     Complexes final(std::size_t(s.batch * s.H * s.n)), grad_state(final.size());
@@ -268,10 +276,12 @@ void test_scan(bool wide, Sizes s, bool optional) {
     for (int64_t row = 0; row < s.batch * s.H; ++row) {
         const int64_t h = row % s.H;
         const double D = optional ? in.D[h] : 0;
-        const auto at = [&](int64_t l) { return std::size_t(row * s.L + l); };
+        const auto at = [&](int64_t l) { return std::size_t(in.at(row, l)); };
+        const auto input = [&](int64_t l) { return in.u[in.at(row, l)]; };
         for (int64_t l = 0; l < s.L; ++l) {
-            y[at(l)] = D * in.u[row * s.L + l], grad_u[at(l)] = D * grad_y[row * s.L + l];
-            grad_D[std::size_t(h)] += grad_y[row * s.L + l] * in.u[row * s.L + l];
+            const double dy = grad_y[in.at(row, l)];
+            y[at(l)] = D * input(l), grad_u[at(l)] = D * dy;
+            grad_D[std::size_t(h)] += dy * input(l);
         }
         for (int64_t i = 0; i < s.n; ++i) {
             const std::size_t parameter = std::size_t(h * s.n + i), node = std::size_t(row * s.n + i);
@@ -279,24 +289,24 @@ void test_scan(bool wide, Sizes s, bool optional) {
                           C = in.C.pair(h * s.n + i);
             states[0] = optional ? in.state.pair(row * s.n + i) : 0;
             for (int64_t l = 0; l < s.L; ++l) {
-                states[std::size_t(l + 1)] = lambda * states[std::size_t(l)] + B * in.u[row * s.L + l];
+                states[std::size_t(l + 1)] = lambda * states[std::size_t(l)] + B * input(l);
                 y[at(l)] += 2 * (C * states[std::size_t(l + 1)]).real();
             }
             final[node] = states[std::size_t(s.L)];
             Complex g = optional ? grad_final.pair(row * s.n + i) : 0;
             for (int64_t l = s.L - 1; l >= 0; --l) {
-                const double dy = grad_y[row * s.L + l];
+                const double dy = grad_y[in.at(row, l)];
                 g += 2 * dy * std::conj(C);
                 grad_u[at(l)] += (std::conj(B) * g).real();
                 grad_C[parameter] += 2 * dy * std::conj(states[std::size_t(l + 1)]);
-                grad_B[parameter] += in.u[row * s.L + l] * g;
+                grad_B[parameter] += input(l) * g;
                 grad_x[parameter] += g * std::conj(lambda * states[std::size_t(l)]);
                 g *= std::conj(lambda);
             }
             grad_state[node] = g;
         }
     }
-    every_way(describe("scan", wide, s, optional), tolerance(wide),
+    every_way(describe(name.c_str(), wide, s, optional), tolerance(wide),
               {{"y", wide, y}, optional ? Output{"final", wide, flat(final)} : none("final")},
               [&](const Arrays &to, int64_t threads) { return in.forward(to[0], to[1], threads); });
 
@@ -308,10 +318,14 @@ void test_scan(bool wide, Sizes s, bool optional) {
         std::vector<Output> outputs;
         for (int i = 0; i < 6; ++i)
             outputs.push_back(optional || i == 0 || i == other ? every[i] : none(every[i].name));
-        every_way(describe("scan_backward", wide, s, optional) + " " + every[other].name, 10 * tolerance(wide), outputs,
+        every_way(describe((name + "_backward").c_str(), wide, s, optional) + " " + every[other].name,
+                  10 * tolerance(wide), outputs,
                   [&](const Arrays &to, int64_t threads) { return in.backward(grad_y, grad_final, to, threads); });
     }
 }
+
+void test_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, false); }
+void test_time_major_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, true); }
 
 void test_step(bool wide, Sizes s, bool optional) {
     const Array x = Array::nodes(wide, s.H * s.n);
@@ -468,8 +482,9 @@ void test_dplr(bool wide, Sizes s, bool optional) {
 void test_dplr_step(bool wide, Sizes s, bool optional) {
     const int64_t rank = optional ? 3 : 1, c = optional ? 2 : 1;
     const auto pairs = [&](int64_t count) { return Array::random(wide, 2 * count * s.H * s.n); };
-    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), increment = pairs(1), B = pairs(1);
-    const Array G = pairs(rank), V = pairs(rank), C = pairs(c);
+    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), B = pairs(1);
+    const Array G = pairs(rank), V = pairs(rank), C = pairs(c), D = Array::random(wide, optional ? s.H : 0);
+    const Array increment = Array::random(true, 2 * s.H * s.n);
     Reals y(std::size_t(s.batch * c * s.H));
     Complexes next(std::size_t(s.batch * s.H * s.n));
     for (int64_t row = 0; row < s.batch * s.H; ++row) {
@@ -489,7 +504,7 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
         }
         for (int64_t k = 0; k < c; ++k) {
             y[std::size_t((row / s.H * c + k) * s.H + h)] =
-                overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; });
+                overlap(C, k, [&](int64_t i) { return next[std::size_t(i)]; }) + (optional ? D[h] * u[row] : 0);
         }
     }
     for (bool in_place : {false, true}) {
@@ -497,8 +512,9 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
                   {{"y", wide, y}, {"next", wide, flat(next)}}, [&](const Arrays &to, int64_t threads) {
                       if (in_place) std::memcpy(to[1].data(), state.data(), std::size_t(state.bytes()));
                       return s4_fast_cpu_dplr_step(wide, s.batch, c, rank, s.H, s.n, u.data(),
-                                                   in_place ? to[1].data() : state.data(), increment.data(), G.data(),
-                                                   V.data(), B.data(), C.data(), to[0].data(), to[1].data(), threads);
+                                                   in_place ? to[1].data() : state.data(), increment.doubles(),
+                                                   G.data(), V.data(), B.data(), C.data(), D.data(), to[0].data(),
+                                                   to[1].data(), threads);
                   });
     }
 }
@@ -602,15 +618,18 @@ int main(int count, char **arguments) {
             for (int64_t L : {1, 31, 32, 33, 63, 100, 1600}) {
                 if (!all && L < 100) continue;
                 for (Test test : sequences) for_both_types(test, {batch, 2, n, L});
+                if (n == 3) for_both_types(test_time_major_scan, {batch, 21, n, L});
             }
             for (Test test : steps) for_both_types(test, {batch, 5, n, 1});
         }
     }
     // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
+    for_both_types(test_time_major_scan, {4, 2, 2, 16500});
     for (Test test : {test_dplr, test_dplr_step}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);
+    if (all) test_time_major_scan(true, {1, 11, 130, 3100}, true);
     test_many_callers(all ? 20 : 5);
     if (all) test_fork(10);
     std::printf("%d failures\n", failures.load());

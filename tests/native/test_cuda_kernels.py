@@ -236,21 +236,33 @@ def test_dplr_spectrum(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("batch", "c", "rank", "H", "n"), [(5, 1, 1, 1, 1), (3, 2, 2, 3, 29), (2, 2, 5, 3, 100)])
 @pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
 def test_dplr_step(
-    library: Library, generator: Generator, batch: int, c: int, rank: int, H: int, n: int, in_place: bool, dtype: Any
+    library: Library,
+    generator: Generator,
+    batch: int,
+    c: int,
+    rank: int,
+    H: int,
+    n: int,
+    skip: bool,
+    in_place: bool,
+    dtype: Any,
 ) -> None:
     shapes = {"state": (batch, H, n), "increment": (H, n), "G": (rank, H, n), "V": (rank, H, n), "B": (H, n)}
     tensors = [normal(generator, *shape, dtype=dtype) for shape in (*shapes.values(), (c, H, n))]
-    u = normal(generator, batch, H, dtype=tensors[0].real.dtype)
+    tensors[1] = normal(generator, H, n, dtype=torch.complex128)
+    u, D = (normal(generator, *shape, dtype=tensors[0].real.dtype) for shape in ((batch, H), (H,)))
     state, increment, G, V, B, C = map(widened, tensors)
     overlaps = 2 * torch.einsum("rhn,bhn->rbh", V, state).real
     following = state + increment * state - torch.einsum("rhn,rbh->bhn", G, overlaps + 0j) + B * u[..., None]
-    u, *tensors = to(library, (u, *tensors))
+    expected = 2 * torch.einsum("chn,bhn->bch", C, following).real + ((widened(D) * widened(u))[:, None] if skip else 0)
+    u, D, *tensors = to(library, (u, D, *tensors))
     y = empty(tensors[0], batch, c, H, real=True)
     target = tensors[0] if in_place else empty(tensors[0], batch, H, n)
-    library.call("dplr_step", u, dtype, batch, c, rank, H, n, u, *tensors, y, target)
+    library.call("dplr_step", u, dtype, batch, c, rank, H, n, u, *tensors, D if skip else None, y, target)
     close(target, following)
-    close(y, 2 * torch.einsum("chn,bhn->bch", C, following).real)
+    close(y, expected)
 
 
 # --------------------------------------------------------------------------------------------------------------- scan
@@ -419,7 +431,8 @@ def everything(library: Library, generator: Generator, dtype: torch.dtype) -> li
     following, y = empty(state, 2, 2, 35), empty(state, 2, 1, 2, real=True)
     library.call(
         *("dplr_step", u, dtype, 2, 1, 1, 2, 35),
-        *(u[..., 0].contiguous(), state, B, C[None].contiguous(), B[None].contiguous(), C, B[None], y, following),
+        *(u[..., 0].contiguous(), state, B.to(torch.complex128), C[None].contiguous(), B[None].contiguous(), C),
+        *(B[None], D, y, following),
     )
     return [*out, spectrum, grad_v, grad_w, following, y]
 
@@ -456,7 +469,7 @@ def test_bad_arguments(emulated: Emulated) -> None:
         "^dplr_spectrum_backward: 7 x 6 sums per node; at most 36 fit",
         *("dplr_spectrum_backward", one.dtype, 6, 5, 1, 1, 1, 1, one, wide, one, shift, wide, None),
     )
-    refused("^dplr_step: rank = 65, expected", "dplr_step", one.dtype, 1, 1, 65, 1, 1, *(one,) * 9)
+    refused("^dplr_step: rank = 65, expected", "dplr_step", one.dtype, 1, 1, 65, 1, 1, *(one,) * 10)
     refused("would need .* blocks; a GPU runs at most", "exp", one.dtype, 2**40, one, wide)
     refused("the product of the sizes is larger than", "moments", one.dtype, 2**40, 2**40, 1, 1, out, one, one, None)
 

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast import BackendUnavailableError, dispatch, native_library
-from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, log_nodes, log_uniform, normal, uniform
+from s4_fast.ops.scan import native as native_scan
+from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, evaluate, log_nodes, log_uniform, normal, uniform
 from tests.native.emulated import Library, needs_device
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -25,6 +26,7 @@ def device(library: Library, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where the kernels find their tensors."""
     if library.device.type == "cpu":
         monkeypatch.setattr(native_library, "call", library.call)
+        monkeypatch.setattr(native_scan, "_takes_layout", lambda u: False)
         missing = dispatch._missing
         monkeypatch.setattr(dispatch, "_missing", lambda backend: "" if backend == "native" else missing(backend))
         for op in dispatch.ops():
@@ -85,6 +87,16 @@ def test_contract(op: str, dtype: torch.dtype, device: torch.device, generator: 
     assert_contract(op, {name: t.to(device) for name, t in tensors.items()}, "native", forward=forward, **scalars)
 
 
+def test_time_major_scan(device: torch.device, generator: Generator) -> None:
+    """Of contiguous copies; outputs and gradients in the layout of the input."""
+    tensors, _ = scan_inputs(generator, torch.complex64)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    u = tensors["u"] = tensors["u"].mT.contiguous().mT
+    assert_contract("ssm_scan", tensors, "native", return_state=True)
+    outcome = evaluate("ssm_scan", tensors, "native")
+    assert outcome.output.stride() == outcome.grads["u"].stride() == u.stride()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps_follow_the_scan(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
     tensors, _ = scan_inputs(generator, dtype)
@@ -101,7 +113,7 @@ def test_steps_follow_the_scan(dtype: torch.dtype, device: torch.device, generat
 def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generator) -> None:
     shapes = dict.fromkeys(("state", "G", "V", "C"), (2, 3, 29)) | dict.fromkeys(("increment", "B"), (3, 29))
     tensors = {name: normal(generator, *shape, dtype=dtype).to(device) for name, shape in shapes.items()}
-    u = normal(generator, 2, 3, dtype=tensors["B"].real.dtype).to(device)
+    u, tensors["D"] = (normal(generator, *s, dtype=tensors["B"].real.dtype).to(device) for s in ((2, 3), (3,)))
     outputs, expected = (s4_fast.dplr_step(u, **tensors, backend=name) for name in ("native", "reference"))
     for actual, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])

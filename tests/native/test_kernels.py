@@ -102,6 +102,23 @@ def test_threads_do_not_change_a_bit_of_a_large_step(generator: Generator) -> No
         assert same(outcome("ssm_step", tensors, 1), alone)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes", [(2, 37, 3, 1), (1, 3, 5, 63), (3, 35, 17, 1700), (2, 16, 130, 2100), (40, 2, 5, 900)]
+)
+def test_time_major_signals(sizes: tuple[int, ...], dtype: torch.dtype, isa: str, generator: Generator) -> None:
+    """Lines of features and what is left of them, in groups that depend on the number of threads."""
+    tensors, L = inputs("ssm_scan", generator, *sizes, dtype), sizes[-1]
+    turned = {**tensors, "u": tensors["u"].mT.contiguous().mT}
+    with instruction_set(isa):
+        assert_contract("ssm_scan", turned, "native", return_state=True)
+        expected = outcome("ssm_scan", tensors, L)
+        for count in (1, 5):
+            with threads(count):
+                assert same(outcome("ssm_scan", turned, L), expected)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_callers_at_once(op: str, generator: Generator) -> None:
     problems = [inputs(op, generator, 6, 3, 5, 1000 + i) for i in range(4)]
@@ -120,8 +137,8 @@ def test_a_forked_process(generator: Generator) -> None:
     u, x, B, C, D, state = inputs("ssm_scan", generator, 3, 8, 5, 1000).values()
 
     def run() -> tuple[Tensor, ...]:
-        y, final = native_scan.ssm_scan(u, x, B, C, D, state)
-        return y, final, *native_scan.ssm_scan_backward(y, final, u, x, B, C, D, state, (True,) * 6)
+        y, final = native_scan.ssm_scan(u, x, B, C, D, state, False)
+        return y, final, *native_scan.ssm_scan_backward(y, final, u, x, B, C, D, state, False, (True,) * 6)
 
     with threads(3):
         before = run()
@@ -239,17 +256,18 @@ def test_lengths_beyond_32_bits_are_served() -> None:
     assert explain("log_vandermonde", X, X, L, backend="native").backend == "native"
 
 
-# The arguments between dtype and threads in s4_fast.h: sizes, pointers that must be given, that may be NULL, doubles.
+# The arguments between dtype and threads in s4_fast.h: sizes, pointers that must be given, that may be NULL, doubles,
+# other integers.
 SIGNATURES = {
     "vandermonde": "ssss pp d p",
     "moments": "ssss pp po",
-    "scan": "ssss pppp oo po",
-    "scan_backward": "ssss po pppp oo pooooo",
+    "scan": "ssss pppp oo po i",
+    "scan_backward": "ssss po pppp oo pooooo i",
     "exp": "s pp",
     "step": "sss ppppp o pp",
     "dplr_spectrum": "ssssss pppp",
     "dplr_spectrum_backward": "ssssss ppppp o",
-    "dplr_step": "sssss ppppppppp",
+    "dplr_step": "sssss ppppppp o pp",
 }
 
 
@@ -257,7 +275,7 @@ SIGNATURES = {
 def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
     handle, kinds = native_library._handle(), SIGNATURES[name].replace(" ", "")
     memory = [ctypes.create_string_buffer(1024) for _ in kinds]
-    good = {"s": lambda i: ctypes.c_int64(1), "d": lambda i: ctypes.c_double(1)}
+    good = {"s": lambda i: ctypes.c_int64(1), "i": lambda i: ctypes.c_int64(0), "d": lambda i: ctypes.c_double(1)}
     arguments = [good.get(kind, lambda i: memory[i])(i) for i, kind in enumerate(kinds)]
 
     def refusal(dtype: int = 0, at: int = -1, value: object = None) -> str:
@@ -276,3 +294,32 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
             assert refusal(at=i) == f"{name}: an argument that must be given is NULL"
         elif kind == "o":
             assert refusal(at=i) == ""
+
+
+def test_a_prepared_call_takes_what_was_left_open(generator: Generator) -> None:
+    tensors = inputs("ssm_step", generator, 3, 2, 5, 1)
+    u, state, x, B, C, D = tensors.values()
+    lam = native_scan.exponentials(x)
+    want = native_scan.step(u, state, lam, B, C, D), native_scan.step(u, state, lam, B, C, D[:0])
+    run = native_library.Prepared("step", u.dtype, int, 2, 5, Tensor, Tensor, lam, B, C, Tensor, Tensor, Tensor)
+    other = native_library.Prepared("exp", x.dtype, int, x, Tensor)
+    for _ in range(2):
+        for skip, outputs in zip((D.data_ptr(), None), want, strict=True):
+            y, after = torch.empty_like(u), torch.empty_like(state)
+            run(3, u.data_ptr(), state.data_ptr(), skip, y.data_ptr(), after.data_ptr())
+            assert torch.equal(y, outputs[0]) and torch.equal(after, outputs[1])
+        again = torch.empty_like(lam)
+        other(x.numel(), again.data_ptr())
+        assert torch.equal(again, lam)
+    native_library.call("exp", x, x.dtype, x.numel(), x, torch.empty_like(lam))  # has its own idea of the arguments
+    with pytest.raises(RuntimeError, match=r"^native library: exp: count must be at least 1, got 0$"):
+        other(0, lam.data_ptr())
+    with pytest.raises(RuntimeError, match="NULL"):
+        other(1, None)
+    with pytest.raises(ctypes.ArgumentError):
+        other("1", lam.data_ptr())  # type: ignore[arg-type]
+    for wrong in ((1,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="zip"):
+            other(*wrong)
+    with pytest.raises(AssertionError):
+        native_library.Prepared("exp", x.dtype, int, x.T, Tensor)

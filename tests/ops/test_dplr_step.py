@@ -28,15 +28,23 @@ from tests.helpers import (
 BACKENDS = backends("dplr_step")
 ISAS = ("avx512", "avx2", "portable")
 # Several outputs in every size: a single one may be a small difference of its terms.
-SIZES = [(64, 1, 1, 1, 1), (2, 3, 3, 2, 1), (3, 2, 29, 1, 2), (2, 2, 100, 3, 3), (1, 5, 32, 1, 1), (2, 1, 7, 8, 1)]
+# batch, H, n, rank, channels, and whether there is a D.
+SIZES = [(64, 1, 1, 1, 1, False), (2, 3, 3, 2, 1), (3, 2, 29, 1, 2), (2, 2, 100, 3, 3, False), (1, 5, 32), (2, 1, 7, 8)]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def inputs(generator: Generator, dtype: torch.dtype, batch: int, H: int, n: int, r: int = 1, c: int = 1) -> Tensors:
+def inputs(
+    generator: Generator, dtype: torch.dtype, batch: int, H: int, n: int, r: int = 1, c: int = 1, D: bool = True
+) -> Tensors:
+    """The increment is complex128 where D is given."""
     shapes = {"state": (batch, H, n), "increment": (H, n), "G": (r, H, n), "V": (r, H, n), "B": (H, n), "C": (c, H, n)}
     u = normal(generator, batch, H, dtype=dtype.to_real())
-    return {"u": u} | {name: normal(generator, *shape, dtype=dtype) for name, shape in shapes.items()}
+    tensors = {"u": u} | {name: normal(generator, *shape, dtype=dtype) for name, shape in shapes.items()}
+    if D:
+        tensors["increment"] = normal(generator, H, n, dtype=torch.complex128)
+        tensors["D"] = normal(generator, H, dtype=u.dtype)
+    return tensors
 
 
 def check(tensors: Tensors, backend: str) -> None:
@@ -85,7 +93,7 @@ def test_pending_negations(backend: str, generator: Generator) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_expanded_inputs(backend: str, generator: Generator) -> None:
     tensors = inputs(generator, torch.complex64, 1, 1, 5, 2, 2)
-    lead = {"u": (3, 4), "state": (3, 4, 5)}
+    lead = {"u": (3, 4), "state": (3, 4, 5), "D": (4,)}
     check({name: t.expand(lead.get(name, (*t.shape[:-2], 4, 5))) for name, t in tensors.items()}, backend)
 
 
@@ -191,6 +199,9 @@ GOOD = inputs(Generator().manual_seed(0), torch.complex64, 2, 3, 4, 2, 1)
         ({"V": GOOD["V"][:1]}, ValueError, r"G and V of one shape, got G \(2, 3, 4\), V \(1, 3, 4\)"),
         ({"u": GOOD["u"] + 0j}, TypeError, "u to be float32 or float64, got complex64"),
         ({"u": GOOD["u"].double()}, TypeError, "one precision, got u float64, state complex64"),
+        ({"increment": GOOD["increment"].real}, TypeError, "increment to be complex64 or complex128, got float64"),
+        ({"D": GOOD["D"] + 0j}, TypeError, "D to be float32 or float64, got complex64"),
+        ({"D": GOOD["D"][:2]}, ValueError, r"D of shape \(3,\) to fit state, got \(2,\)"),
         ({"C": GOOD["C"].real}, TypeError, "C to be complex64 or complex128, got float32"),
         ({"C": GOOD["C"].to("meta")}, ValueError, "one device, got u on cpu, .* C on meta"),
     ],

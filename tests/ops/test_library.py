@@ -14,7 +14,7 @@ from torch.autograd import forward_ad, gradgradcheck
 
 import s4_fast
 from s4_fast import dispatch
-from tests.helpers import DTYPES, Tensors, cotangents, needs_cxx, normal, parts, relative_error
+from tests.helpers import DTYPES, Tensors, backends, cotangents, needs_cxx, normal, parts, relative_error
 
 L, H, N = 12, 2, 3
 
@@ -70,10 +70,11 @@ SCALARS = {
     "cauchy_bilinear": (L,),
     "dplr_kernel": (L,),
     "fft_conv": (),
-    "ssm_scan": (),
+    "ssm_scan": (False,),
     "ssm_step": (),
 }
 OPS = tuple(SCALARS)
+SCANS = backends("ssm_scan")
 # Tensor operations that PyTorch differentiates and compiles by itself: test_dplr_step.py.
 UNREGISTERED = ("dplr_step",)
 # What the public function takes behind the tensors where that is not what the op takes.
@@ -125,6 +126,39 @@ def test_opcheck_of_the_adjoint(op: str) -> None:
     adjoint = getattr(torch.ops.s4_fast, f"{op}_backward")
     for needs in [[True] * len(pairs), [True] + [False] * (len(pairs) - 1)]:
         torch.library.opcheck(adjoint, (*grads, *pairs, *SCALARS[op], "pytorch", needs))
+
+
+@pytest.mark.parametrize("backend", SCANS)
+def test_opcheck_of_a_time_major_scan(backend: str) -> None:
+    u, *rest = (torch.view_as_real(t) if t.is_complex() else t for t in inputs("ssm_scan").values())
+    pairs = [u.mT.contiguous(), *rest]
+    arguments = [t.clone().requires_grad_() for t in pairs]
+    torch.library.opcheck(torch.ops.s4_fast.ssm_scan, (*arguments, True, backend))
+    grads = [torch.randn_like(t) for t in torch.ops.s4_fast.ssm_scan(*pairs, True, backend)]
+    adjoint = torch.ops.s4_fast.ssm_scan_backward
+    for needs in [[True] * len(pairs), [False] * 5 + [True]]:
+        torch.library.opcheck(adjoint, (*grads, *pairs, True, backend, needs))
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", SCANS)
+def test_compiled_time_major_scan(backend: str, dynamic: bool, compiler: str) -> None:
+    """From (batch, L, H) to (batch, L, H), with work on both sides; the view is made in the graph, or outside."""
+    u, *rest = inputs("ssm_scan").values()
+
+    def inside(v: Tensor, *rest: Tensor) -> Tensor:
+        return (s4_fast.ssm_scan((2 * v).mT, *rest, backend=backend) + 1).mT
+
+    def outside(u: Tensor, *rest: Tensor) -> Tensor:
+        return s4_fast.ssm_scan(u, *rest, backend=backend)
+
+    for function, first in ((inside, u.mT.contiguous()), (outside, u.mT.contiguous().mT)):
+        compiled = torch.compile(function, fullgraph=True, backend=compiler, dynamic=dynamic)
+        actual, expected = (differentiate(f, [first, *rest]) for f in (compiled, function))
+        assert_same(actual, expected)
+        assert actual[0].stride() == expected[0].stride()
+        assert backend != "native" or actual[0].stride() == first.stride()
 
 
 @pytest.mark.parametrize("op", OPS)

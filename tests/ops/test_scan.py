@@ -239,6 +239,25 @@ def test_memory_layout_does_not_matter(view: str, backend: str, generator: Gener
 
 
 @pytest.mark.parametrize("backend", SCAN)
+@pytest.mark.parametrize(("batch", "H", "L"), [(2, 3, 100), (1, 5, 600), (3, 1, 70), (2, 20, 1), (4, 17, 33)])
+def test_time_major_signals_stay_so(
+    batch: int, H: int, L: int, backend: str, device: str, generator: Generator
+) -> None:
+    """By what reads them, also where a gradient comes in the other layout, and without one."""
+    tensors = on(device, scan_inputs(generator, "weak", batch, H, 4, L))
+    tensors["u"] = tensors["u"].mT.contiguous().mT
+    assert_contract("ssm_scan", tensors, backend, return_state=True)
+    strides = (tensors["u"] if backend == "native" and device == "cpu" else tensors["u"].contiguous()).stride()
+    assert ssm_scan(**tensors, backend=backend).stride() == strides
+    u = tensors["u"].requires_grad_()
+    y = ssm_scan(**tensors, backend=backend)
+    cotangent = cotangents(y)[0].contiguous()
+    found = [torch.autograd.grad(y, u, g, retain_graph=True)[0] for g in (cotangent, cotangent.mT.contiguous().mT)]
+    assert y.stride() == found[0].stride() == found[1].stride() == strides
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", SCAN)
 def test_expanded_inputs(backend: str, generator: Generator) -> None:
     u, x, B, C, D, state = scan_inputs(generator, "weak", 1, 1, 1, 100).values()
     expanded = {
@@ -342,8 +361,8 @@ def test_memory_is_linear_in_the_length_and_does_not_grow_with_the_states(
     for L in (8192, 16384):
         tensors = list(scan_inputs(generator, "weak", 1, 2, n, L).values())
         with Largest() as mode:
-            y, final = pytorch.ssm_scan(*tensors)
-            pytorch.ssm_scan_backward(y, final, *tensors, needs=(True,) * 6)
+            y, final = pytorch.ssm_scan(*tensors, False)
+            pytorch.ssm_scan_backward(y, final, *tensors, False, (True,) * 6)
         sizes.append(mode.bytes)
     assert sizes[1] <= 16 * 16384 + 32 * 257 * n
     assert sizes[1] <= 2 * sizes[0]

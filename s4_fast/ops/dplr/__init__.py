@@ -11,7 +11,7 @@ from s4_fast.ops._library import Op, runs_directly
 from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
-_STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C")
+_STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C", "D")
 
 # What the native library takes, by device: kMaxRank and kMaxSums of csrc/cpu/dplr.h; csrc/cuda/dplr_sums.cuh and
 # dplr_spectrum_backward.cu. The step takes the CPU's rank everywhere.
@@ -80,21 +80,24 @@ def dplr_step(
     V: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""One step of a diagonal-plus-low-rank recurrence, in O(n) per feature.
 
-    ``s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u``,  ``y_c = 2 Re sum_n C_c s'``, over one of each
-    conjugate pair. The increment is lambda - 1 of the diagonal part, which keeps what float32 loses of lambda.
+    ``s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u``,  ``y_c = 2 Re sum_n C_c s' + D u``, over one of each
+    conjugate pair. The increment is lambda - 1 of the diagonal part. The next state is formed in complex128 and rounded
+    once: what a complex64 increment has lost of lambda adds up over the steps, so give it in complex128.
 
     Args:
         u: input, ``(batch, H)``, float32 or float64.
         state: ``(batch, H, n)``, complex of the same precision, as are the following.
-        increment: ``(H, n)``.
+        increment: ``(H, n)``, complex64 or complex128, whatever the rest is.
         G, V: low-rank factors of the step, ``(r, H, n)``. Any rank r >= 1.
         B: input vector, ``(H, n)``.
         C: output vectors, ``(c, H, n)``.
+        D: skip coefficients, ``(H,)``, real, or None.
         backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in gradients or graphs.
 
     Returns:
@@ -105,16 +108,18 @@ def dplr_step(
         ValueError: shapes do not fit, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
     """
-    tensors = (u, state, increment, G, V, B, C)
-    call = _prepare_step(*tensors)
+    call = _prepare_step(u, state, increment, G, V, B, C, D)
     choice = dispatch.choose(call, backend)
+    increment = increment.to(torch.complex128)
     if choice.backend == "reference":
-        wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors)
+        given = (u, state, increment, G, V, B, C, *(() if D is None else (D,)))
+        wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in given)
         y, following = reference.dplr_step(*wide)
         return y.to(call.dtype), following.to(state.dtype)
     # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can.
     module = pytorch if torch.compiler.is_compiling() else dispatch.load("dplr_step", choice.backend)
-    return module.dplr_step(u.to(call.dtype), *tensors[1:])
+    D = None if D is None else D.to(call.dtype)
+    return module.dplr_step(u.to(call.dtype), state, increment, G, V, B, C, D)
 
 
 def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> dispatch.Call:
@@ -138,17 +143,27 @@ def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, 
 
 
 def _prepare_step(
-    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+    u: Tensor,
+    state: Tensor,
+    increment: Tensor,
+    G: Tensor,
+    V: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
 ) -> dispatch.Call:
     op = "dplr_step"
-    tensors = dict(zip(_STEP_TENSORS, (u, state, increment, G, V, B, C), strict=True))
+    given = zip(_STEP_TENSORS, (u, state, increment, G, V, B, C, D), strict=True)
+    tensors = {name: t for name, t in given if t is not None}
     device = _checks.same_device(op, **tensors)
-    dtype = _checks.common_dtype(op, real=("u",), **tensors)
+    _checks.common_dtype(op, increment=increment)
+    dtype = _checks.common_dtype(op, real=("u", "D"), **{k: t for k, t in tensors.items() if k != "increment"})
     if state.ndim != 3 or 0 in state.shape[1:]:
         raise ValueError(f"{op}: expected state of shape (batch, H, n) with H, n >= 1, got {tuple(state.shape)}")
     batch, H, n = state.shape
-    for name, t, expected in (("u", u, (batch, H)), ("increment", increment, (H, n)), ("B", B, (H, n))):
-        if t.shape != expected:
+    vectors = (("u", u, (batch, H)), ("increment", increment, (H, n)), ("B", B, (H, n)), ("D", D, (H,)))
+    for name, t, expected in vectors:
+        if t is not None and t.shape != expected:
             raise ValueError(f"{op}: expected {name} of shape {expected} to fit state, got {tuple(t.shape)}")
     for name, t in (("G", G), ("V", V), ("C", C)):
         if t.ndim != 3 or t.shape[0] < 1 or t.shape[1:] != (H, n):
@@ -158,7 +173,7 @@ def _prepare_step(
     shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
     grads = _checks.needs_grad(**tensors)
     if not grads and not runs_directly(tuple(tensors.values())):
-        grads = _STEP_TENSORS  # tangents, transforms and modes must see the operations, too
+        grads = tuple(tensors)  # tangents, transforms and modes must see the operations, too
     return dispatch.Call(op, device, dtype, shape, grads)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,38 @@ def dplr_kernel_backward(
 
 
 def dplr_step(
-    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor, D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """u (Bt, H), state (Bt, H, n), increment, B (H, n), G, V (r, H, n), C (c, H, n) -> (Bt, c, H), (Bt, H, n)."""
+    """u (Bt, H), state (Bt, H, n), increment (H, n) in complex128, B (H, n), G, V (r, H, n), C (c, H, n), D (H,) ->
+    (Bt, c, H), (Bt, H, n)."""
     batch, H, n = state.shape
     y, following = u.new_empty(batch, C.shape[0], H), torch.empty_like(state, memory_format=torch.contiguous_format)
-    tensors = (t.resolve_conj().resolve_neg().contiguous() for t in (u, state, increment, G, V, B, C))
+    tensors = [_plain(t) for t in (u, state, increment, G, V, B, C)]
     sizes = (batch, C.shape[0], G.shape[0], H, n)
     if batch:
-        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, y, following)
+        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else _plain(D), y, following)
     return y, following
+
+
+def prepared_step(
+    increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """:func:`dplr_step` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1."""
+    (c, H, n), rank = C.shape, G.shape[0]
+    tensors = [_plain(t) for t in (increment, G, V, B, C)]
+    run = native_library.Prepared(
+        "dplr_step", C.dtype, int, c, rank, H, n, Tensor, Tensor, *tensors, Tensor, Tensor, Tensor
+    )
+
+    def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = u.shape[0]
+        y, following = u.new_empty((batch, c, H)), torch.empty_like(state)
+        skip = None if D is None else D.data_ptr()
+        run(batch, u.data_ptr(), state.data_ptr(), skip, y.data_ptr(), following.data_ptr())
+        return y, following
+
+    return step
+
+
+def _plain(t: Tensor) -> Tensor:
+    return t.resolve_conj().resolve_neg().contiguous()

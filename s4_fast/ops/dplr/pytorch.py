@@ -43,14 +43,16 @@ def dplr_kernel_backward(
 
 
 def dplr_step(
-    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor, D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """u (Bt, H), state (Bt, H, n), increment, B (H, n), G, V (r, H, n), C (c, H, n) -> (Bt, c, H), (Bt, H, n)."""
+    """u (Bt, H), state (Bt, H, n), increment (H, n) in complex128, B (H, n), G, V (r, H, n), C (c, H, n), D (H,) ->
+    (Bt, c, H), (Bt, H, n)."""
     following = state + increment * state
     for g, v in zip(G, V, strict=True):
         following = following - g * (2 * (v * state).sum(-1, keepdim=True).real)
-    following = following + B * u[..., None]
-    return 2 * (C * following[:, None]).sum(-1).real, following
+    following = (following + B * u[..., None]).to(state.dtype)
+    y = 2 * (C * following[:, None]).sum(-1).real
+    return (y if D is None else y + (D * u)[:, None]), following
 
 
 class _Kernel:

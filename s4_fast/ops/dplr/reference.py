@@ -23,9 +23,10 @@ def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tenso
 
 
 def dplr_step(
-    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
+    u: Tensor, state: Tensor, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u, and y_c = 2 Re sum_n C_c s'."""
+    """s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u, and y_c = 2 Re sum_n C_c s' + D u."""
     overlap = 2 * torch.einsum("rhn,bhn->brh", V, state).real
     state = state + increment * state - torch.einsum("rhn,brh->bhn", G, overlap.to(G.dtype)) + B * u[..., None]
-    return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
+    y = 2 * torch.einsum("chn,bhn->bch", C, state).real
+    return (y if D is None else y + (D * u)[:, None]), state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,17 @@ from s4_fast.ops.scan.pytorch import ssm_step_backward
 __all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
 
 
-def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """u (Bt, H, L), x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty -> y like u, the state after u."""
-    y, final = torch.empty_like(u), x.new_empty(*u.shape[:2], x.shape[-1])
-    native_library.call("scan", u, *_sizes(u, x), u, x, B, C, _given(D), _given(state), y, final)
+def ssm_scan(
+    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
+) -> tuple[Tensor, Tensor]:
+    """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
+    -> y like u, the state after u."""
+    if time_major and not _takes_layout(u):
+        y, final = ssm_scan(u.mT.contiguous(), x, B, C, D, state, False)
+        return y.mT, final
+    y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
+    inputs = (u, x, B, C, _given(D), _given(state))
+    native_library.call("scan", u, *_sizes(u, x, time_major), *inputs, y, final, *_layout(u, time_major))
     return y, final
 
 
@@ -27,8 +36,14 @@ def ssm_scan_backward(
     C: Tensor,
     D: Tensor,
     state: Tensor,
+    time_major: bool,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
+    if time_major and not _takes_layout(u):
+        grad_y = None if grad_y is None else grad_y.mT.contiguous()
+        u = u.mT.contiguous()
+        grad_u, *grads = ssm_scan_backward(grad_y, grad_final, u, x, B, C, D, state, False, needs)
+        return (None if grad_u is None else grad_u.mT, *grads)
     tensors = (u, x, B, C, D, state)
     grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
     # The library always writes the gradient of u: the adjoint passes over its samples anyway.
@@ -36,7 +51,8 @@ def ssm_scan_backward(
     given = [None if g is None else _given(g) for g in grads[1:]]
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
-    native_library.call("scan_backward", u, *_sizes(u, x), *inputs, grad_u, *given)
+    sizes, layout = _sizes(u, x, time_major), _layout(u, time_major)
+    native_library.call("scan_backward", u, *sizes, *inputs, grad_u, *given, *layout)
     return tuple(grads)
 
 
@@ -59,8 +75,49 @@ def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor)
     return y, after
 
 
-def _sizes(u: Tensor, x: Tensor) -> tuple[torch.dtype, int, int, int, int]:
-    return u.dtype, u.shape[0], u.shape[1], x.shape[1], u.shape[2]
+def prepared_step(
+    lam: Tensor, B: Tensor, C: Tensor
+) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """:func:`step` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
+
+    C may have channels, (c, H, n); y is (Bt, c, H).
+    """
+    c, H, n = C.shape
+    lam, B = lam.contiguous(), B.contiguous()
+    runs = [
+        native_library.Prepared(
+            "step", B.dtype, int, H, n, Tensor, Tensor, lam, B, channel.contiguous(), Tensor, Tensor, Tensor
+        )
+        for channel in C
+    ]
+
+    def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = u.shape[0]
+        after = torch.empty_like(state)
+        given = (batch, u.data_ptr(), state.data_ptr(), None if D is None else D.data_ptr())
+        if c == 1:
+            y = u.new_empty((batch, 1, H))
+            runs[0](*given, y.data_ptr(), after.data_ptr())
+            return y, after
+        rows = u.new_empty((c, batch, H))
+        for run, row in zip(runs, rows, strict=True):
+            run(*given, row.data_ptr(), after.data_ptr())
+        return rows.transpose(0, 1), after
+
+    return step
+
+
+def _sizes(u: Tensor, x: Tensor, time_major: bool) -> tuple[torch.dtype, int, int, int, int]:
+    return u.dtype, len(u), *x.shape, u.shape[1 if time_major else 2]
+
+
+def _layout(u: Tensor, time_major: bool) -> tuple[bool, ...]:
+    return (time_major,) if _takes_layout(u) else ()
+
+
+def _takes_layout(u: Tensor) -> bool:
+    """Whether the functions for its device take the layout as an argument, as those for CPUs do."""
+    return u.is_cpu
 
 
 def _given(t: Tensor) -> Tensor | None:

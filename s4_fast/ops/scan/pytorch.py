@@ -19,8 +19,12 @@ _WIDE = torch.complex128
 _BLOCK = {"cpu": 1 << 21, "cuda": 1 << 27}
 
 
-def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """u (Bt, H, L), x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty -> y like u, the state after u."""
+def ssm_scan(
+    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
+) -> tuple[Tensor, Tensor]:
+    """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
+    -> y like u, the state after u."""
+    u = u.mT.contiguous() if time_major else u
     y, final = torch.empty_like(u), x.new_empty(*u.shape[:2], x.shape[-1])
     for h, chunks, carried in _blocks(u, x, B, C, D, state):
         for piece in _pieces(u.shape[-1], chunks.T):
@@ -28,7 +32,7 @@ def ssm_scan(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tenso
             states, carried = chunks.carry(chunks.inputs(samples), carried, samples.shape[-1])
             y[:, h, piece] = chunks.outputs(samples, states)
         final[:, h] = carried.transpose(0, 1)
-    return y, final
+    return (y.mT if time_major else y), final
 
 
 def ssm_scan_backward(
@@ -40,6 +44,7 @@ def ssm_scan_backward(
     C: Tensor,
     D: Tensor,
     state: Tensor,
+    time_major: bool,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """With g the conjugated gradient of a state, g_l = lambda g_{l+1} + 2 C dy_l: the same recurrence in reversed time.
@@ -47,6 +52,8 @@ def ssm_scan_backward(
     grad_u_l = Re sum_n B g_l + D dy_l; the products of g, s, dy and u that the parameters need are in :class:`Moments`.
     """
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
+    if time_major:
+        u, grad_y = u.mT.contiguous(), grad_y.mT.contiguous()
     if grad_final is None:
         grad_final = x.new_zeros(()).expand(*u.shape[:2], x.shape[-1])
     grad_u = torch.empty_like(u) if needs[0] else None
@@ -75,6 +82,8 @@ def ssm_scan_backward(
         if needs[4]:
             # A sum of L products that may all but cancel.
             grad_D[h] = (grad_y[:, h].double() * u[:, h]).sum((0, 2))
+    if time_major and grad_u is not None:
+        grad_u = grad_u.mT
     return grad_u, grad_x, grad_B, grad_C, grad_D, grad_state
 
 
