@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s4_fast.dispatch import explain
 from s4_fast.ops import log_vandermonde_transpose, ssm_scan
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # The bytes in which a rank describes its slice, or its error.
 _RECORD = 1024
@@ -81,7 +83,9 @@ def scan(
 
     Per call every rank receives from every other, going forward and again going backward, one state: ``batch * H * n``
     complex numbers of 8 bytes (float32) or 16 (float64), whatever the lengths; before, 1024 bytes that agree on the
-    shapes. On a GPU the latter makes the host wait. A group of one rank communicates nothing.
+    shapes. On a GPU the latter makes the host wait. A group of one rank communicates nothing. Where something else
+    communicates in the backward pass, such as DistributedDataParallel, give a group of its own
+    (``torch.distributed.new_group()``): the two do not follow each other in the same order on every rank.
 
     Under ``torch.compile`` the call is a graph break.
 
@@ -200,6 +204,92 @@ class Slices:
             total = total + finals[q]
         return start.to(final.dtype), total.to(final.dtype)
 
+    @torch.compiler.disable
+    def sum(self, t: Tensor) -> Tensor:
+        """The sum of all ranks' t, on every rank. Differentiable. Every rank calls it."""
+        if self.needs_grad and not t.requires_grad:
+            t = t.detach().requires_grad_()
+        return t if len(self.lengths) == 1 else _Sum.apply(t, self.group)
+
+
+class TimeSplit:
+    """The mark of modules whose input is a slice of the time axis; made by :func:`split_time`."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+
+    def agree(
+        self, op: str, describe: Callable[[], dict[str, Any]], u: Tensor, state: bool, needs_grad: bool
+    ) -> Slices:
+        """:func:`agree` on inputs u (batch, length, features)."""
+        length = u.shape[1] if u.ndim > 1 else 0
+        return agree(op, describe, self.group, length=length, state=state, needs_grad=needs_grad)
+
+    @torch.compiler.disable
+    def from_first(self, t: Tensor) -> Tensor:
+        """The first rank's t, in place."""
+        if dist.get_world_size(self.group) > 1:
+            dist.broadcast(t, group=self.group, group_src=0)
+        return t
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TimeSplit:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError(
+            "a module that is split over processes cannot be pickled; save its state_dict(), or call "
+            "s4_fast.distributed.join_time(module) before"
+        )
+
+
+def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module:
+    """Make every S4D and S4 layer inside ``module`` take this rank's slice of the time axis as its input.
+
+    Inputs are then (batch, L_r, features), with slices in the order of the ranks, which may differ in length and be
+    empty. Outputs are the slices of what the whole sequence gives, and gradients the ranks' shares of the whole one's,
+    as in :func:`scan`. Parameters must be the same on all ranks, and all ranks of the group must call the module, and
+    run the backward pass, together. A classifying :class:`s4_fast.S4SequenceModel` pools over all ranks and has the
+    same logits on each; if each makes the same loss of them, the sum of the gradients is that many times the loss's,
+    and DistributedDataParallel's mean is the loss's. Dropout that is tied over time takes the first rank's mask.
+
+    ``state=`` is the state before the whole sequence: a layer takes the first rank's, a model wants the same on every
+    rank. ``return_state=True`` returns that after the whole sequence on every rank. ``lengths=`` is refused, and so is
+    ``generate``. ``step`` is not split.
+
+    What travels per layer, forward and again backward, is one state per rank, ``batch * d_model * d_state / 2`` complex
+    numbers; for bidirectional layers two. A model also sums (batch, d_model) float64 features over the ranks.
+
+    Args:
+        module: a layer, or anything that contains layers. Other modules in it see their slice alone, which is right for
+            what is applied at every time by itself.
+        group: the ranks that hold the sequence, in its order. None makes a new group of all processes, as their order
+            of communication must not depend on other things, such as DistributedDataParallel's; then every process
+            must make this call. Do not give the group that other communication of the backward pass uses.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        RuntimeError: torch.distributed is not available, or no process group is initialised.
+        ValueError: this process is not in ``group``, or ``module`` contains nothing to split.
+    """
+    _rank("split_time", group)
+    found = [m for m in module.modules() if hasattr(m, "time_split")]
+    if not found:
+        raise ValueError(f"split_time: {type(module).__name__} contains no S4D or S4 layer")
+    split = TimeSplit(dist.new_group() if group is None else group)
+    for m in found:
+        m.time_split = split  # type: ignore[assignment]
+    return module
+
+
+def join_time(module: Module) -> Module:
+    """Undo :func:`split_time`: inputs are whole sequences again. Returns ``module``."""
+    for m in module.modules():
+        if hasattr(m, "time_split"):
+            m.time_split = None  # type: ignore[assignment]
+    return module
+
 
 @torch.compiler.disable
 def agree(
@@ -316,6 +406,26 @@ class _Gather(torch.autograd.Function):
         own = grad.new_empty(grad.shape[1:])
         dist.reduce_scatter_tensor(own.view(-1), grad.reshape(-1), group=ctx.group)
         return own, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks, on every rank, and so is the adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return _reduced(own, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _reduced(grad, ctx.group), None
+
+
+def _reduced(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    out = own.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, group=group)
+    return out
 
 
 def _gather(state: Tensor, slices: Slices) -> Tensor:

@@ -326,7 +326,7 @@ def refused(kind: type[Exception], rank: int, name: str, change: Any, message: s
         (TypeError, 1, "u", double, "expected all tensors in one precision"),
         (ValueError, 2, "B", wrong_shape, "expected B of shape (3, 5)"),
         (ValueError, 0, "backend", unknown, "unknown backend 'cuda'"),
-        (dispatch.BackendUnavailableError, 0, "backend", keops, "does not implement ssm_scan"),
+        (dispatch.BackendUnavailableError, 0, "backend", keops, "cannot run ssm_scan"),
     ],
 )
 def test_what_one_rank_has_wrong_is_an_error_on_all(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from s4_fast.distributed import TimeSplit
 
 
 class DropoutNd(nn.Module):
@@ -17,6 +22,8 @@ class DropoutNd(nn.Module):
         tie: whether positions share one mask; False is ``torch.nn.Dropout``.
         transposed: whether features come second, (batch, features, ...).
     """
+
+    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = False) -> None:
         super().__init__()
@@ -33,6 +40,8 @@ class DropoutNd(nn.Module):
             for position in positions:
                 shape[position] = 1
         keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        if self.time_split is not None and self.tie:
+            keep = self.time_split.from_first(keep)
         return x * keep.div_(1 - self.p)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.block import S4DBlock
 from s4_fast.layers.padding import Lengths, Rows
+
+if TYPE_CHECKING:
+    from s4_fast.distributed import Slices, TimeSplit
 
 TASKS = ("classification", "regression")
 
@@ -43,6 +46,8 @@ class S4SequenceModel(AllOrNothing):
         layer: ``"s4d"`` or ``"s4"``.
         **options: passed to the layers.
     """
+
+    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
 
     def __init__(
         self,
@@ -96,11 +101,11 @@ class S4SequenceModel(AllOrNothing):
             TypeError: u or the state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        if u.ndim != 3 or u.shape[-1] != self.d_input or u.shape[1] < 1:
-            expected = f"(batch, length, {self.d_input}) with length >= 1"
-            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
-        if state is not None:
-            self._check(u, state)
+        slices = None
+        if self.time_split is None:
+            self._check_sequence(u, state)
+        else:
+            slices = self._agree(self.time_split, u, state, lengths, return_state)
         rows = padding.rows(lengths, u)
         x = self.encoder(u if rows is None else rows.cut(u))
         states = []
@@ -115,7 +120,7 @@ class S4SequenceModel(AllOrNothing):
             y = y if rows is None else rows.cut(y)
             if not return_state:
                 return y
-        after = self._after(x, rows, state, states)
+        after = self._after(x, rows, slices, state, states)
         if self.task == "classification":
             y = self.head(self._mean(after, x))
         return (y, after) if return_state else y
@@ -143,10 +148,13 @@ class S4SequenceModel(AllOrNothing):
             (batch, steps, d_output).
 
         Raises:
-            RuntimeError: the model classifies, is bidirectional, or drops out at random (call ``eval()`` first).
+            RuntimeError: the model classifies, is bidirectional, is split over processes, or drops out at random
+                (call ``eval()`` first).
             TypeError: ``steps`` is not an int.
             ValueError: ``steps`` < 1, or the outputs are not as many as the inputs.
         """
+        if self.time_split is not None:
+            raise RuntimeError("a model that is split over processes cannot generate; call join_time(model) before")
         if self.task != "regression":
             raise RuntimeError(f"only a regression model generates; this one's task is {self.task}")
         if self.head.out_features != self.d_input:
@@ -213,15 +221,45 @@ class S4SequenceModel(AllOrNothing):
             if t.device != u.device:
                 raise ValueError(f"expected u and state on one device, got u on {u.device}, {name} on {t.device}")
 
+    def _check_sequence(self, u: Tensor, state: ModelState | None, least: int = 1) -> None:
+        if u.ndim != 3 or u.shape[-1] != self.d_input or u.shape[1] < least:
+            expected = f"(batch, length, {self.d_input}) with length >= {least}"
+            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
+        if state is not None:
+            self._check(u, state)
+
+    def _agree(
+        self, split: TimeSplit, u: Tensor, state: ModelState | None, lengths: Lengths | None, return_state: bool
+    ) -> Slices:
+        """The slices of which u is this rank's, checked on all ranks."""
+
+        def describe() -> dict[str, Any]:
+            if lengths is not None:
+                raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
+            self._check_sequence(u, state, least=0)
+            found = {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, "return_state": return_state}
+            return {**found, "state given": state is not None, "task": self.task, "layers": len(self.blocks)}
+
+        needs_grad = u.requires_grad or any(p.requires_grad for p in self.parameters())
+        slices = split.agree(type(self).__name__, describe, u, state is not None, needs_grad)
+        if not any(slices.lengths):
+            raise ValueError("expected at least one sample on any rank, got empty slices")
+        return slices
+
     @staticmethod
-    def _after(x: Tensor, rows: Rows | None, before: ModelState | None, blocks: Sequence[Tensor]) -> ModelState:
+    def _after(
+        x: Tensor, rows: Rows | None, slices: Slices | None, before: ModelState | None, blocks: Sequence[Tensor]
+    ) -> ModelState:
         """The state after the features x (batch, length, d_model)."""
         if rows is None:
-            steps = torch.full(x.shape[:1], x.shape[1], device=x.device)
+            length = x.shape[1] if slices is None else sum(slices.lengths)
+            steps = torch.full(x.shape[:1], length, device=x.device)
         else:
             x, steps = rows.cut(x), rows.lengths
         # A float32 sum of a million features is a few digits short.
         pooled = x.sum(1, dtype=torch.float64)
+        if slices is not None:
+            pooled = slices.sum(pooled)
         if before is not None:
             pooled, steps = before.pooled + pooled, before.steps + steps
         return ModelState(tuple(blocks), pooled, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,17 @@ from s4_fast.layers.path import PATHS, Path, choose
 from s4_fast.ops import fft_conv, ssm_scan
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
 
+if TYPE_CHECKING:
+    from s4_fast.distributed import Slices, TimeSplit
+
 
 class SSMLayer(AllOrNothing):
     """``y = SSM(u) + D u`` per feature on (batch, length, d_model); linear, without activation or mixing.
 
     Bidirectional layers add a second kernel that runs from the end: output l sees every input.
     """
+
+    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
 
     def __init__(self, kernel: DiagonalSSM | DPLRSSM, bidirectional: bool) -> None:
         super().__init__()
@@ -56,20 +61,19 @@ class SSMLayer(AllOrNothing):
             TypeError: u or state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        if u.ndim != 3 or u.shape[-1] != self.d_model or u.shape[1] < 1:
-            expected = f"(batch, length, {self.d_model}) with length >= 1"
-            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
-        if self.bidirectional and (state is not None or return_state):
-            raise RuntimeError(
-                "a bidirectional layer needs the whole sequence; it has no state to start from or return"
-            )
+        slices = None
+        if self.time_split is None:
+            self._check(u, state, return_state)
+        else:
+            slices = self._agree(self.time_split, u, state, lengths, return_state)
         rows = padding.rows(lengths, u)
         if rows is not None:
             u = rows.cut(u)
         u = u.mT
-        if state is not None:
-            self.kernel.check(u, state, "length")
-        y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
+        if slices is None:
+            y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
+        else:
+            y, after = self._run_slice(slices, u, state, return_state)
         # No copy after a scan, which keeps the layout of its input.
         y = y.mT.contiguous()
         if rows is not None:
@@ -86,16 +90,79 @@ class SSMLayer(AllOrNothing):
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
-    def _run(
-        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool
+    def _check(self, u: Tensor, state: Tensor | None, return_state: bool, least: int = 1) -> None:
+        if u.ndim != 3 or u.shape[-1] != self.d_model or u.shape[1] < least:
+            expected = f"(batch, length, {self.d_model}) with length >= {least}"
+            raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
+        if self.bidirectional and (state is not None or return_state):
+            raise RuntimeError(
+                "a bidirectional layer needs the whole sequence; it has no state to start from or return"
+            )
+        if state is not None:
+            self.kernel.check(u.mT, state, "length")
+
+    def _agree(
+        self, split: TimeSplit, u: Tensor, state: Tensor | None, lengths: Lengths | None, return_state: bool
+    ) -> Slices:
+        """The slices of which u is this rank's, checked on all ranks."""
+
+        def describe() -> dict[str, Any]:
+            if lengths is not None:
+                raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
+            self._check(u, state, return_state, least=0)
+            found = {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, "return_state": return_state}
+            return {**found, **self.kernel.sizes(), "bidirectional": self.bidirectional}
+
+        needs_grad = any(t is not None and t.requires_grad for t in (u, state, *self.parameters()))
+        return split.agree(type(self).__name__, describe, u, state is not None, needs_grad)
+
+    def _run_slice(
+        self, slices: Slices, u: Tensor, state: Tensor | None, return_state: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """u (batch, d_model, length), zero beyond the rows' ends -> y like u, the state after each row if wanted."""
+        """:meth:`_run` for this rank's slice u, from the state before the whole sequence to that after it."""
+        kernel, L = self.kernel, u.shape[-1]
+        kernel.prepare(max(slices.lengths))  # what it changes must change alike on all ranks
+        with kernel.computed_once():
+            first = state if slices.is_first() else None
+            # 0, for the graph: a rank without samples has its part in the backward pass, and gradients of 0.
+            ties = sum(t.flatten()[:0].sum() for t in (u, *self.parameters())) if L == 0 else 0
+            advance = kernel.propagator()
+            start, last = slices.carry(kernel.forward_state(u, first) + ties, advance, return_state=return_state)
+            if state is not None:
+                start = start + (state if first is not None else state[..., :0].sum(-1, keepdim=True))
+            ahead = None
+            if self.bidirectional:
+                ahead, _ = slices.carry(kernel.forward_state(u.flip(-1)) + ties, advance, reverse=True)
+            if L:
+                y, _ = self._run(u, start, None, False, ahead)
+            else:
+                y = u + start.real[..., :0] + ties
+                y = y if ahead is None else y + ahead.real[..., :0]
+        return y, last if return_state else None
+
+    def _run(
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        return_state: bool,
+        ahead: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """u (batch, d_model, length), zero beyond the rows' ends -> y like u, the state after each row if wanted.
+
+        ``ahead`` is the state that what follows u has left behind at its end, in reversed time.
+        """
         # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
         u, L = u.contiguous(), u.shape[-1]
         k = self.kernel.kernel(L)
         y = fft_conv(u, k[0], self.D)
         if self.bidirectional:
             y = y + fft_conv(u.flip(-1), pad(k[1], (1, -1))).flip(-1)
+        if ahead is not None:
+            later = self.kernel.output(ahead)[:, 1, :, None]
+            if L > 1:
+                later = torch.cat((later, self.kernel.free_response(ahead, L - 1)[:, 1]), -1)
+            y = y + later.flip(-1)
         if state is not None:
             y = y + self.kernel.free_response(state, L)[:, 0]
         return y, self.kernel.forward_state(u, state, lengths) if return_state else None
@@ -168,14 +235,21 @@ class S4DLayer(SSMLayer):
         return choose(self.kernel, batch, L) if self.path == "auto" else Path(self.path, "requested by path=")
 
     def _run(
-        self, u: Tensor, state: Tensor | None, lengths: Tensor | None, return_state: bool
+        self,
+        u: Tensor,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        return_state: bool,
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         if self._choose(u.shape[0], u.shape[-1]).name == "convolution":
-            return super()._run(u, state, lengths, return_state)
+            return super()._run(u, state, lengths, return_state, ahead)
         x, B, C = self.kernel.discretize()
         y, after = ssm_scan(u, x, B, C[0], self.D, state, return_state=True)
         if self.bidirectional:
-            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1]).flip(-1)[..., 1:], (0, 1))
+            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1], None, ahead).flip(-1)[..., 1:], (0, 1))
+            if ahead is not None:
+                y = y + pad(self.kernel.output(ahead)[:, 1, :, None], (u.shape[-1] - 1, 0))
         if return_state and lengths is not None:
             after = self.kernel.forward_state(u, state, lengths)
         return y, after if return_state else None

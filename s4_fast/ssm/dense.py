@@ -51,6 +51,17 @@ class DenseRecurrence:
             y = _times(starts, self._outputs[..., : block * channels]).unflatten(-1, (block, channels))
         return y.permute(1, 4, 0, 2, 3).flatten(-2)[..., :L]
 
+    def output(self, s: Tensor) -> Tensor:
+        """C s, (batch, channels, d_model)."""
+        with torch.autocast(s.device.type, enabled=False):
+            return _times(s.transpose(0, 1), self._C.mT.to(self._dtype)).permute(1, 2, 0)
+
+    def advanced(self, s: Tensor, L: int) -> Tensor:
+        """The state L samples of 0 after ``s``."""
+        self._prepare(L)
+        with torch.autocast(s.device.type, enabled=False):
+            return self._advanced(s, L, None)
+
     def _advanced(self, s: Tensor, L: int, counts: Tensor | None) -> Tensor:
         """A^L s, or A^counts s for each row, counts being at most L."""
         s = s.transpose(0, 1)

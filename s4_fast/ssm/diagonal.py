@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -95,6 +97,16 @@ class DiagonalSSM(SSMParameters):
         x, _, C = self.discretize()
         following = torch.exp(x.to(torch.complex128)) * state
         return log_vandermonde((C * following[:, None]).to(state.dtype), x, L)
+
+    def output(self, state: Tensor) -> Tensor:
+        """2 Re sum_n C s for ``state`` (batch, d_model, n), (batch, channels, d_model)."""
+        _, _, C = self.discretize()
+        return 2 * (C * state[:, None]).sum(-1).real
+
+    def propagator(self) -> Callable[[Tensor, int], Tensor]:
+        """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0, in complex128."""
+        x = self.discretize()[0].to(torch.complex128)
+        return lambda state, L: torch.exp(x * L) * state
 
     def _stepper(self) -> DiagonalStepper:
         return DiagonalStepper(*self.discretize())

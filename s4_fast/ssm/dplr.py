@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -136,14 +137,13 @@ class DPLRSSM(SSMParameters):
             self.l_kernel.fill_(length)
             self._length = length
 
-    def kernel(self, L: int) -> Tensor:
-        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter.
+    def prepare(self, L: int) -> None:
+        """:meth:`setup` where it is needed, if it can be done here.
 
         Raises:
-            RuntimeError: L needs :meth:`setup`, but the call is being compiled, or runs under FSDP or in
+            RuntimeError: it is needed, but the call is being compiled, or runs under FSDP or in
                 DistributedDataParallel.
         """
-        _checks.length("kernel", L)
         if L > self._length:
             if torch.compiler.is_compiling():
                 # No L: a symbol cannot be formatted. One line: PyTorch 2.6 shows this line in place of the message.
@@ -155,6 +155,14 @@ class DPLRSSM(SSMParameters):
                     "before wrapping the model in DistributedDataParallel"
                 )
             self.setup(L)
+
+    def kernel(self, L: int) -> Tensor:
+        """The convolution kernel, (channels, d_model, L), of a length that :meth:`prepare` makes available.
+
+        Differentiable in every parameter.
+        """
+        _checks.length("kernel", L)
+        self.prepare(L)
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
 
@@ -176,6 +184,18 @@ class DPLRSSM(SSMParameters):
     def free_response(self, state: Tensor, L: int) -> Tensor:
         """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
         return self._cached(self._dense).free_response(_real(state), L)
+
+    def output(self, state: Tensor) -> Tensor:
+        """2 Re sum_n C s for ``state`` (batch, d_model, n), (batch, channels, d_model)."""
+        return self._cached(self._dense).output(_real(state))
+
+    def propagator(self) -> Callable[[Tensor, int], Tensor]:
+        """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0."""
+        dense = self._cached(self._dense)
+        return lambda state, L: _complex(dense.advanced(_real(state), L))
+
+    def sizes(self) -> dict[str, int]:
+        return {**super().sizes(), "rank": self.P.shape[0], "l_kernel": self._length}
 
     def _stepper(self) -> DPLRStepper:
         return DPLRStepper(*self.discretize())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +85,7 @@ class SSMParameters(AllOrNothing):
         self._given_marks: dict[str, dict[str, Any]] = {}
         self._set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
         self._cache: tuple[Any, Any, dict[str, Any]] | None = None
+        self._once: dict[str, Any] | None = None
 
     # A copy, a move to another kind of device, load_state_dict(assign=True) and fully_shard make new parameters, which
     # have no marks.
@@ -144,7 +146,7 @@ class SSMParameters(AllOrNothing):
         into ``.data`` leaves no trace, nor does what FSDP writes, under which nothing is remembered.
         """
         if torch.is_grad_enabled() or operations_are_seen() or self._is_sharded():
-            return compute()
+            return compute() if self._once is None else _found(self._once, compute)
         if self._modules:  # those of parametrizations
             tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())
         else:
@@ -156,13 +158,26 @@ class SSMParameters(AllOrNothing):
         if self._cache is None or self._cache[0] != key:
             # The aliases keep the memory, so that no other tensor can come to lie at its address.
             self._cache = (key, [t.detach() for t in tensors], {})
-        found = self._cache[2]
-        if compute.__name__ not in found:
-            found[compute.__name__] = compute()
-        return found[compute.__name__]
+        return _found(self._cache[2], compute)
+
+    @contextmanager
+    def computed_once(self) -> Iterator[None]:
+        """In this block, what depends on the parameters alone is computed once, with its graph."""
+        self._once = {}
+        try:
+            yield
+        finally:
+            self._once = None
 
     def _complex_dtype(self) -> torch.dtype:
         return _COMPLEX[self.C.dtype]
+
+    def prepare(self, L: int) -> None:
+        """Make kernels up to length L available, where that takes anything."""
+
+    def sizes(self) -> dict[str, int]:
+        """What must be the same in every process that shares a sequence."""
+        return {"d_model": self.d_model, "d_state": self.d_state, "channels": self.channels, "n_ssm": self.n_ssm}
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, n), complex."""
@@ -226,6 +241,12 @@ class SSMParameters(AllOrNothing):
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"
+
+
+def _found(results: dict[str, Any], compute: Callable[[], T]) -> T:
+    if compute.__name__ not in results:
+        results[compute.__name__] = compute()
+    return results[compute.__name__]
 
 
 def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:
