@@ -19,6 +19,10 @@ import torch.distributed as dist
 LIMIT = 120.0  # seconds that one function may take; a hang is a failure
 _GRACE = 5.0  # seconds that the other ranks have after one has failed
 
+needs_fsdp = pytest.mark.skipif(
+    not hasattr(torch.cpu.current_stream(), "record_event"), reason="fully_shard does not run on this PyTorch's CPU"
+)
+
 
 class Ranks:
     """``world`` processes, in a gloo group, that start when there is something to run, and again after a failure."""

@@ -16,12 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s4_fast import S4SequenceModel, get_ssm_param_groups
 from tests.helpers import relative_error
-from tests.ranks import Ranks
+from tests.ranks import Ranks, needs_fsdp
 
 WORLD = 2
-needs_fsdp = pytest.mark.skipif(
-    not hasattr(torch.cpu.current_stream(), "record_event"), reason="fully_shard does not run on this PyTorch's CPU"
-)
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.distributed import join_time, split_time
 from s4_fast.layers import DropoutNd, ModelState
 from tests.helpers import relative_error
-from tests.ranks import Ranks
+from tests.ranks import Ranks, needs_fsdp
 
 SLICES = [(37, 5), (0, 40), (40, 0), (100, 29, 3), (0, 30, 20), (30, 0, 20), (30, 20, 0), (0, 1, 0)]
 LAYERS = ["s4d scan", "s4d convolution", "s4"]
@@ -174,16 +176,21 @@ def test_model(
     groups[len(lengths)].run(check_model, seed, lengths, layer, task, bidirectional)
 
 
-def trains_with_ddp(layer: str, time: int) -> None:
-    """Ranks hold slices of the sequences in groups of ``time``, and these groups hold parts of the batch."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+def with_fsdp(model: S4SequenceModel) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def trains(wrap: Callable[[nn.Module], nn.Module], layer: str, lengths: tuple[int, ...]) -> None:
+    """Ranks hold slices of the sequences in groups of two, and these groups hold parts of the batch."""
+    rank, world, time = dist.get_rank(), dist.get_world_size(), len(lengths)
     groups = [dist.new_group(list(range(first, first + time))) for first in range(0, world, time)]
     part, place = divmod(rank, time)
     torch.manual_seed(0)
     alone = set_up(model_of(layer), 60)
-    model = DistributedDataParallel(split_time(copy.deepcopy(alone), groups[part]))
+    model = wrap(split_time(copy.deepcopy(alone), groups[part]))
     u, target = torch.randn(2 * len(groups), 60, 2, dtype=torch.float64), torch.randint(3, (2 * len(groups),))
-    lengths = [50, 10] if time == 2 else [60]
     own = u.chunk(len(groups))[part].split(lengths, 1)[place]
     for m, inputs, classes in ((alone, u, target), (model, own, target.chunk(len(groups))[part])):
         optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
@@ -191,19 +198,26 @@ def trains_with_ddp(layer: str, time: int) -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(m(inputs), classes).backward()
             optimizer.step()
-    for (name, p), q in zip(alone.named_parameters(), model.module.parameters(), strict=True):
-        assert_close(q, p.detach(), 1e-11, name)
+    found = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    for name, p in alone.named_parameters():
+        assert_close(found[name], p.detach(), 1e-11, name)
 
 
-@pytest.mark.parametrize("layer", ["s4d scan", "s4"])
-def test_time_under_ddp(layer: str, groups: dict[int, Ranks]) -> None:
-    groups[2].run(trains_with_ddp, layer, 2)
+WRAPS = [DistributedDataParallel, pytest.param(with_fsdp, marks=needs_fsdp)]
+
+
+@pytest.mark.parametrize("lengths", [(50, 10), (0, 60)])
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_time_under_data_parallelism(wrap: Any, layer: str, lengths: tuple[int, ...], groups: dict[int, Ranks]) -> None:
+    groups[2].run(trains, wrap, layer, lengths)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["s4d scan", "s4"])
-def test_time_and_data_under_ddp(layer: str, groups: dict[int, Ranks]) -> None:
-    groups[4].run(trains_with_ddp, layer, 2)
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_time_and_data(wrap: Any, layer: str, groups: dict[int, Ranks]) -> None:
+    groups[4].run(trains, wrap, layer, (50, 10))
 
 
 def goes_on() -> None:
@@ -251,6 +265,7 @@ def marks() -> None:
     own = torch.randn(2, 10, 2, dtype=torch.float64)
     plain = model(own)
     assert split_time(model) is model
+    assert model.time_split.group not in (None, dist.group.WORLD)  # not that of others' communication
     twin = copy.deepcopy(model)
     y = model(own)
     assert torch.equal(twin(own), y)
