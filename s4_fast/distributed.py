@@ -21,6 +21,10 @@ from s4_fast.ops import log_vandermonde_transpose, ssm_scan
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# PyTorch has renamed both.
+_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+
 # The bytes in which a rank describes its slice, or its error.
 _RECORD = 1024
 
@@ -119,7 +123,7 @@ def scan(
         filled = u.new_empty(*u.shape[:2], 1) if u.ndim == 3 and u.shape[-1] == 0 else u  # ssm_scan wants a sample
         explain("ssm_scan", filled, x, B, C, D, state, backend=backend)
         sizes = {"batch": u.shape[0], "H": u.shape[1], "n": x.shape[1], "dtype": str(x.dtype), "device": u.device.type}
-        return {**sizes, "D": D is not None, "return_state": return_state, "reverse": reverse}
+        return {**sizes, "presence of D": D is not None, "return_state": return_state, "reverse": reverse}
 
     slices = agree(
         "distributed.scan",
@@ -257,7 +261,8 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
     ``generate``. ``step`` is not split.
 
     What travels per layer, forward and again backward, is one state per rank, ``batch * d_model * d_state / 2`` complex
-    numbers; for bidirectional layers two. A model also sums (batch, d_model) float64 features over the ranks.
+    numbers; for bidirectional layers two. A classifying model also sums (batch, d_model) float64 features over the
+    ranks. Before each layer, and the model, 1024 bytes agree on the shapes, for which the host waits on a GPU.
 
     Args:
         module: a layer, or anything that contains layers. Other modules in it see their slice alone, which is right for
@@ -388,7 +393,7 @@ def _exchange(record: dict[str, Any], group: dist.ProcessGroup | None) -> list[d
 
 def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = own.new_empty(dist.get_world_size(group), own.numel())
-    dist.all_gather_into_tensor(out.view(-1), own.reshape(-1), group=group)
+    getattr(dist, _GATHER)(out.view(-1), own.reshape(-1), group=group)
     return out.view(-1, *own.shape)
 
 
@@ -404,7 +409,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         own = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_tensor(own.view(-1), grad.reshape(-1), group=ctx.group)
+        getattr(dist, _REDUCE_SCATTER)(own.view(-1), grad.reshape(-1), group=ctx.group)
         return own, None
 
 

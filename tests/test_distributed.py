@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -93,7 +94,8 @@ def check_scan(
 
     inputs = {name: t.requires_grad_() for name, t in whole.items()}
     inputs["u"] = whole["u"].detach().split(lengths, -1)[rank].clone().requires_grad_()
-    with mock.patch.object(dispatch, "load", wraps=dispatch.load) as load:
+    with warnings.catch_warnings(), mock.patch.object(dispatch, "load", wraps=dispatch.load) as load:
+        warnings.simplefilter("error", FutureWarning)
         y, last = distributed.scan(**inputs, return_state=True, group=group, reverse=reverse, backend=backend)
         grads = dict(
             zip(
@@ -169,7 +171,7 @@ def in_a_part() -> None:
         with pytest.raises(ValueError, match="this process, rank 1 of all, is not in the group"):
             distributed.scan(**scan_inputs(1, 5, "weak", torch.complex64), group=part)
     for reverse in (False, True):
-        for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        for name in (distributed._GATHER, distributed._REDUCE_SCATTER):
             with mock.patch.object(dist, name, side_effect=AssertionError(f"{name} for one rank")):
                 check_scan(dist.get_rank(), (50,), "weak", torch.complex64, "pytorch", reverse, group=alone)
     assert not distributed.scan(torch.zeros(2, 3, 0), *[torch.ones(3, 1) + 0j] * 3, group=alone).numel()
@@ -240,7 +242,7 @@ def some_gradients(seed: int) -> None:
     if rank == 0:
         assert relative_error(own["u"].grad, expected.grads["u"][..., :30]) <= GRADIENT["float64"]
     own = {**own, "u": own["u"].detach(), "C": inputs["C"].clone().requires_grad_()}
-    with mock.patch.object(dist, "reduce_scatter_tensor", side_effect=AssertionError("nothing to send")):
+    with mock.patch.object(dist, distributed._REDUCE_SCATTER, side_effect=AssertionError("nothing to send")):
         distributed.scan(**own).backward(dy)
     total = sum(everywhere(own["C"].grad))
     assert relative_error(total, expected.grads["C"]) <= GRADIENT["float64"]
@@ -319,7 +321,7 @@ def refused(kind: type[Exception], rank: int, name: str, change: Any, message: s
     ("kind", "rank", "name", "change", "message"),
     [
         (ValueError, 1, "u", fewer_rows, "expected the same batch on all ranks, got [2, 1, 2] on ranks 0 to 2"),
-        (ValueError, 2, "D", none, "expected the same D on all ranks, got [True, True, False]"),
+        (ValueError, 2, "D", none, "expected the same presence of D on all ranks, got [True, True, False]"),
         (ValueError, 1, "return_state", yes, "expected the same return_state on all ranks"),
         (ValueError, 0, "reverse", yes, "expected the same reverse on all ranks"),
         (ValueError, 0, "state", none, "ranks [1, 2] have an initial state, but not rank 0, whose state is used"),

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.distributed import join_time, split_time
@@ -243,6 +244,24 @@ def test_pieces(groups: dict[int, Ranks]) -> None:
     groups[3].run(goes_on)
 
 
+def checkpointed() -> None:
+    """Activation checkpointing runs the blocks, and what travels, a second time in the backward pass."""
+    torch.manual_seed(0)
+    model = split_time(set_up(model_of("s4"), 50))
+    own = torch.randn(2, 50, 2, dtype=torch.float64).split((0, 20, 30), 1)[dist.get_rank()]
+    found = []
+    for run in (lambda block, x: block(x), lambda block, x: checkpoint(block, x, use_reentrant=False)):
+        x = model.encoder(own)
+        for block in model.blocks:
+            x = run(block, x)
+        found.append(torch.autograd.grad(x.square().sum(), list(model.blocks.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_activation_checkpointing(groups: dict[int, Ranks]) -> None:
+    groups[3].run(checkpointed)
+
+
 def drops_out() -> None:
     """One mask for all slices, whatever the ranks' generators."""
     torch.manual_seed(dist.get_rank())
@@ -312,7 +331,7 @@ def refusals() -> None:
             module(u[: 2 - rank])
     with pytest.raises(ValueError, match=r"expected at least one sample on any rank"):
         model(u[:, :0])
-    with pytest.raises(ValueError, match=r"expected the same state given on all ranks, got \[True, False\]"):
+    with pytest.raises(ValueError, match=r"expected the same presence of a state on all ranks, got \[True, False\]"):
         model(u, None if rank else model.init_state(2))
     with pytest.raises(ValueError, match=r"ranks \[1\] have an initial state, but not rank 0"):
         layer(u, layer.init_state(2) if rank else None)

@@ -238,7 +238,7 @@ class S4SequenceModel(AllOrNothing):
                 raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
             self._check_sequence(u, state, least=0)
             found = {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, "return_state": return_state}
-            return {**found, "state given": state is not None, "task": self.task, "layers": len(self.blocks)}
+            return {**found, "presence of a state": state is not None, "task": self.task, "layers": len(self.blocks)}
 
         needs_grad = u.requires_grad or any(p.requires_grad for p in self.parameters())
         slices = split.agree(type(self).__name__, describe, u, state is not None, needs_grad)
