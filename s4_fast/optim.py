@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from s4_fast.ssm.parameters import SSMParameters
+
 
 def get_ssm_param_groups(
     model: nn.Module, lr: float = 1e-3, ssm_lr: float = 1e-3, weight_decay: float = 0.01
@@ -14,7 +16,8 @@ def get_ssm_param_groups(
 
     Parameters marked with ``_optim`` (dt, A, B and P of the SSM modules) train with ``ssm_lr`` and without weight
     decay, unless the mark holds an ``"lr"`` or ``"weight_decay"`` of its own (other options in a mark are passed on to
-    the optimiser); all others with ``lr`` and ``weight_decay``. Frozen parameters are left out.
+    the optimiser); all others with ``lr`` and ``weight_decay``. Frozen parameters are left out. ``fully_shard`` makes
+    new parameters: the SSM modules know their marks still, those of other modules are lost.
 
     Returns:
         The groups, ordinary parameters first, each with ``params``, ``lr`` and ``weight_decay``.
@@ -27,10 +30,16 @@ def get_ssm_param_groups(
             raise ValueError(f"{name} must be at least 0, got {value}")
     ordinary: list[nn.Parameter] = []
     marked: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
+    known = {
+        id(module._parameters.get(name)): mark
+        for module in model.modules()
+        if isinstance(module, SSMParameters)
+        for name, mark in module.marks().items()
+    }
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        mark = getattr(parameter, "_optim", None)
+        mark = getattr(parameter, "_optim", known.get(id(parameter)))
         if mark is None:
             ordinary.append(parameter)
         else:

@@ -168,11 +168,11 @@ class S4SequenceModel(AllOrNothing):
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first input."""
-        weight = self.head.weight
+        device = self.head.weight.device  # new_zeros of a weight that is sharded would be
         return ModelState(
             tuple(block.init_state(batch) for block in self.blocks),
-            weight.new_zeros(batch, self.head.in_features, dtype=torch.float64),
-            weight.new_zeros(batch, dtype=torch.int64),
+            torch.zeros(batch, self.head.in_features, dtype=torch.float64, device=device),
+            torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
     def step(self, u: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:

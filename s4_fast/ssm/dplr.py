@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ssm import initialization
@@ -94,7 +94,7 @@ class DPLRSSM(SSMParameters):
         if P.ndim != 2 or P.shape[-1] != d_state // 2:
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
-        self._set_marks({"P": self._marks()["A_real"]})
+        self._set_marks({"P": self.marks()["A_real"]})
         self.l_max = l_max
         self.register_buffer("l_kernel", torch.tensor(0))
         # The buffer as a number: reading it from a GPU on every call would wait for the device.
@@ -111,13 +111,18 @@ class DPLRSSM(SSMParameters):
         """Make kernels up to length L available: C becomes C_tilde, or C_tilde of a doubled length.
 
         Changes the parameter ``C`` in place. Called by :meth:`kernel` when needed; call it yourself before
-        compiling, or before wrapping the module in DistributedDataParallel.
+        compiling, or before wrapping the module in DistributedDataParallel or sharding it with ``fully_shard``.
+
+        Raises:
+            RuntimeError: FSDP has sharded the parameters.
         """
         _checks.length("setup", L)
         self._read_length()
         length = self._length
         if L <= length:
             return
+        if self._is_sharded():
+            raise RuntimeError(f"set up for length {length}, need {L}: call setup({L}) before FSDP shards C")
         with torch.no_grad():
             A_bar = self._transition(self._recurrence(plain=False))
             row = _row(torch.view_as_complex(self.C.double()))
@@ -132,12 +137,23 @@ class DPLRSSM(SSMParameters):
             self._length = length
 
     def kernel(self, L: int) -> Tensor:
-        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
+        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter.
+
+        Raises:
+            RuntimeError: L needs :meth:`setup`, but the call is being compiled, or runs under FSDP or in
+                DistributedDataParallel.
+        """
         _checks.length("kernel", L)
         if L > self._length:
             if torch.compiler.is_compiling():
                 # No L: a symbol cannot be formatted. One line: PyTorch 2.6 shows this line in place of the message.
                 raise RuntimeError(f"set up for length {self._length}; a longer kernel needs setup(length), eagerly")
+            if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+                # Processes whose first inputs differ in length would make different parameters of C, and average them.
+                raise RuntimeError(
+                    f"set up for length {self._length}, need {L}: call setup with the longest length of any process "
+                    "before wrapping the model in DistributedDataParallel"
+                )
             self.setup(L)
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]

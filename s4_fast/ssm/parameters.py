@@ -81,37 +81,46 @@ class SSMParameters(AllOrNothing):
         self.B = new_parameter(to_pairs(B.expand(n_ssm, n)[None]))
         self.C = new_parameter(C * math.sqrt(0.5))
         mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
+        self._given_marks: dict[str, dict[str, Any]] = {}
         self._set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
         self._cache: tuple[Any, Any, dict[str, Any]] | None = None
 
-    # A copy, a move to another kind of device and load_state_dict(assign=True) make new parameters, without the marks.
+    # A copy, a move to another kind of device, load_state_dict(assign=True) and fully_shard make new parameters, which
+    # have no marks.
 
-    def _marks(self) -> dict[str, dict[str, Any]]:
-        return {name: p._optim for name, p in self.named_parameters(recurse=False) if hasattr(p, "_optim")}
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """The marks for the optimiser by the parameters' names: those they carry, or were given when they were made."""
+        carried = {name: p._optim for name, p in self.named_parameters(recurse=False) if hasattr(p, "_optim")}
+        return {**self._given_marks, **carried}
 
     def _set_marks(self, marks: dict[str, dict[str, Any]]) -> None:
+        self._given_marks = {**self._given_marks, **marks}
         for name, mark in marks.items():
-            self._parameters[name]._optim = dict(mark)  # type: ignore[union-attr]
+            if (parameter := self._parameters.get(name)) is not None:  # parametrizations have it elsewhere
+                parameter._optim = dict(mark)  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_marks": self._marks()}
+        return {**self.__dict__, "_cache": None, "_given_marks": self.marks()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        marks = state.pop("_marks")
         super().__setstate__(state)
-        self._set_marks(marks)
+        self._set_marks(self._given_marks)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        marks = self._marks()
+        marks = self.marks()
         super()._apply(*args, **kwargs)
         self._set_marks(marks)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        marks = self._marks()
+        marks = self.marks()
         super()._load_from_state_dict(*args, **kwargs)
         self._set_marks(marks)
         self._cache = None  # inference tensors have no version that would show the change
+
+    def _is_sharded(self) -> bool:
+        """Whether FSDP swaps the parameters: inside its forward pass they are copies, gathered for the time."""
+        return "_is_fsdp_managed_module" in self.__dict__
 
     def dt(self) -> Tensor:
         """Step sizes, (d_model, 1)."""
@@ -132,9 +141,9 @@ class SSMParameters(AllOrNothing):
         """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded.
 
         A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
-        into ``.data`` leaves no trace.
+        into ``.data`` leaves no trace, nor does what FSDP writes, under which nothing is remembered.
         """
-        if torch.is_grad_enabled() or operations_are_seen():
+        if torch.is_grad_enabled() or operations_are_seen() or self._is_sharded():
             return compute()
         if self._modules:  # those of parametrizations
             tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())

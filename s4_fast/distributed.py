@@ -1,0 +1,325 @@
+"""One sequence over several processes: every rank of a group holds a slice of the time axis, and only states travel.
+
+The state that a slice leaves behind, from the state 0, does not depend on the other slices. The ranks exchange these,
+and each moves those of the ranks before it to its own start. The adjoint runs the same way backwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from s4_fast.dispatch import explain
+from s4_fast.ops import log_vandermonde_transpose, ssm_scan
+
+# The bytes in which a rank describes its slice, or its error.
+_RECORD = 1024
+
+
+@overload
+def scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: Literal[False] = False,
+    *,
+    group: dist.ProcessGroup | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    return_state: Literal[True],
+    group: dist.ProcessGroup | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@torch.compiler.disable
+def scan(
+    u: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    *,
+    group: dist.ProcessGroup | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""A diagonal SSM over a sequence that the ranks of ``group`` hold in slices, as :func:`s4_fast.ssm_scan`.
+
+    Rank r holds the slice of L_r samples that follows those of the ranks before it. Slices may differ in length, and
+    some may be empty. Every rank of the group must make the call, with the same x, B, C and D, and run the backward
+    pass from a loss that depends on what the call returned there, if only with the factor 0: the others wait for it.
+
+    Gradients are those of the sum of all ranks' losses. The gradient of ``u`` is that of the own slice, exactly. Those
+    of x, B, C, D are this rank's share: the sum over the ranks is the whole gradient, and DistributedDataParallel,
+    which averages, makes of it the gradient of the mean of the ranks' losses.
+
+    Per call every rank receives from every other, going forward and again going backward, one state: ``batch * H * n``
+    complex numbers of 8 bytes (float32) or 16 (float64), whatever the lengths; before, 1024 bytes that agree on the
+    shapes. On a GPU the latter makes the host wait. A group of one rank communicates nothing.
+
+    Under ``torch.compile`` the call is a graph break.
+
+    Args:
+        u: this rank's slice of the signals, ``(batch, H, L_r)`` with ``L_r >= 0``, float32 or float64.
+        x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
+        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        D: skip coefficients, ``(H,)``, real, or None.
+        state: the state before the whole sequence, ``(batch, H, n)``, complex, or None for 0. The first rank's is
+            taken, and has the gradient; others may pass None, and what they pass has the gradient 0.
+        return_state: whether to return the state after the whole sequence too.
+        group: the ranks that hold the sequence, in its order; None for all processes.
+        reverse: whether time runs backwards, ``s_l = exp(x) s_{l+1} + B u_l``: from the last rank, which then counts
+            as the first, to the first.
+        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+
+    Returns:
+        This rank's slice of the outputs, ``(batch, H, L_r)``; with ``return_state`` also the state after the whole
+        sequence ``(batch, H, n)``, the same on every rank, for the ``state`` of a call that goes on.
+
+    Raises:
+        RuntimeError: torch.distributed is not available, or no process group is initialised.
+        ValueError: this process is not in ``group``; or, on all ranks, the shapes do not fit, differ between the ranks
+            or one rank raised an error.
+        TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ; other ranks raise
+            a ValueError.
+        BackendUnavailableError: ``backend`` cannot serve the call; other ranks raise a ValueError.
+    """
+
+    def describe() -> dict[str, Any]:
+        filled = u.new_empty(*u.shape[:2], 1) if u.ndim == 3 and u.shape[-1] == 0 else u  # ssm_scan wants a sample
+        explain("ssm_scan", filled, x, B, C, D, state, backend=backend)
+        sizes = {"batch": u.shape[0], "H": u.shape[1], "n": x.shape[1], "dtype": str(x.dtype), "device": u.device.type}
+        return {**sizes, "D": D is not None, "return_state": return_state, "reverse": reverse}
+
+    slices = agree(
+        "distributed.scan",
+        describe,
+        group,
+        length=u.shape[-1] if u.ndim else 0,
+        state=state is not None,
+        needs_grad=any(t is not None and t.requires_grad for t in (u, x, B, state)),
+        reverse=reverse,
+    )
+    wide, L = x.to(torch.complex128), u.shape[-1]
+
+    def advance(s: Tensor, steps: int) -> Tensor:
+        return torch.exp(wide * steps) * s  # at many steps a float32 phase is lost
+
+    if L:
+        final = log_vandermonde_transpose(u if reverse else u.flip(-1), B, x, L, backend=backend)
+    else:
+        final = (nothing(u) + nothing(B) + nothing(x)).expand(*u.shape[:2], x.shape[1])
+    if state is not None and slices.is_first(reverse):
+        final = (final + advance(state, L)).to(final.dtype)
+    start, last = slices.carry(final, advance, reverse=reverse, return_state=return_state)
+    if state is not None:
+        start = start + (state if slices.is_first(reverse) else nothing(state))
+    if L:
+        y = ssm_scan(u.flip(-1) if reverse else u, x, B, C, D, start, backend=backend)
+        y = y.flip(-1) if reverse else y
+    else:
+        y = u + start.real[..., :0] + C.real[:, :0]
+        y = y if D is None else y + D[:, None]
+    return (y, last) if return_state else y
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The slices of one sequence that the ranks of ``group`` hold, in their order; made by :func:`agree`."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    lengths: tuple[int, ...]
+    needs_grad: bool  # of the states, on any rank
+
+    def is_first(self, reverse: bool = False) -> bool:
+        """Whether this rank's slice is where time begins."""
+        return self.rank == (len(self.lengths) - 1 if reverse else 0)
+
+    @torch.compiler.disable
+    def carry(
+        self,
+        final: Tensor,
+        advance: Callable[[Tensor, int], Tensor],
+        *,
+        reverse: bool = False,
+        return_state: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The state of a linear recurrence at this rank's start, and that after all slices. Every rank calls it.
+
+        Args:
+            final: the state that this rank's slice leaves behind when it begins from 0, on the first rank from the
+                initial state. The same shape and dtype on all ranks.
+            advance: ``advance(s, L)`` moves a state L >= 1 steps without input, in the precision that L steps need.
+            reverse: whether time runs from the last rank to the first.
+            return_state: False leaves the second result undefined, which saves its computation.
+
+        Returns:
+            The state that the ranks before leave behind (0 on the first) and the state after all of them. Both are
+            differentiable in every rank's ``final`` and in what ``advance`` holds on this rank.
+        """
+        if self.needs_grad and not final.requires_grad:
+            final = final.detach().requires_grad_()  # the others' backward pass waits for this rank
+        finals = _gather(final, self)
+        order = range(len(self.lengths))[:: -1 if reverse else 1]
+        # The empty sum ties the first rank to the graph, as its part in the others' backward pass.
+        start = total = finals[:0].sum(0)
+        for q in order:
+            if q == self.rank:
+                start = total
+                if not return_state:
+                    break
+            if q != order[0] and self.lengths[q]:
+                total = advance(total, self.lengths[q])
+            total = total + finals[q]
+        return start.to(final.dtype), total.to(final.dtype)
+
+
+@torch.compiler.disable
+def agree(
+    op: str,
+    describe: Callable[[], dict[str, Any]],
+    group: dist.ProcessGroup | None = None,
+    *,
+    length: int,
+    state: bool = False,
+    needs_grad: bool = False,
+    reverse: bool = False,
+) -> Slices:
+    """Exchange what the ranks of ``group`` have, before anything is computed. Every rank calls it.
+
+    Args:
+        op: the caller's name, for messages.
+        describe: checks this rank's arguments and returns, by name, what must be the same on all ranks.
+        group: None for all processes.
+        length: that of this rank's slice.
+        state: whether this rank has an initial state; then the first one, the last with ``reverse``, must have one.
+        needs_grad: whether the own part of a state that travels needs a gradient, if gradients are recorded.
+
+    Raises:
+        RuntimeError: torch.distributed is not available, or no process group is initialised.
+        ValueError: this process is not in ``group``; or, on all ranks, the ranks differ, or ``describe`` failed on one.
+        Exception: what ``describe`` raised on this rank.
+    """
+    rank = _rank(op, group)
+    record: dict[str, Any] = {"length": length, "state": state, "grad": needs_grad if torch.is_grad_enabled() else None}
+    failure = None
+    try:
+        record["same"] = {"call": op, **describe()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        failure = error
+        text = f"{type(error).__name__}: {error}".encode("ascii", "replace").decode()
+        record["error"] = text[: _RECORD // 3]  # what JSON escapes takes two bytes
+    records = _exchange(record, group)
+    if failure is not None:
+        raise failure
+    _check(op, records, len(records) - 1 if reverse else 0)
+    return Slices(group, rank, tuple(r["length"] for r in records), any(r["grad"] for r in records))
+
+
+def nothing(t: Tensor) -> Tensor:
+    """0 of shape (..., 1), tied to the graph of t: a rank without samples takes part in the backward pass too."""
+    return t[..., :0].sum(-1, keepdim=True)
+
+
+def _rank(op: str, group: dist.ProcessGroup | None) -> int:
+    if not dist.is_available():
+        raise RuntimeError(f"{op}: this build of PyTorch has no torch.distributed")
+    if not dist.is_initialized():
+        raise RuntimeError(
+            f"{op}: no process group; start the processes with torchrun and call torch.distributed.init_process_group()"
+        )
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(f"{op}: this process, rank {dist.get_rank()} of all, is not in the group")
+    return rank
+
+
+def _check(op: str, records: list[dict[str, Any]], first: int) -> None:
+    errors = [f"rank {rank}: {record['error']}" for rank, record in enumerate(records) if "error" in record]
+    if errors:
+        raise ValueError(f"{op}: failed on {'; '.join(errors)}")
+    names = dict.fromkeys(name for record in records for name in record["same"])
+    for name in names:
+        values = [record["same"].get(name) for record in records]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{op}: expected the same {name} on all ranks, got {values} on ranks 0 to {len(values) - 1}"
+            )
+    grads = [record["grad"] for record in records]
+    if any(grads) and None in grads:
+        raise ValueError(
+            f"{op}: gradients are recorded on some ranks but not on {[r for r, g in enumerate(grads) if g is None]}; "
+            "the backward pass would wait for them"
+        )
+    states = [rank for rank, record in enumerate(records) if record["state"]]
+    if states and first not in states:
+        raise ValueError(f"{op}: ranks {states} have an initial state, but not rank {first}, whose state is used")
+
+
+def _exchange(record: dict[str, Any], group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
+    """Every rank's record."""
+    if dist.get_world_size(group) == 1:
+        return [record]
+    # A mismatch of the tensors' devices must not fail here: what the group serves, not where the tensors are.
+    devices = [entry.split(":")[0] for entry in dist.get_backend_config(group).split(",")]
+    text = json.dumps(record).encode()
+    own = torch.zeros(_RECORD, dtype=torch.uint8)
+    own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    rows = _all_gather(own.to("cpu" if "cpu" in devices else devices[0]), group).cpu()
+    return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
+
+
+def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    out = own.new_empty(dist.get_world_size(group), own.numel())
+    dist.all_gather_into_tensor(out.view(-1), own.reshape(-1), group=group)
+    return out.view(-1, *own.shape)
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's tensor, as real pairs, (..., 2) -> (ranks, ..., 2). The adjoint sums over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return _all_gather(own.contiguous(), group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        own = grad.new_empty(grad.shape[1:])
+        dist.reduce_scatter_tensor(own.view(-1), grad.reshape(-1), group=ctx.group)
+        return own, None
+
+
+def _gather(state: Tensor, slices: Slices) -> Tensor:
+    """(...) -> (ranks, ...); complex tensors travel as real pairs, which every backend takes."""
+    if len(slices.lengths) == 1 or state.numel() == 0:
+        return state.expand(len(slices.lengths), *state.shape)
+    return torch.view_as_complex(_Gather.apply(torch.view_as_real(state.resolve_conj()), slices.group))
