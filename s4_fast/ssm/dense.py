@@ -51,6 +51,11 @@ class DenseRecurrence:
             y = _times(starts, self._outputs[..., : block * channels]).unflatten(-1, (block, channels))
         return y.permute(1, 4, 0, 2, 3).flatten(-2)[..., :L]
 
+    def kernel(self, L: int) -> Tensor:
+        """``C A^l B``, (channels, d_model, L): the first L samples of the impulse response."""
+        first = (self._C @ self._B[..., None]).transpose(0, 1).to(self._dtype)
+        return torch.cat((first, self.free_response(self._B[None].to(self._dtype), L - 1)[0]), -1) if L > 1 else first
+
     def _advanced(self, s: Tensor, L: int, counts: Tensor | None) -> Tensor:
         """A^L s, or A^counts s for each row, counts being at most L."""
         s = s.transpose(0, 1)

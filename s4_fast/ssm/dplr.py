@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from s4_fast import dispatch
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ssm import initialization
 from s4_fast.ssm.dense import DenseRecurrence
@@ -155,6 +156,9 @@ class DPLRSSM(SSMParameters):
                     "before wrapping the model in DistributedDataParallel"
                 )
             self.setup(L)
+        if L < self._length and self._remembers() and dispatch.requested() in (None, "auto"):
+            # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
+            return self._cached(self._dense).kernel(L)
         dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
         return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
 
