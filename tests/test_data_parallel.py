@@ -113,7 +113,7 @@ def fsdp_trains(layer: str) -> None:
 
 
 def fsdp_steps(layer: str) -> None:
-    """A step is a forward method of its own; it remembers nothing: FSDP's new numbers have the old version."""
+    """A step is a forward method of its own; it remembers nothing: FSDP gathers new numbers under the old version."""
     u, target = batch()
     alone = build(layer)
     model = shard(copy.deepcopy(alone))

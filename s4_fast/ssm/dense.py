@@ -62,6 +62,11 @@ class DenseRecurrence:
         with torch.autocast(s.device.type, enabled=False):
             return self._advanced(s, L, None)
 
+    def kernel(self, L: int) -> Tensor:
+        """``C A^l B``, (channels, d_model, L): the first L samples of the impulse response."""
+        first = (self._C @ self._B[..., None]).transpose(0, 1).to(self._dtype)
+        return torch.cat((first, self.free_response(self._B[None].to(self._dtype), L - 1)[0]), -1) if L > 1 else first
+
     def _advanced(self, s: Tensor, L: int, counts: Tensor | None) -> Tensor:
         """A^L s, or A^counts s for each row, counts being at most L."""
         s = s.transpose(0, 1)

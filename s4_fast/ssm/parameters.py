@@ -145,7 +145,7 @@ class SSMParameters(AllOrNothing):
         A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
         into ``.data`` leaves no trace, nor does what FSDP writes, under which nothing is remembered.
         """
-        if torch.is_grad_enabled() or operations_are_seen() or self._is_sharded():
+        if not self._remembers():
             return compute() if self._once is None else _found(self._once, compute)
         if self._modules:  # those of parametrizations
             tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())
@@ -168,6 +168,10 @@ class SSMParameters(AllOrNothing):
             yield
         finally:
             self._once = None
+
+    def _remembers(self) -> bool:
+        """Whether :meth:`_cached` does."""
+        return not (torch.is_grad_enabled() or operations_are_seen() or self._is_sharded())
 
     def _complex_dtype(self) -> torch.dtype:
         return _COMPLEX[self.C.dtype]

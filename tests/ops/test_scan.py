@@ -36,7 +36,7 @@ SIZES = [
     (1, 3, 29, 65),
     (2, 2, 29, 1047),
     (1, 2, 100, 1500),
-    (2, 1, 2, 2112),
+    (2, 4, 2, 2112),
 ]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -256,6 +256,33 @@ def test_a_shorter_kernel_is_a_prefix_bit_by_bit(generator):
     assert torch.equal(ssm.kernel(20), full[..., :20])
 
 
+@pytest.mark.parametrize(("init", "rank"), INITS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-6)])
+def test_without_gradients_a_shorter_kernel_costs_no_longer_one(init, rank, dtype, tolerance, generator):
+    """It is made of remembered powers, and follows the parameters."""
+    ssm = build(generator, init, rank).to(dtype)
+    ssm.setup(3000)
+    for L in (1, 2, 17, 1047, 2999):
+        with torch.no_grad(), mock.patch("s4_fast.ssm.dplr.dplr_kernel") as op:
+            short = ssm.kernel(L)
+        assert not op.called and short.shape == (2, 4, L) and short.dtype == dtype
+        assert relative_error(short, ssm.kernel(L).detach()) < tolerance, L
+    for backend in ("pytorch", "reference"):
+        with (
+            torch.no_grad(),
+            use_backend(backend),
+            mock.patch.object(dispatch, "choose", wraps=dispatch.choose) as choice,
+        ):
+            ssm.kernel(17)
+        assert choice.call_count == 1
+    with torch.no_grad():
+        before = ssm.kernel(17)
+        ssm.inv_dt.add_(0.1)
+        assert relative_error(ssm.kernel(17), before) > 1e-3
+        after = ssm.kernel(17)
+    assert relative_error(after, ssm.kernel(17).detach()) < tolerance
+
+
 @pytest.mark.parametrize("lengths", [[1], [10, 80]])
 def test_C_is_recovered_from_C_tilde(lengths, generator):
     ssm = build(generator)
