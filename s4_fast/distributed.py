@@ -143,11 +143,7 @@ def scan(
         final = log_vandermonde_transpose(u if reverse else u.flip(-1), B, x, L, backend=backend)
     else:
         final = (nothing(u) + nothing(B) + nothing(x)).expand(*u.shape[:2], x.shape[1])
-    if state is not None and slices.is_first(reverse):
-        final = (final + advance(state, L)).to(final.dtype)
-    start, last = slices.carry(final, advance, reverse=reverse, return_state=return_state)
-    if state is not None:
-        start = start + (state if slices.is_first(reverse) else nothing(state))
+    start, last = slices.carry(final, advance, state, reverse=reverse, return_state=return_state)
     if L:
         y = ssm_scan(u.flip(-1) if reverse else u, x, B, C, D, start, backend=backend)
         y = y.flip(-1) if reverse else y
@@ -166,15 +162,12 @@ class Slices:
     lengths: tuple[int, ...]
     needs_grad: bool  # of the states, on any rank
 
-    def is_first(self, reverse: bool = False) -> bool:
-        """Whether this rank's slice is where time begins."""
-        return self.rank == (len(self.lengths) - 1 if reverse else 0)
-
     @torch.compiler.disable
     def carry(
         self,
         final: Tensor,
         advance: Callable[[Tensor, int], Tensor],
+        state: Tensor | None = None,
         *,
         reverse: bool = False,
         return_state: bool = False,
@@ -182,20 +175,25 @@ class Slices:
         """The state of a linear recurrence at this rank's start, and that after all slices. Every rank calls it.
 
         Args:
-            final: the state that this rank's slice leaves behind when it begins from 0, on the first rank from the
-                initial state. The same shape and dtype on all ranks.
+            final: the state that this rank's slice leaves behind when it begins from 0. The same shape and dtype on all
+                ranks.
             advance: ``advance(s, L)`` moves a state L >= 1 steps without input, in the precision that L steps need.
+            state: the state before all slices, or None for 0. That of the rank where time begins is taken; where
+                others have one, its gradient is 0.
             reverse: whether time runs from the last rank to the first.
             return_state: False leaves the second result undefined, which saves its computation.
 
         Returns:
-            The state that the ranks before leave behind (0 on the first) and the state after all of them. Both are
-            differentiable in every rank's ``final`` and in what ``advance`` holds on this rank.
+            The state that the ranks before leave behind (``state`` on the first) and the state after all of them. Both
+            are differentiable in every rank's ``final``, in ``state``, and in what ``advance`` holds on this rank.
         """
+        order = range(len(self.lengths))[:: -1 if reverse else 1]
+        own = self.lengths[self.rank]
+        if state is not None and self.rank == order[0]:
+            final = (final + (advance(state, own) if own else state)).to(final.dtype)
         if self.needs_grad and not final.requires_grad:
             final = final.detach().requires_grad_()  # the others' backward pass waits for this rank
         finals = _gather(final, self)
-        order = range(len(self.lengths))[:: -1 if reverse else 1]
         # The empty sum ties the first rank to the graph, as its part in the others' backward pass.
         start = total = finals[:0].sum(0)
         for q in order:
@@ -206,7 +204,10 @@ class Slices:
             if q != order[0] and self.lengths[q]:
                 total = advance(total, self.lengths[q])
             total = total + finals[q]
-        return start.to(final.dtype), total.to(final.dtype)
+        start = start.to(final.dtype)
+        if state is not None:
+            start = start + (state if self.rank == order[0] else nothing(state))
+        return start, total.to(final.dtype)
 
     @torch.compiler.disable
     def sum(self, t: Tensor) -> Tensor:
@@ -223,9 +224,27 @@ class TimeSplit:
         self.group = group
 
     def agree(
-        self, op: str, describe: Callable[[], dict[str, Any]], u: Tensor, state: bool, needs_grad: bool
+        self,
+        op: str,
+        check: Callable[[], None],
+        u: Tensor,
+        lengths: Any,
+        *,
+        state: bool,
+        needs_grad: bool,
+        **same: Any,
     ) -> Slices:
-        """:func:`agree` on inputs u (batch, length, features)."""
+        """:func:`agree` on inputs u (batch, length, features) that ``check`` finds right, without ``lengths``.
+
+        ``same`` are what must be the same on all ranks, beside what u has.
+        """
+
+        def describe() -> dict[str, Any]:
+            if lengths is not None:
+                raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
+            check()
+            return {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, **same}
+
         length = u.shape[1] if u.ndim > 1 else 0
         return agree(op, describe, self.group, length=length, state=state, needs_grad=needs_grad)
 

@@ -232,16 +232,17 @@ class S4SequenceModel(AllOrNothing):
         self, split: TimeSplit, u: Tensor, state: ModelState | None, lengths: Lengths | None, return_state: bool
     ) -> Slices:
         """The slices of which u is this rank's, checked on all ranks."""
-
-        def describe() -> dict[str, Any]:
-            if lengths is not None:
-                raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
-            self._check_sequence(u, state, least=0)
-            found = {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, "return_state": return_state}
-            return {**found, "presence of a state": state is not None, "task": self.task, "layers": len(self.blocks)}
-
-        needs_grad = u.requires_grad or any(p.requires_grad for p in self.parameters())
-        slices = split.agree(type(self).__name__, describe, u, state is not None, needs_grad)
+        same = {"presence of a state": state is not None, "task": self.task, "layers": len(self.blocks)}
+        slices = split.agree(
+            type(self).__name__,
+            lambda: self._check_sequence(u, state, least=0),
+            u,
+            lengths,
+            state=state is not None,
+            needs_grad=any(t.requires_grad for t in (u, *self.parameters())),
+            return_state=return_state,
+            **same,
+        )
         if not any(slices.lengths):
             raise ValueError("expected at least one sample on any rank, got empty slices")
         return slices

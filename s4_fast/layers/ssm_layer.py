@@ -70,10 +70,11 @@ class SSMLayer(AllOrNothing):
         if rows is not None:
             u = rows.cut(u)
         u = u.mT
-        if slices is None:
-            y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
-        else:
-            y, after = self._run_slice(slices, u, state, return_state)
+        with self.kernel.computed_once():
+            if slices is None:
+                y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
+            else:
+                y, after = self._run_slice(slices, u, state, return_state)
         # No copy after a scan, which keeps the layout of its input.
         y = y.mT.contiguous()
         if rows is not None:
@@ -105,16 +106,16 @@ class SSMLayer(AllOrNothing):
         self, split: TimeSplit, u: Tensor, state: Tensor | None, lengths: Lengths | None, return_state: bool
     ) -> Slices:
         """The slices of which u is this rank's, checked on all ranks."""
-
-        def describe() -> dict[str, Any]:
-            if lengths is not None:
-                raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
-            self._check(u, state, return_state, least=0)
-            found = {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, "return_state": return_state}
-            return {**found, **self.kernel.sizes(), "bidirectional": self.bidirectional}
-
-        needs_grad = any(t is not None and t.requires_grad for t in (u, state, *self.parameters()))
-        return split.agree(type(self).__name__, describe, u, state is not None, needs_grad)
+        same = {"return_state": return_state, **self.kernel.sizes(), "bidirectional": self.bidirectional}
+        return split.agree(
+            type(self).__name__,
+            lambda: self._check(u, state, return_state, least=0),
+            u,
+            lengths,
+            state=state is not None,
+            needs_grad=any(t is not None and t.requires_grad for t in (u, state, *self.parameters())),
+            **same,
+        )
 
     def _run_slice(
         self, slices: Slices, u: Tensor, state: Tensor | None, return_state: bool
@@ -122,22 +123,18 @@ class SSMLayer(AllOrNothing):
         """:meth:`_run` for this rank's slice u, from the state before the whole sequence to that after it."""
         kernel, L = self.kernel, u.shape[-1]
         kernel.prepare(max(slices.lengths))  # what it changes must change alike on all ranks
-        with kernel.computed_once():
-            first = state if slices.is_first() else None
-            # 0, for the graph: a rank without samples has its part in the backward pass, and gradients of 0.
-            ties = sum(t.flatten()[:0].sum() for t in (u, *self.parameters())) if L == 0 else 0
-            advance = kernel.propagator()
-            start, last = slices.carry(kernel.forward_state(u, first) + ties, advance, return_state=return_state)
-            if state is not None:
-                start = start + (state if first is not None else state[..., :0].sum(-1, keepdim=True))
-            ahead = None
-            if self.bidirectional:
-                ahead, _ = slices.carry(kernel.forward_state(u.flip(-1)) + ties, advance, reverse=True)
-            if L:
-                y, _ = self._run(u, start, None, False, ahead)
-            else:
-                y = u + start.real[..., :0] + ties
-                y = y if ahead is None else y + ahead.real[..., :0]
+        # 0, for the graph: a rank without samples has its part in the backward pass, and gradients of 0.
+        ties = sum(t.flatten()[:0].sum() for t in (u, *self.parameters())) if L == 0 else 0
+        advance = kernel.propagator()
+        start, last = slices.carry(kernel.forward_state(u) + ties, advance, state, return_state=return_state)
+        ahead = None
+        if self.bidirectional:
+            ahead, _ = slices.carry(kernel.forward_state(u.flip(-1)) + ties, advance, reverse=True)
+        if L:
+            y, _ = self._run(u, start, None, False, ahead)
+        else:
+            y = u + start.real[..., :0] + ties
+            y = y if ahead is None else y + ahead.real[..., :0]
         return y, last if return_state else None
 
     def _run(
@@ -159,10 +156,7 @@ class SSMLayer(AllOrNothing):
         if self.bidirectional:
             y = y + fft_conv(u.flip(-1), pad(k[1], (1, -1))).flip(-1)
         if ahead is not None:
-            later = self.kernel.output(ahead)[:, 1, :, None]
-            if L > 1:
-                later = torch.cat((later, self.kernel.free_response(ahead, L - 1)[:, 1]), -1)
-            y = y + later.flip(-1)
+            y = y + self.kernel.response(ahead, L)[:, 1].flip(-1)
         if state is not None:
             y = y + self.kernel.free_response(state, L)[:, 0]
         return y, self.kernel.forward_state(u, state, lengths) if return_state else None
@@ -249,7 +243,7 @@ class S4DLayer(SSMLayer):
         if self.bidirectional:
             y = y + pad(ssm_scan(u.flip(-1), x, B, C[1], None, ahead).flip(-1)[..., 1:], (0, 1))
             if ahead is not None:
-                y = y + pad(self.kernel.output(ahead)[:, 1, :, None], (u.shape[-1] - 1, 0))
+                y = y + pad(self.kernel.response(ahead, 1)[:, 1], (u.shape[-1] - 1, 0))
         if return_state and lengths is not None:
             after = self.kernel.forward_state(u, state, lengths)
         return y, after if return_state else None

@@ -20,7 +20,9 @@ class DenseRecurrence:
         self._powers: list[Tensor] = []  # the transposes of A^(2^level)
 
     def after(self, u: Tensor, s: Tensor | None, counts: Tensor | None) -> Tensor:
-        """The state after u (batch, d_model, L), if it was ``s`` before the last ``counts`` (batch,), or all, of it.
+        """The state after u (batch, d_model, L) from ``s``, or from 0.
+
+        Where rows begin late, ``counts`` (batch,) says how many of their samples, the last ones, come after ``s``.
 
         Blocks of about sqrt(L) samples leave a state each; then neighbours are merged until one is left. So the cost is
         O(N L) per feature, and O(log L) products depend on each other.
@@ -39,8 +41,8 @@ class DenseRecurrence:
             after = found[:, :, 0].transpose(0, 1)
             return after if s is None else after + self._advanced(s, L, counts)
 
-    def free_response(self, s: Tensor, L: int) -> Tensor:
-        """The L outputs after ``s`` where the input is 0, (batch, channels, d_model, L). Blocks as in :meth:`after`."""
+    def response(self, s: Tensor, L: int) -> Tensor:
+        """``C A^l s``, (batch, channels, d_model, L). Blocks as in :meth:`after`."""
         level, block = self._prepare(L)
         channels = self._C.shape[1]
         with torch.autocast(s.device.type, enabled=False):
@@ -51,11 +53,6 @@ class DenseRecurrence:
             y = _times(starts, self._outputs[..., : block * channels]).unflatten(-1, (block, channels))
         return y.permute(1, 4, 0, 2, 3).flatten(-2)[..., :L]
 
-    def output(self, s: Tensor) -> Tensor:
-        """C s, (batch, channels, d_model)."""
-        with torch.autocast(s.device.type, enabled=False):
-            return _times(s.transpose(0, 1), self._C.mT.to(self._dtype)).permute(1, 2, 0)
-
     def advanced(self, s: Tensor, L: int) -> Tensor:
         """The state L samples of 0 after ``s``."""
         self._prepare(L)
@@ -63,9 +60,8 @@ class DenseRecurrence:
             return self._advanced(s, L, None)
 
     def kernel(self, L: int) -> Tensor:
-        """``C A^l B``, (channels, d_model, L): the first L samples of the impulse response."""
-        first = (self._C @ self._B[..., None]).transpose(0, 1).to(self._dtype)
-        return torch.cat((first, self.free_response(self._B[None].to(self._dtype), L - 1)[0]), -1) if L > 1 else first
+        """``C A^l B``, (channels, d_model, L): the impulse response."""
+        return self.response(self._B[None].to(self._dtype), L)[0]
 
     def _advanced(self, s: Tensor, L: int, counts: Tensor | None) -> Tensor:
         """A^L s, or A^counts s for each row, counts being at most L."""
@@ -88,7 +84,7 @@ class DenseRecurrence:
         level = (levels + 1) // 2
         if levels > self._levels:
             power = self._A.mT
-            inputs, outputs, self._powers = self._B[:, None], power @ self._C.mT, []
+            inputs, outputs, self._powers = self._B[:, None], self._C.mT, []
             for i in range(levels):
                 self._powers.append(power.to(self._dtype))
                 if i < level:
@@ -96,8 +92,8 @@ class DenseRecurrence:
                     outputs = torch.cat((outputs, power @ outputs), -1)
                 if i + 1 < levels:
                     power = power @ power
-            # What each sample of a block adds to the state at its end, (d_model, block, N), and what the state before a
-            # block adds to each of its outputs, (d_model, N, block * channels).
+            # What each sample of a block adds to the state at its end, (d_model, block, N), and what the state at its
+            # first output adds to each, (d_model, N, block * channels).
             self._inputs, self._outputs = inputs.to(self._dtype), outputs.to(self._dtype)
             self._levels, self._block = levels, 1 << level
         return level, 1 << level

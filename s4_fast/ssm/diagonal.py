@@ -92,19 +92,11 @@ class DiagonalSSM(SSMParameters):
         count = L if lengths is None else lengths[:, None, None]
         return torch.exp(x.to(torch.complex128) * count).to(state.dtype) * state + after
 
-    def free_response(self, state: Tensor, L: int) -> Tensor:
-        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
+    def response(self, state: Tensor, L: int) -> Tensor:
         x, _, C = self.discretize()
-        following = torch.exp(x.to(torch.complex128)) * state
-        return log_vandermonde((C * following[:, None]).to(state.dtype), x, L)
-
-    def output(self, state: Tensor) -> Tensor:
-        """2 Re sum_n C s for ``state`` (batch, d_model, n), (batch, channels, d_model)."""
-        _, _, C = self.discretize()
-        return 2 * (C * state[:, None]).sum(-1).real
+        return log_vandermonde(C * state[:, None], x, L)
 
     def propagator(self) -> Callable[[Tensor, int], Tensor]:
-        """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0, in complex128."""
         x = self.discretize()[0].to(torch.complex128)
         return lambda state, L: torch.exp(x * L) * state
 

@@ -185,16 +185,10 @@ class DPLRSSM(SSMParameters):
         s = None if state is None else _real(state)
         return _complex(self._cached(self._dense).after(u, s, lengths))
 
-    def free_response(self, state: Tensor, L: int) -> Tensor:
-        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
-        return self._cached(self._dense).free_response(_real(state), L)
-
-    def output(self, state: Tensor) -> Tensor:
-        """2 Re sum_n C s for ``state`` (batch, d_model, n), (batch, channels, d_model)."""
-        return self._cached(self._dense).output(_real(state))
+    def response(self, state: Tensor, L: int) -> Tensor:
+        return self._cached(self._dense).response(_real(state), L)
 
     def propagator(self) -> Callable[[Tensor, int], Tensor]:
-        """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0."""
         dense = self._cached(self._dense)
         return lambda state, L: _complex(dense.advanced(_real(state), L))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -160,9 +160,13 @@ class SSMParameters(AllOrNothing):
             self._cache = (key, [t.detach() for t in tensors], {})
         return _found(self._cache[2], compute)
 
+    def computed_once(self) -> AbstractContextManager[None]:
+        """A block in which what depends on the parameters alone is computed once, with its graph."""
+        # Compilers merge what is equal themselves, and that of PyTorch 2.6 cannot follow the block.
+        return nullcontext() if torch.compiler.is_compiling() else self._computing_once()
+
     @contextmanager
-    def computed_once(self) -> Iterator[None]:
-        """In this block, what depends on the parameters alone is computed once, with its graph."""
+    def _computing_once(self) -> Iterator[None]:
         self._once = {}
         try:
             yield
@@ -187,6 +191,21 @@ class SSMParameters(AllOrNothing):
         """The zero state, (batch, d_model, n), complex."""
         shape = (batch, self.d_model, self.d_state // 2)
         return torch.zeros(shape, dtype=self._complex_dtype(), device=self.C.device)
+
+    def response(self, state: Tensor, L: int) -> Tensor:
+        """``2 Re C s_l``, 0 <= l < L, from s_0 = ``state`` (batch, d_model, n) without input.
+
+        (batch, channels, d_model, L).
+        """
+        raise NotImplementedError
+
+    def propagator(self) -> Callable[[Tensor, int], Tensor]:
+        """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0, in complex64 or complex128."""
+        raise NotImplementedError
+
+    def free_response(self, state: Tensor, L: int) -> Tensor:
+        """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
+        return self.response(self.propagator()(state, 1).to(state.dtype), L)
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step from ``state`` (batch, d_model, n), as :meth:`init_state` or :meth:`forward_state` returns it.
