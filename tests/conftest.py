@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ranks import Ranks
+
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -22,6 +24,20 @@ def generator(session_seed: int, request: pytest.FixtureRequest) -> torch.Genera
     """Fresh numbers in every session; a test's own do not depend on which tests run before it."""
     print(f"replay with {SEED_VARIABLE}={session_seed}")  # shown by pytest where the test fails
     return torch.Generator().manual_seed(session_seed ^ zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator))
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[dict[int, Ranks]]:
+    """Two, three and four processes in a group; none starts before it has something to run."""
+    found = {world: Ranks(world) for world in (2, 3, 4)}
+    yield found
+    for ranks in found.values():
+        ranks.stop()
 
 
 @pytest.fixture(params=DEVICES)

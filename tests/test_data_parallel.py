@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,11 +20,9 @@ from tests.ranks import Ranks, needs_fsdp
 WORLD = 2
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    found = Ranks(WORLD)
-    yield found
-    found.stop()
+@pytest.fixture
+def ranks(groups: dict[int, Ranks]) -> Ranks:
+    return groups[WORLD]
 
 
 # ------------------------------------------------------------------------------------------- what the ranks run

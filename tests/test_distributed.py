@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -32,19 +31,6 @@ from tests.ranks import Ranks
 BACKENDS = backends("ssm_scan")
 # Unequal slices, and an empty one at each position.
 SLICES = [(37, 1), (0, 70), (70, 0), (1047, 29, 300), (0, 40, 90), (40, 0, 90), (40, 90, 0), (0, 33, 0)]
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, Ranks]]:
-    found = {world: Ranks(world) for world in (2, 3)}
-    yield found
-    for ranks in found.values():
-        ranks.stop()
-
-
-@pytest.fixture
-def seed(generator: Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator))
 
 
 # ------------------------------------------------------------------------------------------- what the ranks run

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -24,19 +24,6 @@ from tests.ranks import Ranks, needs_fsdp
 
 SLICES = [(37, 5), (0, 40), (40, 0), (100, 29, 3), (0, 30, 20), (30, 0, 20), (30, 20, 0), (0, 1, 0)]
 LAYERS = ["s4d scan", "s4d convolution", "s4"]
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, Ranks]]:
-    found = {world: Ranks(world) for world in (2, 3, 4)}
-    yield found
-    for ranks in found.values():
-        ranks.stop()
-
-
-@pytest.fixture
-def seed(generator: Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator))
 
 
 # ------------------------------------------------------------------------------------------- what the ranks run

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s4_fast.layers import S4DLayer, S4Layer
+from s4_fast.ssm import with_conjugates
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -30,7 +31,7 @@ def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor
 def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True) -> Tensor:
     """sum_n v/(z - w) over the states and, if ``symmetric``, their conjugates."""
     if symmetric:
-        v, w = _with_conjugates(v), _with_conjugates(w)
+        v, w = with_conjugates(v), with_conjugates(w)
     return (v[..., None] / (z[..., None, :] - w[..., None])).sum(-2)
 
 
@@ -105,18 +106,6 @@ def dplr_step(
     return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
 
 
-def _with_conjugates(t: Tensor) -> Tensor:
-    return torch.cat((t, t.conj()), dim=-1)
-
-
-def _nodes(L: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """z and 2/(1 + omega), rounded from float64: in float64 ``1 + omega`` is tiny at omega = -1, not zero."""
-    angle = torch.arange(L // 2 + 1, dtype=torch.float64, device=like.device) * (-2 * torch.pi / L)
-    omega = torch.polar(torch.ones_like(angle), angle)
-    factor = 2 / (1 + omega)
-    return ((1 - omega) * factor).to(like.dtype), factor.to(like.dtype)
-
-
 def s4d_layer(layer: S4DLayer, u: Tensor) -> Tensor:
     """An S4D layer by its direct kernel and one FFT of length 2L."""
     x, B, C = layer.kernel.discretize()
@@ -146,15 +135,25 @@ def s4_step(layer: S4Layer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """The exact step of an S4 layer by its dense transition matrix on (Re s, Im s), discretised once."""
     recurrence = layer.kernel.discretize()
     n, H = layer.d_state // 2, layer.d_model
+
+    def real(s: Tensor) -> Tensor:
+        return torch.cat((s.real, s.imag), -1)
+
     eye = torch.eye(2 * n)
     basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, H, -1)
-    advanced = recurrence.advance(basis).to(recurrence.B.dtype)
-    A_bar = torch.view_as_real(advanced.contiguous()).transpose(-1, -2).flatten(-2).permute(1, 2, 0)
-    B = torch.view_as_real(recurrence.B).transpose(-1, -2).flatten(-2)
-    C = 2 * torch.view_as_real(recurrence.C[0].conj().resolve_conj()).transpose(-1, -2).flatten(-2)
+    A_bar = real(layer.kernel.propagator()(basis, 1)).permute(1, 2, 0)
+    B, C = real(recurrence.B), real(2 * recurrence.C[0].conj())
 
     def step(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.einsum("hij,bhj->bhi", A_bar, state) + B * u[..., None]
         return (C * state).sum(-1) + layer.D * u, state
 
     return step
+
+
+def _nodes(L: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """z and 2/(1 + omega), rounded from float64: in float64 ``1 + omega`` is tiny at omega = -1, not zero."""
+    angle = torch.arange(L // 2 + 1, dtype=torch.float64, device=like.device) * (-2 * torch.pi / L)
+    omega = torch.polar(torch.ones_like(angle), angle)
+    factor = 2 / (1 + omega)
+    return ((1 - omega) * factor).to(like.dtype), factor.to(like.dtype)

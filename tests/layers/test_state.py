@@ -14,6 +14,7 @@ from s4_fast.layers import path, ssm_layer
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
 from tests.helpers import needs_native, relative_error
+from tests.layers.building import build, run, signal
 
 SETTINGS: list[tuple[type[SSMLayer], dict[str, Any]]] = [
     (S4DLayer, {"path": "scan"}),
@@ -33,26 +34,9 @@ def seeded(session_seed: int) -> None:
     torch.manual_seed(session_seed)  # D is drawn from the default generator
 
 
-def build(cls: type[SSMLayer], generator: torch.Generator, **options: Any) -> SSMLayer:
-    return cls(4, **{"d_state": 8, **options}, generator=generator).double()
-
-
-def signal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
 def some_state(layer: SSMLayer, generator: torch.Generator, batch: int) -> Tensor:
     zero = layer.init_state(batch)
     return torch.randn(zero.shape, dtype=zero.dtype, generator=generator)
-
-
-def run(layer: SSMLayer, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One step after the other."""
-    outputs = []
-    for position in range(u.shape[1]):
-        y, state = layer.step(u[:, position], state)
-        outputs.append(y)
-    return torch.stack(outputs, 1), state
 
 
 def gradients(layer: nn.Module, outputs: tuple[Tensor, ...], *inputs: Tensor) -> list[Tensor]:
@@ -74,7 +58,7 @@ def test_outputs_and_state_are_those_of_stepping(cls, options, generator):
     u, state = signal(generator, 3, 30, 4), some_state(layer, generator, 3)
     with torch.no_grad():
         for before in (None, state):
-            want = run(layer, u, layer.init_state(3) if before is None else before)
+            want = run(layer, u, before)
             assert_close([*layer.prefill(u, before)], [*want], 1e-12)
             assert_close([*layer(u, before, return_state=True)], [*want], 1e-12)
             assert_close([layer(u, before)], [want[0]], 1e-12)

@@ -1,0 +1,27 @@
+"""Layers and signals in float64 for the tests of layers, and a layer run step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s4_fast.layers.ssm_layer import SSMLayer
+
+
+def build(cls: type[SSMLayer], generator: torch.Generator, **options: Any) -> SSMLayer:
+    return cls(4, **{"d_state": 8, **options}, generator=generator).double()
+
+
+def signal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def run(layer: SSMLayer, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Outputs and last state, one step after the other."""
+    state, outputs = layer.init_state(u.shape[0]) if state is None else state, []
+    for position in range(u.shape[1]):
+        y, state = layer.step(u[:, position], state)
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
