@@ -147,7 +147,7 @@ class DPLRSSM(SSMParameters):
         """
         if L > self._length:
             if torch.compiler.is_compiling():
-                # No L: a symbol cannot be formatted. One line: PyTorch 2.6 shows this line in place of the message.
+                # No L: a symbol cannot be formatted.
                 raise RuntimeError(f"set up for length {self._length}; a longer kernel needs setup(length), eagerly")
             if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
                 # Processes whose first inputs differ in length would make different parameters of C, and average them.
@@ -163,7 +163,8 @@ class DPLRSSM(SSMParameters):
         Differentiable in every parameter.
         """
         _checks.length("kernel", L)
-        self.prepare(L)
+        # PyTorch 2.6 shows the next line in place of the message.
+        self.prepare(L)  # compiled, a longer kernel needs setup(length), eagerly
         if L < self._length and self._remembers() and dispatch.requested() in (None, "auto"):
             # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
             return self._cached(self._dense).kernel(L)
@@ -220,8 +221,11 @@ class DPLRSSM(SSMParameters):
         V = Q + torch.einsum("hij,jhn->ihn", K, Q * lam - torch.einsum("hij,jhn->ihn", M.to(wide), Q))
         b = 2 * half * D * B
         b = b - torch.einsum("hij,ihn,jh->hn", K, G, _overlap(Q, b).squeeze(-1).to(wide))
-        recurrence = DPLRRecurrence(2 * half * A * D, G, V, b, C)
-        return recurrence._replace(C=self._plain_C(recurrence)) if plain and self._length else recurrence
+        increment = 2 * half * A * D
+        recurrence = DPLRRecurrence(increment, G, V, b, C)
+        if not plain or self._length == 0:
+            return recurrence
+        return DPLRRecurrence(increment, G, V, b, self._plain_C(recurrence))  # PyTorch 2.6 does not trace _replace
 
     def _plain_C(self, recurrence: DPLRRecurrence) -> Tensor:
         A_bar = self._transition(recurrence)
