@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Everything that must be seen on a GPU, in one call: the native library's build, the tests, the doctor, the kernels and
-# the benchmark.
+# Everything that must be seen on a GPU, in one call.
 # Runs from a source tree with a python3 that has torch, click, rich and pytest, and nvcc: no network, no install.
 set -u
 
-if [ $# -lt 1 ]; then
-    echo "usage: $0 OUT_DIR [options of 'python -m s4_fast bench', such as --quick]" >&2
-    echo "Writes logs, bench.json, bench.csv and gpu_kernels.json into OUT_DIR. PYTHON chooses the interpreter (default: python3)." >&2
+all=(machine native tests slow-tests doctor memcheck racecheck kernels bench)
+if [ $# -lt 1 ] || [[ $1 == -* ]]; then
+    echo "usage: $0 OUT_DIR [STEP ...]" >&2
+    echo "Runs the steps (default: ${all[*]}) and writes their logs and results into OUT_DIR." >&2
+    echo "PYTHON chooses the interpreter (default: python3), LIMIT how many seconds a step may take (default: 600)," >&2
+    echo "KERNELS the options of gpu_kernels.py, BENCH those of 'python -m s4_fast bench', such as --quick." >&2
     exit 2
 fi
 
@@ -17,7 +19,9 @@ if ! mkdir -p "$1" || ! out=$(cd "$1" && pwd); then
     exit 2
 fi
 shift
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+steps=("$@")
+[ $# -ne 0 ] || steps=("${all[@]}")
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 cd "$root" || exit 2
 
 if ! "$python" -c 'import torch'; then
@@ -29,52 +33,74 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     exit 2
 fi
 
-describe_machine() {
-    nvidia-smi && "$python" --version && "$python" - <<'PYTHON'
-import torch
-from s4_fast.bench import machine
-
-for name, value in machine.describe("cuda").items():
-    print(f"{name}: {value}")
-print(f"cudnn: {torch.backends.cudnn.version()}")
-PYTHON
-}
-
 failed=()
-step() {
-    local name=$1
+run() {
+    local name=$1 start=$SECONDS
     shift
     echo "== $name"
-    "$@" 2>&1 | tee "$out/$name.log"
+    timeout "${LIMIT:-600}" "$@" 2>&1 | tee "$out/$name.log"
     local status=${PIPESTATUS[0]}
+    echo "== $name: $((SECONDS - start)) s"
     if [ "$status" -ne 0 ]; then
         failed+=("$name (exit code $status)")
     fi
 }
+
+pytest=("$python" -m pytest -q -p no:cacheprovider)
+parallel=()
+if "$python" -c 'import xdist' 2>/dev/null; then
+    parallel=(-n 8)
+fi
+everywhere=(tests tests/ops/triton_kernels.py)
 
 plot=()
 if "$python" -c 'import matplotlib' 2>/dev/null; then
     plot=(--plot "$out/bench.png")
 fi
 
-step machine describe_machine
-step native env S4_FAST_BUILD=cuda "$python" csrc/build_native.py
-step tests "$python" -m pytest -q tests
-step tests_slow "$python" -m pytest -q -m slow tests/ops/test_triton.py
-step doctor "$python" -m s4_fast doctor
-step native-kernels "$python" -m pytest -q -m '' -k 'not emulated' tests/native/test_cuda_kernels.py tests/native/test_cuda_ops.py
-for tool in memcheck racecheck; do
+sanitizer() {
     if command -v compute-sanitizer >/dev/null; then
         # PyTorch's caching allocator would hide an access beyond a tensor from the sanitizer.
-        step "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$python" -m pytest -q -k 'not emulated and (contract or step)' tests/native/test_cuda_ops.py
+        run "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 \
+            "${pytest[@]}" -m gpu -k 'contract or step' tests/native/test_cuda_ops.py
     else
-        echo "== $tool: skipped, compute-sanitizer is not on the PATH"
+        echo "== $1: skipped, compute-sanitizer is not on the PATH"
     fi
+}
+
+describe_machine='
+import torch
+from s4_fast.bench import machine
+
+for name, value in machine.describe("cuda").items():
+    print(f"{name}: {value}")
+print(f"cudnn: {torch.backends.cudnn.version()}")
+'
+
+for step in "${steps[@]}"; do
+    case $step in
+    machine)
+        run driver nvidia-smi
+        run machine "$python" -c "$describe_machine"
+        ;;
+    native) run native env S4_FAST_BUILD=cuda "$python" csrc/build_native.py ;;
+    tests) run tests "${pytest[@]}" "${parallel[@]}" -m 'gpu and not slow' "${everywhere[@]}" ;;
+    slow-tests) run slow-tests "${pytest[@]}" "${parallel[@]}" -m 'gpu and slow' "${everywhere[@]}" ;;
+    doctor) run doctor "$python" -m s4_fast doctor ;;
+    memcheck | racecheck) sanitizer "$step" ;;
+    # shellcheck disable=SC2086
+    kernels) run kernels "$python" benchmarks/gpu_kernels.py "$out" ${KERNELS:-} ;;
+    # shellcheck disable=SC2086
+    bench)
+        run bench "$python" -m s4_fast bench --device cuda --json "$out/bench.json" --csv "$out/bench.csv" \
+            ${plot[@]+"${plot[@]}"} ${BENCH:-}
+        ;;
+    *)
+        echo "$0: unknown step '$step'; expected some of: ${all[*]}" >&2
+        exit 2
+        ;;
+    esac
 done
-step kernels "$python" benchmarks/gpu_kernels.py "$out"
-step bench "$python" -m s4_fast bench --device cuda --json "$out/bench.json" --csv "$out/bench.csv" \
-    ${plot[@]+"${plot[@]}"} "$@"
 
 if [ ${#failed[@]} -ne 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

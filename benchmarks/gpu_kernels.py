@@ -29,13 +29,13 @@ COLOURS = {
 }
 
 
-def implementations(op: str) -> dict[str, Callable[..., evaluate.Output]]:
+def implementations(op: str, compiled: bool) -> dict[str, Callable[..., evaluate.Output]]:
     """What is measured, by name."""
     names = [name for name in (*KERNELS, "pytorch") if name in dispatch.implementations(op)]
     ours = {name: evaluate.implementation(op, name) for name in names}
     if op == "ssm_scan":
         return {**ours, evaluate.KERNEL_GIVEN: evaluate.implementation(op, evaluate.KERNEL_GIVEN)}
-    return {**ours, COMPILED: torch.compile(getattr(direct, op), dynamic=False)}
+    return {**ours, COMPILED: torch.compile(getattr(direct, op), dynamic=False)} if compiled else ours
 
 
 def row(
@@ -100,14 +100,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for gpu_kernels.json and gpu_kernels.png")
     parser.add_argument("--seconds", type=float, default=0.3, help="about how long each timing may take")
+    parser.add_argument("--op", choices=OPS, action="append", help="one op; may be repeated")
+    parser.add_argument("--features", type=int, choices=FEATURES, action="append", help="one H; may be repeated")
+    parser.add_argument("--length", type=int, choices=LENGTHS, action="append", help="one L; may be repeated")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile of the direct evaluation")
     options = parser.parse_args()
     described, rows = machine.describe("cuda"), list[dict[str, Any]]()
-    for op in OPS:
-        for H in FEATURES:
-            for L in LENGTHS:
+    for op in options.op or OPS:
+        for H in options.features or FEATURES:
+            for L in options.length or LENGTHS:
                 case = Case(op, H, STATES, L)
                 inputs = arguments(case, "cuda")
-                functions = implementations(op)
+                functions = implementations(op, not options.no_compile)
                 torch.compiler.reset()
                 rows += [row(case, inputs, name, run, options.seconds) for name, run in functions.items()]
                 rows.append(copy_row(case, inputs, options.seconds))

@@ -11,7 +11,7 @@ import torch
 from tests.ranks import Ranks
 
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="session")

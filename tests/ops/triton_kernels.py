@@ -49,6 +49,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
     # At masked states and nodes NumPy divides by zero and multiplies the infinity; nothing of it is stored.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    *([pytest.mark.gpu] if DEVICE == "cuda" else []),
 ]
 
 
