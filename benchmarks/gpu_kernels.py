@@ -41,18 +41,23 @@ def implementations(op: str, compiled: bool) -> dict[str, Callable[..., evaluate
 def row(
     case: Case, inputs: Arguments, name: str, function: Callable[..., evaluate.Output], seconds: float
 ) -> dict[str, Any]:
-    """Milliseconds (median, p20, p80), MiB and errors of one implementation; what failed and why where it did."""
+    """Milliseconds (median, p20, p80), MiB and errors of one implementation; what failed and why where it did.
+
+    Times are those of the GPU alone; ``_with_launches`` are those that a program in Python sees.
+    """
     result: dict[str, Any] = {"op": case.op, "H": case.H, "n": case.n, "L": case.L, "implementation": name}
     expected = accuracy.reference(case, inputs) if name in KERNELS else None
     inputs = evaluate.inputs(name, inputs)
     forward, both = evaluate.forward(function, inputs), evaluate.forward_backward(function, inputs)
     try:
         result["forward"] = measure.timed(forward, "cuda", seconds)._asdict()
+        result["forward_with_launches"] = measure.timed_with_launches(forward, "cuda", seconds)._asdict()
         result["forward_mib"] = measure.peak_memory(forward, "cuda")
         if expected is not None:
             result["errors"] = accuracy.errors(both(), expected)._asdict()
             result["verdict"] = accuracy.verdict(case, name, accuracy.Errors(**result["errors"]))
         result["forward+backward"] = measure.timed(both, "cuda", seconds)._asdict()
+        result["forward+backward_with_launches"] = measure.timed_with_launches(both, "cuda", seconds)._asdict()
         result["forward+backward_mib"] = measure.peak_memory(both, "cuda")
     except (torch.OutOfMemoryError, RuntimeError) as error:  # the direct evaluation does not fit at the large sizes
         result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

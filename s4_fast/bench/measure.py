@@ -30,8 +30,29 @@ class Time(NamedTuple):
 def timed(run: Callable[[], Any], device: str, seconds: float) -> Time:
     """Time ``run`` after a warm-up, for about ``seconds`` and at least three samples.
 
-    CUDA: events around each sample, which see the launches when the GPU waits for them. Otherwise: wall time.
+    CUDA: events around replays of a graph, so that Python does not count (:func:`timed_with_launches` has both);
+    around the calls themselves where a graph cannot be captured. Otherwise: wall time.
     """
+    return timed_with_launches(replayed(run) if device.startswith("cuda") else run, device, seconds)
+
+
+def replayed(run: Callable[[], Any]) -> Callable[[], Any]:
+    """``run`` captured as a CUDA graph, or ``run`` itself where it cannot be captured."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    stream.synchronize()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+    except RuntimeError:
+        return run
+    return graph.replay
+
+
+def timed_with_launches(run: Callable[[], Any], device: str, seconds: float) -> Time:
+    """As :func:`timed`, but on CUDA too the calls themselves, which the host may be slower to launch than the GPU."""
     run()
     estimate = _sample(run, device, 1)
     calls = max(1, math.ceil(_SAMPLE_SECONDS / estimate))

@@ -42,9 +42,10 @@ class Op:
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        if runs_directly(args[:count]) and args[0].numel():
-            tensors = [t.resolve_conj().resolve_neg().contiguous() for t in args[:count]]
-            return _join([t.contiguous() for t in self._run(self.name, tensors, args[count:], backend)])
+        if _only_autograd_sees(args[:count]) and args[0].numel():
+            if _is_recorded(args[:count]):
+                return _Recorded.apply(self, args[count:], backend, *args[:count])
+            return _join(self._run_forward(_plain(args[:count]), args[count:], backend))
         if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
             self._refuse_tangents(args[:count])
         pairs = [_to_pairs(t) if c else t for t, c in self._inputs(args)]
@@ -90,13 +91,16 @@ class Op:
                 return _split(run(*tensors, *rest))
         return _split(run(*tensors, *rest))
 
+    def _run_forward(self, tensors: Sequence[Tensor], scalars: Sequence[Any], backend: str) -> list[Tensor]:
+        return [t.contiguous() for t in self._run(self.name, tensors, scalars, backend)]
+
     def _forward(self, *args: Any) -> Any:
         *rest, backend = args
         if args[0].numel() == 0:
             return self.fake(*rest)
         tensors = [_from_pairs(t.contiguous(), c) for t, c in self._inputs(rest)]
-        outputs = self._run(self.name, tensors, rest[len(self.tensors) :], backend)
-        return _join([(_to_pairs(t) if c else t).contiguous() for t, c in self._outputs(outputs)])
+        outputs = self._run_forward(tensors, rest[len(self.tensors) :], backend)
+        return _join([_to_pairs(t) if c else t for t, c in self._outputs(outputs)])
 
     def _backward(self, *args: Any) -> list[Tensor]:
         grads, (*rest, backend, needs) = self._split_backward(args)
@@ -151,14 +155,46 @@ class Op:
         )
 
 
+class _Recorded(torch.autograd.Function):
+    """An op under autograd alone, at a fraction of what torch.library costs. Further derivatives go through it."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:  # type: ignore[override]
+        tensors = _plain(tensors)
+        ctx.set_materialize_grads(not op._several)
+        ctx.save_for_backward(*tensors)
+        ctx.op, ctx.scalars, ctx.backend = op, scalars, backend
+        return _join(op._run_forward(tensors, scalars, backend))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        op, tensors, needs = ctx.op, ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled() or operations_are_seen():
+            pairs = [t if t is None or not c else _to_pairs(t) for t, c in (*op._outputs(grads), *op._inputs(tensors))]
+            run = getattr(torch.ops.s4_fast, f"{op.name}_backward")
+            found = run(*pairs, *ctx.scalars, ctx.backend, list(needs))
+            found = [_from_pairs(g, c) if n else None for g, c, n in zip(found, op.complex_inputs, needs, strict=True)]
+        else:
+            grads = [None if g is None else g.resolve_conj().resolve_neg().contiguous() for g in grads]
+            found = op._run(f"{op.name}_backward", [*grads, *tensors], [*ctx.scalars, needs], ctx.backend)
+            found = [g if n else None for g, n in zip(found, needs, strict=True)]
+        return None, None, None, *found
+
+
 def runs_directly(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass.
 
     torch.library costs tens of microseconds, which is more than one step of a recurrence.
     """
+    return _only_autograd_sees(tensors) and not _is_recorded(tensors)
+
+
+def _is_recorded(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _only_autograd_sees(tensors: Sequence[Tensor]) -> bool:
     if operations_are_seen():
-        return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
     return (
         all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
@@ -176,6 +212,10 @@ def operations_are_seen() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
+
+
+def _plain(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(t.resolve_conj().resolve_neg().contiguous() for t in tensors)
 
 
 def _split(outputs: Any) -> tuple[Any, ...]:

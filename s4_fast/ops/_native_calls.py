@@ -9,8 +9,3 @@ from s4_fast.dispatch import Call
 def refuses(call: Call) -> str | None:
     """Why the library cannot run ``call`` where its tensors are, or None."""
     return native_library.refusal(call.device)
-
-
-def preferred(call: Call) -> bool:
-    """On the CPU. The CUDA kernels have not run on a GPU yet."""
-    return call.device == "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from importlib import metadata
 
 import torch
@@ -13,7 +14,11 @@ from s4_fast.dispatch import Call
 def refuses(call: Call) -> str | None:
     """Why Triton cannot run ``call`` where its tensors are, or None."""
     if call.device == "cuda":
-        return "its kernels are written for NVIDIA GPUs; this PyTorch is built for AMD" if torch.version.hip else None
+        if torch.version.hip:
+            return "its kernels are written for NVIDIA GPUs; this PyTorch is built for AMD"
+        if not _has_compiler():
+            return "it compiles how its kernels are launched, and there is no C compiler; run: apt-get install gcc"
+        return None
     if call.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"the tensors are on {call.device!r} and Triton runs on CUDA devices (on a CPU with TRITON_INTERPRET=1)"
@@ -33,5 +38,15 @@ def refuses_products(call: Call) -> str | None:
 
 
 def preferred(call: Call) -> bool:
-    """Never by itself: the kernels have run in the interpreter, and not yet on a GPU."""
-    return False
+    """On the GPUs that the kernels are compiled for in the tests, from sm_80 on, and not in the interpreter."""
+    return call.device == "cuda" and _capability() >= (8, 0)
+
+
+@torch.compiler.assume_constant_result
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()
+
+
+@torch.compiler.assume_constant_result
+def _has_compiler() -> bool:
+    return any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang"))

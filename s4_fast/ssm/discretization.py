@@ -7,7 +7,9 @@ Vandermonde and scan ops take, and keep their accuracy for small `dt A`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,18 +153,44 @@ def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tens
     return z, dt * B * _phi(z)
 
 
-def _phi(z: Tensor) -> Tensor:
+class _Phi(torch.autograd.Function):
     """`(exp(z) - 1) / z`, accurate to rounding together with its derivatives."""
-    small = z.abs() < 0.5
-    # The derivative of the quotient, (exp(z) - phi(z)) / z, magnifies roundings by 1/|z|: near 0 only a series has
-    # accurate gradients. So many terms leave less than the rounding in the series and its derivative.
-    terms = 17 if z.dtype == torch.complex128 else 9
-    t = torch.where(small, z, 0)
-    series = torch.ones_like(t)
-    for k in range(terms, 1, -1):
-        series = 1 + (1 / k) * t * series
-    z = torch.where(small, 1, z)
-    return torch.where(small, series, expm1(z) / z)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        one = z.abs() < torch.finfo(z.dtype).eps  # to rounding
+        return torch.where(one, 1, expm1(z) / torch.where(one, 1, z))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return grad * _phi_derivative(z).conj()
+
+
+def _phi(z: Tensor) -> Tensor:
+    return _Phi.apply(z)  # type: ignore[no-any-return]
+
+
+def _phi_derivative(z: Tensor) -> Tensor:
+    """`(exp(z) - phi(z)) / z`, which magnifies roundings by `1/|z|`: near 0 its series, `sum_k (k + 1) z^k / (k + 2)!`.
+
+    In float64 the quotient is good for float32 down to where two terms of the series are.
+    """
+    wide = z.to(torch.complex128)
+    bound, terms = (0.5, 16) if z.dtype == torch.complex128 else (1e-5, 2)
+    small = z.abs() < bound
+    t = torch.where(small, wide, 0)
+    series = torch.full_like(t, terms / math.factorial(terms + 1))
+    for k in range(terms - 2, -1, -1):
+        series = (k + 1) / math.factorial(k + 2) + t * series
+    wide = torch.where(small, 1, wide)
+    return torch.where(small, series, (torch.exp(wide) - _phi(wide)) / wide).to(z.dtype)
 
 
 def check_stable(A: Tensor, name: str = "A") -> None:

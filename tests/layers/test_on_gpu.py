@@ -90,7 +90,7 @@ def test_compiled(cls, options, generator):
 
 @pytest.mark.parametrize("layer", ["s4d", "s4"])
 def test_training_under_autocast_and_in_a_cuda_graph(layer, generator):
-    model = S4SequenceModel(3, 2, d_model=8, n_layers=2, layer=layer, dropout=0.0).cuda()
+    model = S4SequenceModel(3, 8, 2, n_layers=2, layer=layer).cuda()
     u = torch.randn(4, 200, 3, generator=generator).cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
 

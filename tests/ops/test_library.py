@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -11,6 +12,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 from torch.autograd import forward_ad, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import s4_fast
 from s4_fast import dispatch
@@ -266,6 +268,13 @@ def test_the_gradient_of_one_output_alone(op: str) -> None:
         assert_same(list(actual), list(expected))
 
 
+class Watching(TorchDispatchMode):
+    """Sees every operation, and changes none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
 def through_the_boundary(op: str, run: Callable[[], Any]) -> bool:
     """Whether ``run`` calls the registered op, and not the backend directly."""
     packet = mock.Mock(wraps=getattr(torch.ops.s4_fast, op))
@@ -279,7 +288,9 @@ def test_calls_that_nothing_watches_skip_the_boundary(op: str) -> None:
     tensors = list(inputs(op).values())
     assert not through_the_boundary(op, lambda: call(op, *tensors))
     tensors[0].requires_grad_()
-    assert through_the_boundary(op, lambda: call(op, *tensors))
+    assert not through_the_boundary(op, lambda: call(op, *tensors))
+    with Watching():
+        assert through_the_boundary(op, lambda: call(op, *tensors))
     with torch.no_grad():
         assert not through_the_boundary(op, lambda: call(op, *tensors))
     with torch.inference_mode():
@@ -292,10 +303,17 @@ def test_calls_that_nothing_watches_skip_the_boundary(op: str) -> None:
 def test_both_ways_give_the_same(op: str) -> None:
     tensors = list(inputs(op).values())
     direct = parts(call(op, *tensors))
-    registered = parts(call(op, *(t.clone().requires_grad_() for t in tensors)))
-    for a, b in zip(direct, registered, strict=True):
-        assert torch.equal(a, b.detach())
-        assert all(a.data_ptr() != t.data_ptr() for t in tensors)
+    for seen in (False, True):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        with Watching() if seen else nullcontext():
+            outputs = parts(call(op, *leaves))
+            grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+        for a, b in zip(direct, outputs, strict=True):
+            assert torch.equal(a, b.detach())
+            assert all(a.data_ptr() != t.data_ptr() for t in tensors)
+        if seen:
+            assert_same(list(grads), list(expected))
+        expected = grads
 
 
 @pytest.mark.parametrize("op", OPS)

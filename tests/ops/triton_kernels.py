@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
+from s4_fast import native_library
 from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops._triton_calls import version
 from s4_fast.ssm import hippo
@@ -231,10 +232,13 @@ def test_repeated_runs_are_equal_to_the_bit(op: str, generator: Generator) -> No
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_automatic_choice_does_not_take_it_yet(op: str, generator: Generator) -> None:
+def test_the_automatic_choice_takes_it_on_a_gpu_where_there_is_no_native_kernel(
+    op: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_library, "refusal", lambda device: "not here")
     tensors, scalars = inputs(op, generator, 1, 3, 9, torch.complex64)
     chosen = s4_fast.explain(op, **{name: t.to(DEVICE) for name, t in tensors.items()}, **scalars, backend="auto")
-    assert chosen.backend in ("native", "pytorch")
+    assert chosen.backend == ("triton" if DEVICE == "cuda" else "pytorch")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

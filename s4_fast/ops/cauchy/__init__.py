@@ -134,6 +134,4 @@ for _op in ("cauchy_mult", "cauchy_bilinear"):
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses, preferred=_triton_calls.preferred
     )
 dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)
-dispatch.register(
-    "cauchy_mult", "native", f"{__name__}.native", refuses=_native_refuses, preferred=_native_calls.preferred
-)
+dispatch.register("cauchy_mult", "native", f"{__name__}.native", refuses=_native_refuses)

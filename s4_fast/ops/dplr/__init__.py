@@ -216,13 +216,9 @@ dispatch.register(
     refuses=_triton_refuses,
     preferred=_triton_calls.preferred,
 )
-dispatch.register(
-    "dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel, preferred=_native_calls.preferred
-)
+dispatch.register("dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel)
 
 dispatch.register_op("dplr_step", _prepare_step)
 dispatch.register("dplr_step", "reference", f"{__name__}.reference")
 dispatch.register("dplr_step", "pytorch", f"{__name__}.pytorch")
-dispatch.register(
-    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, preferred=_native_calls.preferred
-)
+dispatch.register("dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step)

@@ -217,6 +217,4 @@ dispatch.register_op("ssm_step", _prepare_step)
 for _op in ("ssm_scan", "ssm_step"):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
-    dispatch.register(
-        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
-    )
+    dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses)

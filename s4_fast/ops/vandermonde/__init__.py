@@ -120,6 +120,4 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
     dispatch.register(
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
     )
-    dispatch.register(
-        _op, "native", f"{__name__}.native", refuses=_native_calls.refuses, preferred=_native_calls.preferred
-    )
+    dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses)
