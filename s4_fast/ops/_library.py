@@ -159,7 +159,7 @@ class _Recorded(torch.autograd.Function):
     """An op under autograd alone, at a fraction of what torch.library costs. Further derivatives go through it."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:
         tensors = _plain(tensors)
         ctx.set_materialize_grads(not op._several)
         ctx.save_for_backward(*tensors)
@@ -175,8 +175,8 @@ class _Recorded(torch.autograd.Function):
             found = run(*pairs, *ctx.scalars, ctx.backend, list(needs))
             found = [_from_pairs(g, c) if n else None for g, c, n in zip(found, op.complex_inputs, needs, strict=True)]
         else:
-            grads = [None if g is None else g.resolve_conj().resolve_neg().contiguous() for g in grads]
-            found = op._run(f"{op.name}_backward", [*grads, *tensors], [*ctx.scalars, needs], ctx.backend)
+            plain = [None if g is None else g.resolve_conj().resolve_neg().contiguous() for g in grads]
+            found = op._run(f"{op.name}_backward", [*plain, *tensors], [*ctx.scalars, needs], ctx.backend)
             found = [g if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
 

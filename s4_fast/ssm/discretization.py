@@ -174,7 +174,7 @@ class _Phi(torch.autograd.Function):
 
 
 def _phi(z: Tensor) -> Tensor:
-    return _Phi.apply(z)  # type: ignore[no-any-return]
+    return _Phi.apply(z)
 
 
 def _phi_derivative(z: Tensor) -> Tensor:
