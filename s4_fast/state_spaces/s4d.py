@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers.dropout import DropoutNd
-from s4_fast.ops import fft_conv, log_vandermonde
+from s4_fast.layers.path import choose
+from s4_fast.ops import fft_conv, log_vandermonde, ssm_scan
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import zoh_diagonal
 
@@ -84,6 +85,7 @@ class S4DKernel(AllOrNothing):
 class S4D(AllOrNothing):
     """``GLU(W dropout(gelu(SSM(u) + D u)))`` on (batch, d_model, length), or (batch, length, d_model).
 
+    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.layers.path`).
     The same seed gives the same initial weights as the original on the CPU. Names and shapes in the ``state_dict`` are
     the original's: those of :class:`S4DKernel` under ``kernel``, ``D`` and ``output_linear.0``.
 
@@ -139,7 +141,10 @@ class S4D(AllOrNothing):
             )
         if not self.transposed:
             u = u.mT
-        batch = u.reshape(-1, *u.shape[-2:])
-        y = fft_conv(batch, self.kernel(L=u.shape[-1]), self.D)
+        batch, L = u.reshape(-1, *u.shape[-2:]), u.shape[-1]
+        if choose(self.kernel, batch.shape[0], L).name == "scan":
+            y = ssm_scan(batch, *self.kernel.discretize(), self.D)
+        else:
+            y = fft_conv(batch, self.kernel(L=L), self.D)
         y = self.output_linear(self.dropout(self.activation(y))).view(u.shape)
         return y if self.transposed else y.mT, None

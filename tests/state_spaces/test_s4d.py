@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
+import pathlib
+from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, linear
 
 from s4_fast import get_ssm_param_groups
-from s4_fast.state_spaces import S4D, S4DKernel
+from s4_fast.layers.path import Path
+from s4_fast.state_spaces import S4D, S4DKernel, s4d
 from tests.helpers import normal, relative_error
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = pathlib.Path(__file__).parents[1] / "data"
 GOLDEN = ("s4d_default", "s4d_default_pert", "s4d_nodrop_untransposed")
 DOUBLE = torch.float64
+EACH_PATH = pytest.mark.parametrize("path", ["scan", "convolution"], indirect=True)
 
 
 class Golden:
@@ -41,6 +45,14 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
+@pytest.fixture
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The way through the sequence that `request.param` names."""
+    with mock.patch.object(s4d, "choose", return_value=Path(request.param, "a test")) as choose:
+        yield
+        choose.assert_called()
+
+
 @pytest.fixture(autouse=True)
 def seeded(seed: int) -> None:
     torch.manual_seed(seed)
@@ -59,7 +71,8 @@ def definition(layer: S4D, u: Tensor) -> Tensor:
     return glu(mixed).mT
 
 
-def test_outputs_and_gradients_are_the_official_ones(golden):
+@EACH_PATH
+def test_outputs_and_gradients_are_the_official_ones(golden, path):
     layer = golden.layer()
     u = golden.arrays["u"].requires_grad_()
     y, state = layer(u)
@@ -75,7 +88,8 @@ def test_outputs_and_gradients_are_the_official_ones(golden):
     assert all(error <= 1e-10 for error in errors), errors
 
 
-def test_float32_outputs_are_the_official_ones(golden):
+@EACH_PATH
+def test_float32_outputs_are_the_official_ones(golden, path):
     y, _ = golden.layer(torch.float32)(golden.arrays["u"].float())
     assert relative_error(y, golden.arrays["y"]) <= 2e-6
 
@@ -152,8 +166,7 @@ def test_dropout_drops_features_at_all_positions():
     u = torch.randn(2, 9, 40)
     y, _ = layer(u)
     whole, _ = layer.eval()(u)
-    kept = (y != 0).all(1)
-    assert torch.equal(kept, (y != 0).any(1))
+    kept = (y != 0).any(1)
     assert 10 < kept.sum() < 70
     torch.testing.assert_close(y, 2 * whole * kept[:, None])
 
