@@ -134,10 +134,12 @@ class WeightNorm(nn.Module):
     time.
     """
 
+    bias: Tensor | None
+
     def __init__(self, linear: nn.Linear | nn.Conv1d) -> None:
         super().__init__()
         self.convolves = isinstance(linear, nn.Conv1d)
-        self.bias: nn.Parameter | None = linear.bias
+        self.register_parameter("bias", None if linear.bias is None else nn.Parameter(linear.bias.detach()))
         self.weight_g = nn.Parameter(self._norm(linear.weight.detach()))
         self.weight_v = nn.Parameter(linear.weight.detach())
         if not bool((self.weight_g > 0).all()):
