@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from s4_fast.ssm import hippo
 
-_IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
+# Im A of the modes k (...) at the real state size N.
+IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
     "lin": lambda k, N: math.pi * k,
     "inv": lambda k, N: N / math.pi * (N / (2 * k + 1) - 1),
     "inv2": lambda k, N: N / math.pi * (N / (k + 1) - 1),
@@ -23,12 +24,12 @@ _IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
     "real": lambda k, N: 0 * k,
 }
 _HIPPO = ("legs", "legt", "lagt", "fout", "fourier")
-_INITS = (*_IMAGINARY, *_HIPPO, "rand")
+_INITS = (*IMAGINARY, *_HIPPO, "rand")
 
 
-def _uniform(shape: Sequence[int], generator: Generator | None) -> Tensor:
+def _uniform(shape: Sequence[int], generator: Generator | None, dtype: torch.dtype = torch.float64) -> Tensor:
     device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand(tuple(shape), dtype=torch.float64, device=device, generator=generator)
+    return torch.rand(tuple(shape), dtype=dtype, device=device, generator=generator)
 
 
 def diagonal(
@@ -73,14 +74,18 @@ def diagonal(
         w, _, B, _ = hippo.nplr(init, N, rank=hippo.MINIMAL_RANK[hippo.canonical_measure(init)])
         imag = w.imag
     else:
-        imag = math.pi * (N // 2) * _uniform((N // 2,), generator) if init == "rand" else _IMAGINARY[init](k, N)
+        imag = math.pi * (N // 2) * _uniform((N // 2,), generator) if init == "rand" else IMAGINARY[init](k, N)
         B = torch.ones_like(imag, dtype=torch.complex128)
     real = -(k + 1) if init == "real" else torch.full_like(imag, -0.5)
     return torch.complex(real_scale * real, imag_scale * imag), B
 
 
 def log_dt(
-    shape: Sequence[int], dt_min: float = 0.001, dt_max: float = 0.1, generator: Generator | None = None
+    shape: Sequence[int],
+    dt_min: float = 0.001,
+    dt_max: float = 0.1,
+    generator: Generator | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Logarithms of step sizes, uniform on `[log dt_min, log dt_max]` (as in S4 and S4D).
 
@@ -89,16 +94,17 @@ def log_dt(
         dt_min: smallest step, positive.
         dt_max: largest step, at least `dt_min`.
         generator: source of random numbers; the default one if None.
+        dtype: precision of the random numbers, and so which numbers a seed gives.
 
     Returns:
-        `log(dt)` of the given shape, float64.
+        `log(dt)` of the given shape and dtype.
 
     Raises:
         ValueError: unless `0 < dt_min <= dt_max` and both are finite.
     """
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, got dt_min = {dt_min}, dt_max = {dt_max}")
-    return math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * _uniform(shape, generator)
+    return math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * _uniform(shape, generator, dtype)
 
 
 def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:

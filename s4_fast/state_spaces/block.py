@@ -1,0 +1,187 @@
+"""The block of state-spaces/s4 around a convolution: gate, bottleneck, dropout and the mix of the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s4_fast.checkpoint import AllOrNothing
+from s4_fast.layers import padding
+from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.padding import Lengths
+from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
+from s4_fast.state_spaces.convolution import FFTConv
+
+
+class S4Block(AllOrNothing):
+    """``output_linear(dropout(mult_act(output_gate(layer(input_linear(x))) * input_gate(x))))``.
+
+    The ``S4Block`` of state-spaces/s4 with its options and names: its checkpoints load strictly, and those of this
+    block load there. Without ``gate`` and ``bottleneck``, the default, it is ``output_linear(dropout(layer(x)))``.
+
+    Args:
+        d_model: number of features.
+        bottleneck: the layer works on ``d_model / bottleneck`` features, to which a linear map brings x (GSS: Mehta et
+            al. 2022). None for no such map.
+        gate: the layer's outputs, mapped to ``gate * d_model`` features where they are not as many, are multiplied by
+            a linear map of x (GSS). None for no gate.
+        gate_act: the activation of that map.
+        mult_act: the activation behind the product, or behind the layer where there is no gate.
+        final_act: the activation of the last linear map, which leads back to ``d_model`` features; ``"id"`` for none;
+            None for no linear map at all.
+        postact: older name of ``final_act``.
+        initializer, weight_norm: of the last linear map, see
+            :func:`~s4_fast.state_spaces.activation.LinearActivation`.
+        dropout: probability of a zero in the layer and before the last linear map.
+        tie_dropout: whether all time steps share one mask.
+        transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
+        **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an option's value is unknown or out of range, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        bottleneck: int | None = None,
+        gate: int | None = None,
+        gate_act: str | None = None,
+        mult_act: str | None = None,
+        final_act: str | None = "glu",
+        postact: str | None = None,
+        initializer: str | None = None,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = True,
+        **layer_args: Any,
+    ) -> None:
+        super().__init__()
+        for name, factor in (("d_model", d_model), ("bottleneck", bottleneck), ("gate", gate)):
+            _check_size(name, factor)
+        if bottleneck is not None and d_model % bottleneck:
+            raise ValueError(f"bottleneck must divide d_model, got bottleneck = {bottleneck}, d_model = {d_model}")
+        if postact is not None:
+            if final_act not in (None, "glu", postact):
+                raise ValueError(f"postact and final_act name the same activation, got {postact!r} and {final_act!r}")
+            final_act = postact
+        if final_act is None and (initializer is not None or weight_norm):
+            raise ValueError("initializer and weight_norm are for the last linear map, which final_act=None leaves out")
+        self.d_model, self.bottleneck, self.gate, self.transposed = d_model, bottleneck, gate, transposed
+
+        inner = d_model if bottleneck is None else d_model // bottleneck
+        if bottleneck is not None:
+            self.input_linear = LinearActivation(d_model, inner)
+        self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **layer_args)
+        width = self.layer.d_output
+        if gate is not None:
+            self.input_gate = LinearActivation(d_model, gate * d_model, activation=gate_act, activate=True)
+            fits = width == gate * d_model
+            self.output_gate = nn.Identity() if fits else LinearActivation(width, gate * d_model)
+            width = gate * d_model
+        self.mult_activation = Activation(mult_act, size=width)
+        if halves(mult_act):
+            if width % 2:
+                raise ValueError(f"mult_act={mult_act!r} halves the features, of which there are {width}")
+            width //= 2
+        drop = DropoutNd if tie_dropout else nn.Dropout
+        self.drop = drop(dropout) if dropout != 0 else nn.Identity()
+        self.d_output = width if final_act is None else d_model
+        self.output_linear: nn.Module = nn.Identity()
+        if final_act is not None:
+            self.output_linear = LinearActivation(
+                width, d_model, activation=final_act, activate=True, initializer=initializer, weight_norm=weight_norm
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Lengths | int | None = None,
+        *,
+        state: Tensor | None = None,
+        rate: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block over a sequence.
+
+        Args:
+            x: (batch, d_model, length), or (batch, length, d_model) where not ``transposed``. Any length >= 1.
+            lengths: the lengths of right-padded rows, integers from 1 to ``length``: (batch,), (1,), or one int for all
+                rows. What lies in the padding is not read, and the outputs there are those of a zero input.
+            state: the layer's state before, as :meth:`default_state` or a call with ``state`` returns it.
+            rate: the sampling rate of x relative to the one that the parameters were trained for.
+
+        Returns:
+            y like x with ``d_output`` features, and the state after the (row's) last input; None where none was given.
+
+        Raises:
+            TypeError: lengths are not integers, or x or the state has the wrong dtype.
+            ValueError: x, lengths or the state has the wrong shape or is out of range.
+        """
+        if x.ndim != 3 or x.shape[1 if self.transposed else 2] != self.d_model:
+            expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
+            raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
+        x = x.mT if self.transposed else x
+        rows = padding.rows(_per_row(lengths, x.shape[0]), x)
+        if rows is not None:
+            x = rows.cut(x)
+        y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=None if rows is None else rows.lengths)
+        y = self._leave(y, x)
+        return y.mT if self.transposed else y, after
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x if self.bottleneck is None else self.input_linear(x)
+
+    def _leave(self, y: Tensor, x: Tensor) -> Tensor:
+        """From the layer's outputs for x to the block's, (..., features) each."""
+        if self.gate is not None:
+            y = self.output_gate(y) * self.input_gate(x)
+        return self.output_linear(self.drop(self.mult_activation(y)))
+
+    def setup_length(self, L: int) -> None:
+        """Prepare the kernel for sequences up to length L, as the first of them would; see the kernel's method."""
+        self.layer.kernel.setup_length(L)
+
+    def setup_step(self, **kwargs: Any) -> None:
+        """Prepare :meth:`step` with the present parameters; ``mode`` as the kernel has it."""
+        self.layer.setup_step(**kwargs)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step after :meth:`setup_step`: x (batch, d_model), state -> y (batch, d_output), state.
+
+        From :meth:`default_state`, and without dropout, the outputs equal those of :meth:`forward`.
+        """
+        if x.ndim != 2 or x.shape[1] != self.d_model:
+            raise ValueError(f"expected x of shape (batch, {self.d_model}), got {tuple(x.shape)}")
+        y, after = self.layer.step(self._enter(x), state)
+        return self._leave(y, x), after
+
+    def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
+        """The layer's zero state, (*batch_shape, d_model / bottleneck, states), where the parameters are."""
+        return self.layer.default_state(*batch_shape, device=device)
+
+    def extra_repr(self) -> str:
+        return f"d_model={self.d_model}, bottleneck={self.bottleneck}, gate={self.gate}, transposed={self.transposed}"
+
+
+def _check_size(name: str, size: int | None) -> None:
+    if size is None and name != "d_model":
+        return
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def _per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
+    """``lengths`` with one entry per row, where one was given for all."""
+    if isinstance(lengths, bool):
+        raise TypeError(f"expected lengths to be integers, got {lengths}")
+    if isinstance(lengths, int):
+        return torch.full((batch,), lengths)
+    if isinstance(lengths, Tensor) and lengths.shape == (1,):
+        return lengths.expand(batch)
+    return lengths
