@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 from s4_fast import dispatch
 from s4_fast.dispatch import BackendUnavailableError, Call
-from s4_fast.ssm import DiagonalSSM
 
 PATHS = ("auto", "scan", "convolution")
 
@@ -33,7 +34,17 @@ class Path(NamedTuple):
     reason: str
 
 
-def choose(kernel: DiagonalSSM, batch: int, L: int) -> Path:
+class DiagonalKernel(Protocol):
+    """A diagonal SSM: ``C`` tells device and dtype, ``d_state`` is twice the number of pairs."""
+
+    d_model: int
+    d_state: int
+
+    @property
+    def C(self) -> Tensor: ...
+
+
+def choose(kernel: DiagonalKernel, batch: int, L: int) -> Path:
     """The faster path for ``kernel`` over (batch, d_model, L). Backends are chosen as for every op."""
     n, C = kernel.d_state // 2, kernel.C
     shape = {"batch": batch, "H": kernel.d_model, "n": n, "L": L}

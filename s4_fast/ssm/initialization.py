@@ -26,9 +26,9 @@ _HIPPO = ("legs", "legt", "lagt", "fout", "fourier")
 _INITS = (*_IMAGINARY, *_HIPPO, "rand")
 
 
-def _uniform(shape: Sequence[int], generator: Generator | None) -> Tensor:
+def _uniform(shape: Sequence[int], generator: Generator | None, dtype: torch.dtype = torch.float64) -> Tensor:
     device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand(tuple(shape), dtype=torch.float64, device=device, generator=generator)
+    return torch.rand(tuple(shape), dtype=dtype, device=device, generator=generator)
 
 
 def diagonal(
@@ -80,7 +80,11 @@ def diagonal(
 
 
 def log_dt(
-    shape: Sequence[int], dt_min: float = 0.001, dt_max: float = 0.1, generator: Generator | None = None
+    shape: Sequence[int],
+    dt_min: float = 0.001,
+    dt_max: float = 0.1,
+    generator: Generator | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Logarithms of step sizes, uniform on `[log dt_min, log dt_max]` (as in S4 and S4D).
 
@@ -89,16 +93,17 @@ def log_dt(
         dt_min: smallest step, positive.
         dt_max: largest step, at least `dt_min`.
         generator: source of random numbers; the default one if None.
+        dtype: precision of the random numbers, and so which numbers a seed gives.
 
     Returns:
-        `log(dt)` of the given shape, float64.
+        `log(dt)` of the given shape and dtype.
 
     Raises:
         ValueError: unless `0 < dt_min <= dt_max` and both are finite.
     """
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, got dt_min = {dt_min}, dt_max = {dt_max}")
-    return math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * _uniform(shape, generator)
+    return math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * _uniform(shape, generator, dtype)
 
 
 def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,5 @@
+"""Drop-in replacements for the layers of state-spaces/s4: official signatures, state_dicts and outputs."""
+
+from s4_fast.state_spaces.s4d import S4D, S4DKernel
+
+__all__ = ["S4D", "S4DKernel"]
