@@ -32,8 +32,8 @@ class Replacement(NamedTuple):
 def replace_layers(model: nn.Module) -> list[Replacement]:
     """Swap the official ``S4D`` and ``S4Block`` instances inside ``model`` for this package's, with the same weights.
 
-    Official are those of ``models/s4/s4d.py``, ``models/s4/s4.py`` and the package of state-spaces/s4, which are told by
-    their classes' names and their attributes: nothing is imported. Names, shapes, devices, dtypes, ``requires_grad``,
+    Official are those of ``models/s4/s4d.py``, ``models/s4/s4.py`` and the package of state-spaces/s4, told by their
+    classes' names and their attributes: nothing is imported. Names, shapes, devices, dtypes, ``requires_grad``,
     marks for the optimiser, training mode and the state of random number generators stay as they are. The parameters
     are new ones: make the optimiser, and call ``setup_step``, afterwards.
 

@@ -1,4 +1,4 @@
-"""Modules with the classes' names, the attributes, the parameters and the parts of the official ones, and no forward."""
+"""Modules with the official ones' class names, attributes, parameters and parts, and without a forward."""
 
 from __future__ import annotations
 

@@ -147,9 +147,9 @@ def broken(change: str) -> nn.Module:
     elif change == "two activations":
         block.activation = nn.ReLU()
     elif change == "mix":
-        block.output_linear[0] = nn.Bilinear(6, 6, 12)
+        block.output_linear[0] = nn.Bilinear(6, 6, 12).double()
     elif change == "bias":
-        block.output_linear[0] = nn.Linear(6, 12, bias=False)
+        block.output_linear[0] = nn.Linear(6, 12, bias=False).double()
     elif change == "hook":
         block.layer.register_forward_hook(lambda module, args, output: None)
     elif change == "tied":
