@@ -10,7 +10,12 @@ from torch.overrides import is_tensor_like
 
 
 class AllOrNothing(nn.Module):
-    """A module whose ``load_state_dict`` checks every key and shape before it copies the first one."""
+    """A module whose ``load_state_dict`` checks every key and shape before it copies the first one.
+
+    ``obsolete`` names what older checkpoints hold and the module has no use for; it is passed over.
+    """
+
+    obsolete: tuple[str, ...] = ()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ``torch.nn.Module.load_state_dict``, but the module is unchanged when it raises.
@@ -32,8 +37,20 @@ class AllOrNothing(nn.Module):
                 problems.append(f"{key}: expected shape {tuple(tensor.shape)}, the checkpoint has {tuple(value.shape)}")
         if strict:
             problems += [f"{key}: missing from the checkpoint" for key in own if key not in state_dict]
-            problems += [f"{key}: not a key of this module" for key in state_dict if key not in own]
+            passed_over = {
+                f"{path}.{name}".lstrip(".")
+                for path, module in self.named_modules()
+                if isinstance(module, AllOrNothing)
+                for name in module.obsolete
+            }
+            unknown = (key for key in state_dict if key not in own and key not in passed_over)
+            problems += [f"{key}: not a key of this module" for key in unknown]
         if problems:
             listed = "\n  ".join(problems)
             raise RuntimeError(f"the checkpoint does not fit {type(self).__name__}; nothing was loaded:\n  {listed}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.obsolete:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -16,7 +16,53 @@ from s4_fast.ssm.stepping import DiagonalStepper
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
 
 
-class DiagonalSSM(SSMParameters):
+class DiagonalModel(SSMParameters):
+    """What a diagonal SSM computes from dt, A, B and C, however these are stored.
+
+    ``rate`` is how many times as coarse as in training the sampling is: dt is multiplied by it.
+    """
+
+    discretization: str
+    backend: str | None = None
+
+    def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
+        x, B_bar = _DISCRETIZATIONS[self.discretization](self.A(), self.B_vector(), self.dt(rate))
+        return x, B_bar, self._C()
+
+    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+        x, B, C = self.discretize(rate)
+        return log_vandermonde(C * B, x, L, backend=self.backend)
+
+    def forward_state(
+        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
+    ) -> Tensor:
+        L = u.shape[-1]
+        if state is not None:
+            self.check(u, state, "L")
+        if L == 0:
+            return self.init_state(u.shape[0]) if state is None else state
+        x, B, _ = self.discretize(rate)
+        after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L, backend=self.backend)
+        if state is None:
+            return after
+        # In float32 the phase of x L would be lost at long L.
+        count = L if lengths is None else lengths[:, None, None]
+        return torch.exp(x.to(torch.complex128) * count).to(state.dtype) * state + after
+
+    def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
+        x, _, C = self.discretize(rate)
+        return log_vandermonde(C * state[:, None], x, L, backend=self.backend)
+
+    def propagator(self, rate: float = 1.0) -> Callable[[Tensor, int], Tensor]:
+        x = self.discretize(rate)[0].to(torch.complex128)
+        return lambda state, L: torch.exp(x * L) * state
+
+    def _stepper(self) -> DiagonalStepper:
+        return DiagonalStepper(*self.discretize())
+
+
+class DiagonalSSM(DiagonalModel):
     r"""A diagonal SSM per feature, ``x' = A x + B u, y = 2 Re C x`` (S4D; Gu et al. 2022, arXiv 2206.11893).
 
     Args:
@@ -57,48 +103,6 @@ class DiagonalSSM(SSMParameters):
             A, B = initialization.diagonal(init, d_state, generator=generator)
         else:
             A, B = given_tensors(init, "A, B")
-        super().__init__(
-            A, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
-            generator=generator,
-        )  # fmt: skip
+        super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
+        self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator)
         self.discretization = discretization
-
-    def discretize(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
-        B = self._shared(torch.view_as_complex(self.B)[0])
-        x, B_bar = _DISCRETIZATIONS[self.discretization](self.A(), B, self.dt())
-        return x, B_bar, torch.view_as_complex(self.C)
-
-    def kernel(self, L: int) -> Tensor:
-        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
-        x, B, C = self.discretize()
-        return log_vandermonde(C * B, x, L)
-
-    def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
-
-        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
-        """
-        L = u.shape[-1]
-        if state is not None:
-            self.check(u, state, "L")
-        if L == 0:
-            return self.init_state(u.shape[0]) if state is None else state
-        x, B, _ = self.discretize()
-        after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L)
-        if state is None:
-            return after
-        # In float32 the phase of x L would be lost at long L.
-        count = L if lengths is None else lengths[:, None, None]
-        return torch.exp(x.to(torch.complex128) * count).to(state.dtype) * state + after
-
-    def response(self, state: Tensor, L: int) -> Tensor:
-        x, _, C = self.discretize()
-        return log_vandermonde(C * state[:, None], x, L)
-
-    def propagator(self) -> Callable[[Tensor, int], Tensor]:
-        x = self.discretize()[0].to(torch.complex128)
-        return lambda state, L: torch.exp(x * L) * state
-
-    def _stepper(self) -> DiagonalStepper:
-        return DiagonalStepper(*self.discretize())

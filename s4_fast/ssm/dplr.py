@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
 
 from s4_fast import dispatch
 from s4_fast.ops import _checks, dplr_kernel
@@ -42,61 +43,26 @@ class DPLRRecurrence(NamedTuple):
         return DPLRRecurrence(increment.contiguous(), *(t.to(dtype).contiguous() for t in rest))
 
 
-class DPLRSSM(SSMParameters):
-    r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu et al. 2022, arXiv 2111.00396).
+class DPLRModel(SSMParameters):
+    """What an SSM with ``A = Lambda - P P*`` computes from dt, Lambda, P, B and C, however these are stored.
 
     ``C`` holds the plain output vectors while the buffer ``l_kernel`` is 0, and from the first kernel on the truncated
     ``C_tilde = C (I - A_bar^l_kernel)``, as in state-spaces/s4. :meth:`setup` makes that change, and doubles
     ``l_kernel`` when a longer kernel is wanted. The kernel of any length up to ``l_kernel`` is a prefix of the kernel
     of length ``l_kernel``, so what is computed for a prefix does not depend on what follows.
 
-    Args:
-        d_model: number of features H.
-        d_state: real state size N, even; n = N/2 conjugate pairs are stored.
-        channels: number of outputs per feature.
-        init: a name known to :func:`s4_fast.ssm.initialization.dplr`, or tensors (Lambda (n,), P (rank, n), B (n,)).
-        rank: rank of the correction; LegT needs 2.
-        l_max: the length to set up for at first; None takes the first kernel's length.
-        dt_min, dt_max: the range of the log-uniform initial step size.
-        n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
-        lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
-        generator: source of the initial random numbers.
-
-    Raises:
-        ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
+    ``rate`` is how many times as coarse as in training the sampling is: dt is multiplied by it, and the length that
+    C is truncated for is ``round(l_kernel / rate)``.
     """
 
     l_kernel: Tensor
+    P: Tensor
+    backend: str | None = None
 
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int = 64,
-        *,
-        channels: int = 1,
-        init: str | tuple[Tensor, Tensor, Tensor] = "legs",
-        rank: int = 1,
-        l_max: int | None = None,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        n_ssm: int | None = None,
-        lr: float | None = None,
-        generator: Generator | None = None,
-    ) -> None:
+    def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None, l_max: int | None) -> None:
         if l_max is not None and l_max < 1:
             raise ValueError(f"l_max must be at least 1, got {l_max}")
-        if isinstance(init, str):
-            w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
-        else:
-            w, P, B = given_tensors(init, "Lambda, P, B")
-        super().__init__(
-            w, B, d_model, d_state, channels=channels, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, lr=lr,
-            generator=generator,
-        )  # fmt: skip
-        if P.ndim != 2 or P.shape[-1] != d_state // 2:
-            raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
-        self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
-        self._set_marks({"P": self.marks()["A_real"]})
+        super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self.l_max = l_max
         self.register_buffer("l_kernel", torch.tensor(0))
         # The buffer as a number: reading it from a GPU on every call would wait for the device.
@@ -157,26 +123,31 @@ class DPLRSSM(SSMParameters):
                 )
             self.setup(L)
 
-    def kernel(self, L: int) -> Tensor:
+    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L), of a length that :meth:`prepare` makes available.
 
         Differentiable in every parameter.
         """
         _checks.length("kernel", L)
         # PyTorch 2.6 shows the next line in place of the message.
-        self.prepare(L)  # compiled, a longer kernel needs setup(length), eagerly
-        if L < self._length and self._remembers() and dispatch.requested() in (None, "auto"):
+        self.prepare(L if rate == 1 else _rounded(rate * L))  # compiled, a longer kernel needs setup(length), eagerly
+        length = self._truncation(rate)
+        automatic = self.backend is None and dispatch.requested() in (None, "auto")
+        if L < length and rate == 1 and automatic and self._remembers():
             # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
             return self._cached(self._dense).kernel(L)
-        dt, B, P = self.dt(), self._shared(torch.view_as_complex(self.B)), self._shared(torch.view_as_complex(self.P))
-        return dplr_kernel(dt * self.A(), P, P, B, torch.view_as_complex(self.C), dt, self._length)[0, ..., :L]
+        dt, B, P = self.dt(rate), self.B_vector()[None], self._shared(torch.view_as_complex(self.P))
+        k = dplr_kernel(dt * self.A(), P, P, B, self._C(), dt, length, backend=self.backend)[0, ..., :L]
+        return k if L <= length else pad(k, (0, L - length))  # by the roundings of rate L and l_kernel / rate
 
-    def forward_state(self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
+    def _truncation(self, rate: float) -> int:
+        """The number of samples after which ``C`` cuts the kernel off; 0 where it is the plain C."""
+        return self._length if rate == 1 or self._length == 0 else _rounded(self._length / rate)
 
-        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row. What depends on the
-        parameters alone is remembered as in :meth:`step`.
-        """
+    def forward_state(
+        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
+    ) -> Tensor:
+        """As for every model; what depends on the parameters alone is remembered as in :meth:`step`."""
         if state is not None:
             self.check(u, state, "L")
         if u.shape[-1] == 0:
@@ -184,13 +155,13 @@ class DPLRSSM(SSMParameters):
         if lengths is not None:
             u = reversed_rows(u, lengths).flip(-1)  # so that the rows end together
         s = None if state is None else _real(state)
-        return _complex(self._cached(self._dense).after(u, s, lengths))
+        return _complex(self._dense_at(rate).after(u, s, lengths))
 
-    def response(self, state: Tensor, L: int) -> Tensor:
-        return self._cached(self._dense).response(_real(state), L)
+    def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
+        return self._dense_at(rate).response(_real(state), L)
 
-    def propagator(self) -> Callable[[Tensor, int], Tensor]:
-        dense = self._cached(self._dense)
+    def propagator(self, rate: float = 1.0) -> Callable[[Tensor, int], Tensor]:
+        dense = self._dense_at(rate)
         return lambda state, L: _complex(dense.advanced(_real(state), L))
 
     def sizes(self) -> dict[str, int]:
@@ -199,19 +170,19 @@ class DPLRSSM(SSMParameters):
     def _stepper(self) -> DPLRStepper:
         return DPLRStepper(*self.discretize())
 
-    def _recurrence(self, plain: bool = True) -> DPLRRecurrence:
+    def _recurrence(self, plain: bool = True, rate: float = 1.0) -> DPLRRecurrence:
         """The recurrence in complex128; C is the plain C, or the stored one."""
         wide = torch.complex128
         if plain:
             self._read_length()
-        half = self.dt().double() / 2
+        half = self.dt(rate).double() / 2
         A, P, B, C = (
             t.to(wide)
             for t in (
                 self.A(),
                 self._shared(torch.view_as_complex(self.P)),
-                self._shared(torch.view_as_complex(self.B)[0]),
-                torch.view_as_complex(self.C),
+                self.B_vector(),
+                self._C(),
             )
         )
         D = 1 / (1 - half * A)
@@ -223,18 +194,24 @@ class DPLRSSM(SSMParameters):
         b = b - torch.einsum("hij,ihn,jh->hn", K, G, _overlap(Q, b).squeeze(-1).to(wide))
         increment = 2 * half * A * D
         recurrence = DPLRRecurrence(increment, G, V, b, C)
-        if not plain or self._length == 0:
+        length = self._truncation(rate)
+        if not plain or length == 0:
             return recurrence
-        return DPLRRecurrence(increment, G, V, b, self._plain_C(recurrence))  # PyTorch 2.6 does not trace _replace
+        return DPLRRecurrence(
+            increment, G, V, b, self._plain_C(recurrence, length)
+        )  # PyTorch 2.6 does not trace _replace
 
-    def _plain_C(self, recurrence: DPLRRecurrence) -> Tensor:
+    def _plain_C(self, recurrence: DPLRRecurrence, length: int) -> Tensor:
         A_bar = self._transition(recurrence)
         truncation = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
-        truncation = truncation - torch.linalg.matrix_power(A_bar, self._length)
+        truncation = truncation - torch.linalg.matrix_power(A_bar, length)
         return _unrow(torch.linalg.solve(truncation, _row(recurrence.C), left=False))
 
-    def _dense(self) -> DenseRecurrence:
-        recurrence = self._recurrence()
+    def _dense_at(self, rate: float) -> DenseRecurrence:
+        return self._cached(self._dense) if rate == 1 else self._dense(rate)
+
+    def _dense(self, rate: float = 1.0) -> DenseRecurrence:
+        recurrence = self._recurrence(rate=rate)
         return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.C.dtype)
 
     def _transition(self, recurrence: DPLRRecurrence) -> Tensor:
@@ -253,6 +230,56 @@ class DPLRSSM(SSMParameters):
         # A mode may have no numbers to read: that of fake tensors has none.
         if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch._C._len_torch_dispatch_stack()):
             self._length = int(self.l_kernel)
+
+
+class DPLRSSM(DPLRModel):
+    r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu et al. 2022, arXiv 2111.00396).
+
+    Args:
+        d_model: number of features H.
+        d_state: real state size N, even; n = N/2 conjugate pairs are stored.
+        channels: number of outputs per feature.
+        init: a name known to :func:`s4_fast.ssm.initialization.dplr`, or tensors (Lambda (n,), P (rank, n), B (n,)).
+        rank: rank of the correction; LegT needs 2.
+        l_max: the length to set up for at first; None takes the first kernel's length.
+        dt_min, dt_max: the range of the log-uniform initial step size.
+        n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
+        lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
+        generator: source of the initial random numbers.
+
+    Raises:
+        ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        *,
+        channels: int = 1,
+        init: str | tuple[Tensor, Tensor, Tensor] = "legs",
+        rank: int = 1,
+        l_max: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        n_ssm: int | None = None,
+        lr: float | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        if isinstance(init, str):
+            w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
+        else:
+            w, P, B = given_tensors(init, "Lambda, P, B")
+        super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm, l_max=l_max)
+        self._create(w, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator)
+        if P.ndim != 2 or P.shape[-1] != d_state // 2:
+            raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
+        self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
+        self._set_marks({"P": self.marks()["A_real"]})
+
+
+def _rounded(length: float) -> int:
+    return max(1, round(length))
 
 
 def _real(s: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from s4_fast.ssm import hippo
 
-_IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
+# Im A of the modes k (...) at the real state size N.
+IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
     "lin": lambda k, N: math.pi * k,
     "inv": lambda k, N: N / math.pi * (N / (2 * k + 1) - 1),
     "inv2": lambda k, N: N / math.pi * (N / (k + 1) - 1),
@@ -23,7 +24,7 @@ _IMAGINARY: dict[str, Callable[[Tensor, int], Tensor]] = {
     "real": lambda k, N: 0 * k,
 }
 _HIPPO = ("legs", "legt", "lagt", "fout", "fourier")
-_INITS = (*_IMAGINARY, *_HIPPO, "rand")
+_INITS = (*IMAGINARY, *_HIPPO, "rand")
 
 
 def _uniform(shape: Sequence[int], generator: Generator | None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -73,7 +74,7 @@ def diagonal(
         w, _, B, _ = hippo.nplr(init, N, rank=hippo.MINIMAL_RANK[hippo.canonical_measure(init)])
         imag = w.imag
     else:
-        imag = math.pi * (N // 2) * _uniform((N // 2,), generator) if init == "rand" else _IMAGINARY[init](k, N)
+        imag = math.pi * (N // 2) * _uniform((N // 2,), generator) if init == "rand" else IMAGINARY[init](k, N)
         B = torch.ones_like(imag, dtype=torch.complex128)
     real = -(k + 1) if init == "real" else torch.full_like(imag, -0.5)
     return torch.complex(real_scale * real, imag_scale * imag), B

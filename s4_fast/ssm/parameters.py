@@ -40,37 +40,42 @@ class SSMParameters(AllOrNothing):
     ``n_ssm`` independent copies of (A, B) are shared by the features in turn. ``inv_dt``, ``A_real``, ``A_imag`` and
     ``B`` carry ``_optim = {"weight_decay": 0.0}``, with ``"lr"`` where ``lr`` is given; see
     :func:`s4_fast.get_ssm_param_groups`.
+
+    A subclass that stores something else defines ``_dt``, ``_A``, ``_B`` and ``_C``, from which the rest follows.
     """
 
-    def __init__(
-        self,
-        A: Tensor,
-        B: Tensor,
-        d_model: int,
-        d_state: int,
-        *,
-        channels: int,
-        n_ssm: int | None,
-        dt_min: float,
-        dt_max: float,
-        lr: float | None,
-        generator: Generator | None,
-    ) -> None:
+    inv_dt: Tensor
+    A_real: Tensor
+    A_imag: Tensor
+    B: Tensor
+    C: Tensor
+
+    def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__()
         n_ssm = d_model if n_ssm is None else n_ssm
         _positive(d_model=d_model, d_state=d_state, channels=channels, n_ssm=n_ssm)
         if d_model % n_ssm:
             raise ValueError(f"n_ssm must divide d_model, got n_ssm = {n_ssm}, d_model = {d_model}")
+        self.d_model, self.d_state, self.channels, self.n_ssm = d_model, d_state, channels, n_ssm
+        self._given_marks: dict[str, dict[str, Any]] = {}
+        self._cache: tuple[Any, Any, dict[str, Any]] | None = None
+        self._once: dict[str, Any] | None = None
+
+    def _create(
+        self, A: Tensor, B: Tensor, *, dt_min: float, dt_max: float, lr: float | None, generator: Generator | None
+    ) -> None:
+        """Make the parameters, from A and B (n,) or (n_ssm, n)."""
         if lr is not None and not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
-        n = d_state // 2
+        d_model, d_state, channels, n_ssm, n = (
+            self.d_model, self.d_state, self.channels, self.n_ssm, self.d_state // 2,
+        )  # fmt: skip
         if A.shape[-1] != n or A.shape != B.shape or A.ndim > 2:
             raise ValueError(
                 f"expected A and B of shape ({n},) or (n_ssm, {n}) for d_state = {d_state}, "
                 f"got A {tuple(A.shape)}, B {tuple(B.shape)}"
             )
         check_stable(A)
-        self.d_model, self.d_state, self.channels, self.n_ssm = d_model, d_state, channels, n_ssm
         device = torch.device("cpu") if generator is None else generator.device
         log_dt = initialization.log_dt((d_model, 1), dt_min, dt_max, generator)
         C = torch.randn(channels, d_model, n, 2, dtype=torch.float64, generator=generator, device=device)
@@ -82,10 +87,7 @@ class SSMParameters(AllOrNothing):
         self.B = new_parameter(to_pairs(B.expand(n_ssm, n)[None]))
         self.C = new_parameter(C * math.sqrt(0.5))
         mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
-        self._given_marks: dict[str, dict[str, Any]] = {}
         self._set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
-        self._cache: tuple[Any, Any, dict[str, Any]] | None = None
-        self._once: dict[str, Any] | None = None
 
     # A copy, a move to another kind of device, load_state_dict(assign=True) and fully_shard make new parameters, which
     # have no marks.
@@ -124,15 +126,35 @@ class SSMParameters(AllOrNothing):
         """Whether FSDP swaps the parameters: inside its forward pass they are copies, gathered for the time."""
         return "_is_fsdp_managed_module" in self.__dict__
 
-    def dt(self) -> Tensor:
-        """Step sizes, (d_model, 1)."""
-        return self.inv_dt.exp()
+    def dt(self, rate: float = 1.0) -> Tensor:
+        """Step sizes, (d_model, 1) or (d_model, n), at a sampling that is ``rate`` times as coarse."""
+        dt = self._dt()
+        return dt if rate == 1 else rate * dt
 
     def A(self) -> Tensor:
         """The diagonal (part) of A, (d_model, n), complex."""
         if torch.is_grad_enabled():
             self._cache = None  # an optimiser's step may follow, and fused ones do not raise the version
-        return self._shared(torch.complex(-self.A_real.exp(), -self.A_imag))
+        return self._shared(self._A())
+
+    def B_vector(self) -> Tensor:
+        """The input vectors, (d_model, n), complex."""
+        return self._shared(self._B())
+
+    def _dt(self) -> Tensor:
+        return self.inv_dt.exp()
+
+    def _A(self) -> Tensor:
+        """(n_ssm, n), complex."""
+        return torch.complex(-self.A_real.exp(), -self.A_imag)
+
+    def _B(self) -> Tensor:
+        """(n_ssm, n), complex."""
+        return torch.view_as_complex(self.B)[0]
+
+    def _C(self) -> Tensor:
+        """(channels, d_model, n), complex."""
+        return torch.view_as_complex(self.C)
 
     def _shared(self, t: Tensor) -> Tensor:
         """(..., n_ssm, n) -> (..., d_model, n), the copies taken in turn."""
@@ -192,20 +214,33 @@ class SSMParameters(AllOrNothing):
         shape = (batch, self.d_model, self.d_state // 2)
         return torch.zeros(shape, dtype=self._complex_dtype(), device=self.C.device)
 
-    def response(self, state: Tensor, L: int) -> Tensor:
+    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+        """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
+        raise NotImplementedError
+
+    def forward_state(
+        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
+    ) -> Tensor:
+        """The state after u (batch, d_model, L) from ``state`` (batch, d_model, n), or from zero.
+
+        With ``lengths`` (batch,), integers up to L, the state after as many samples of each row.
+        """
+        raise NotImplementedError
+
+    def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
         """``2 Re C s_l``, 0 <= l < L, from s_0 = ``state`` (batch, d_model, n) without input.
 
         (batch, channels, d_model, L).
         """
         raise NotImplementedError
 
-    def propagator(self) -> Callable[[Tensor, int], Tensor]:
+    def propagator(self, rate: float = 1.0) -> Callable[[Tensor, int], Tensor]:
         """``advance(state, L)``: the state (batch, d_model, n) after L samples of 0, in complex64 or complex128."""
         raise NotImplementedError
 
-    def free_response(self, state: Tensor, L: int) -> Tensor:
+    def free_response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
         """The L outputs after ``state`` (batch, d_model, n) where the input is 0, (batch, channels, d_model, L)."""
-        return self.response(self.propagator()(state, 1).to(state.dtype), L)
+        return self.response(self.propagator(rate)(state, 1).to(state.dtype), L, rate)
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step from ``state`` (batch, d_model, n), as :meth:`init_state` or :meth:`forward_state` returns it.

@@ -1,0 +1,431 @@
+"""The convolution kernels of state-spaces/s4, S4D and S4, with the official options, parameters and shapes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s4_fast.dispatch import BACKENDS
+from s4_fast.ops import log_vandermonde
+from s4_fast.ops._complex import expm1
+from s4_fast.ssm import initialization, with_conjugates, without_conjugates
+from s4_fast.ssm.diagonal import DiagonalModel
+from s4_fast.ssm.discretization import check_stable
+from s4_fast.ssm.dplr import DPLRModel
+from s4_fast.ssm.parameters import SSMParameters, to_pairs
+from s4_fast.state_spaces.initialization import initial
+from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
+
+log = logging.getLogger(__name__)
+
+_DISCRETIZATIONS = ("zoh", "bilinear", "dss")
+_STEP_MODES = ("dense", "linear", "diagonal")
+_OFFICIAL_BACKENDS = {"cuda": None, "keops": "keops", "naive": "pytorch", "auto": None}
+_GROUPS = ("A", "B", "C", "dt")
+
+
+class SSMKernel(SSMParameters):
+    r"""What the official S4D and S4 kernels have in common: a kernel, its recurrence, and their options.
+
+    ``x' = A x + B u, y = 2 Re C x`` for each of ``d_model`` features. Parameters, with ``n = d_state // 2`` stored
+    modes and ``S = n_ssm``:
+
+    - ``C`` (channels, d_model, n, 2) and ``B`` (1, S, n, 2), real pairs,
+    - ``inv_dt`` (d_model, 1), or (d_model, n) without ``dt_tie``: ``dt = T(inv_dt)``, T being ``dt_transform``,
+    - ``A_real`` and ``A_imag`` (S, n): ``A = -T(A_real) - i T(A_imag)`` with a transform each.
+
+    Args:
+        d_model: number of features H.
+        channels: number of kernels per feature.
+        l_max: the length to set up for at first, where the kernel has a length.
+        lr: learning rate mark (``_optim``) of all parameters, or of those that a mapping of ``"A"`` (P included),
+            ``"B"``, ``"C"``, ``"dt"`` names. 0 makes buffers of them.
+        wd: likewise the weight decay mark, which C never has.
+        verbose: whether to log sizes and changes of the kernel's length, at level INFO.
+        d_state: real state size N.
+        deterministic: C picks out the first coordinate, and dt is spaced logarithmically over the features.
+        dt_min, dt_max: the range of the log-uniform initial dt.
+        dt_tie: whether the states of a feature have one dt.
+        dt_transform, real_transform, imag_transform: ``"none"``, ``"exp"``, ``"relu"``, ``"sigmoid"``, ``"softplus"``.
+        rank: rank of the low-rank part; LegT needs 2.
+        n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
+        measure: older name of ``init``.
+        init: see :func:`s4_fast.state_spaces.initialization.initial`, which takes the remaining options.
+        dt_fast: ``dt = T(sinh(inv_dt))``.
+        bandlimit: modes of a frequency ``dt |Im A| / 2 pi`` of at least half of this take no part in the output.
+        backend: ``"cuda"`` or ``"auto"`` for the automatic choice, ``"keops"``, ``"naive"`` (PyTorch), or another
+            backend of this package.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an unknown name, a size that does not fit, or options that contradict each other.
+    """
+
+    is_real = False
+    obsolete = ("omega", "z")
+
+    def __init__(
+        self,
+        d_model: int,
+        channels: int = 1,
+        l_max: int | None = None,
+        lr: float | Mapping[str, float | None] | None = None,
+        wd: float | Mapping[str, float | None] | None = 0.0,
+        verbose: bool = True,
+        *,
+        d_state: int = 64,
+        deterministic: bool = False,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_tie: bool = True,
+        dt_transform: str = "exp",
+        rank: int = 1,
+        n_ssm: int | None = None,
+        measure: str | None = None,
+        init: str | Sequence[str] | None = "legs",
+        dt_fast: bool = False,
+        real_transform: str = "exp",
+        imag_transform: str = "none",
+        bandlimit: float | None = None,
+        backend: str = "cuda",
+        _sizes: Mapping[str, Any] | None = None,
+        **init_args: Any,
+    ) -> None:
+        for option, transform in (
+            ("dt_transform", dt_transform), ("real_transform", real_transform), ("imag_transform", imag_transform),
+        ):  # fmt: skip
+            check_transform(option, transform)
+        if backend not in _OFFICIAL_BACKENDS and backend not in BACKENDS:
+            known = ", ".join(dict.fromkeys((*_OFFICIAL_BACKENDS, *BACKENDS)))
+            raise ValueError(f"unknown backend {backend!r}; expected one of {known}")
+        if isinstance(d_state, bool) or not isinstance(d_state, int):
+            raise TypeError(f"d_state must be an int, got {d_state!r}")
+        init = _one_init(init, measure)
+        rates, decays = _by_group("lr", lr), _by_group("wd", wd)
+        n = d_state // 2
+        super().__init__(d_model, 2 * n, channels=channels, n_ssm=n_ssm, **(_sizes or {}))
+        self.l_max, self.verbose = l_max, verbose
+        self.dt_transform, self.dt_fast, self.dt_tie = dt_transform, dt_fast, dt_tie
+        self.real_transform, self.imag_transform, self.bandlimit = real_transform, imag_transform, bandlimit
+        self.backend = _OFFICIAL_BACKENDS.get(backend, backend)
+
+        dt = self._initial_dt(dt_min, dt_max, deterministic)
+        A, P, B, V = initial(init, d_state, rank, self.n_ssm, **init_args)
+        check_stable(A)
+        if deterministic:
+            C = V[None, :, 0].repeat(channels, d_model // self.n_ssm, 1)
+        else:
+            # The conjugate, as the original: a seed gives the same numbers.
+            C = torch.randn(channels, d_model, n, dtype=torch.get_default_dtype().to_complex(), device="cpu").conj()
+        inv_dt = untransformed(dt, dt_transform, "dt")
+        self._register("inv_dt", inv_dt.asinh() if dt_fast else inv_dt, rates["dt"], decays["dt"])
+        self._register("C", C.real if self.is_real else to_pairs(C), rates["C"], None)
+        self._register("B", B[None].real if self.is_real else to_pairs(B[None]), rates["B"], decays["B"])
+        self._register("A_real", untransformed(-A.real, real_transform, "-Re A"), rates["A"], decays["A"])
+        if not self.is_real:
+            self._register("A_imag", untransformed(-A.imag, imag_transform, "-Im A"), rates["A"], decays["A"])
+        if isinstance(self, DPLRModel):
+            self._register("P", to_pairs(P), rates["A"], decays["A"])
+        if verbose:
+            log.info("%s: d_model=%d, states=%d, l_max=%s", type(self).__name__, d_model, n, l_max)
+
+    def _initial_dt(self, low: float, high: float, deterministic: bool) -> Tensor:
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"expected 0 < dt_min <= dt_max, got dt_min = {low}, dt_max = {high}")
+        width = 1 if self.dt_tie else self.d_state // 2
+        if deterministic:
+            steps = torch.linspace(math.log(low), math.log(high), self.d_model, dtype=torch.float64, device="cpu")
+            return steps.exp()[:, None].repeat(1, width)
+        dtype = torch.get_default_dtype()
+        return initialization.log_dt((self.d_model, width), low, high, dtype=dtype).double().exp()
+
+    def _register(self, name: str, value: Tensor, lr: float | None, wd: float | None) -> None:
+        """A parameter with its mark for the optimiser, or a buffer where the learning rate is 0."""
+        value = value.to(torch.empty(0).device, torch.get_default_dtype(), copy=True).contiguous()
+        if lr == 0:
+            self.register_buffer(name, value)
+            return
+        self.register_parameter(name, nn.Parameter(value))
+        mark = {key: float(given) for key, given in (("lr", lr), ("weight_decay", wd)) if given is not None}
+        if mark:
+            self._set_marks({name: mark})
+
+    @property
+    def H(self) -> int:
+        """``d_model``, as the original calls it."""
+        return self.d_model
+
+    @property
+    def N(self) -> int:
+        """The number of stored modes, as the original calls it."""
+        return self.d_state // 2
+
+    def _dt(self) -> Tensor:
+        return transformed(self.inv_dt.sinh() if self.dt_fast else self.inv_dt, self.dt_transform)
+
+    def _A(self) -> Tensor:
+        real = -transformed(self.A_real, self.real_transform)
+        imag = torch.zeros_like(real) if self.is_real else -transformed(self.A_imag, self.imag_transform)
+        return torch.complex(real, imag)
+
+    def _B(self) -> Tensor:
+        return torch.complex(self.B[0], torch.zeros_like(self.B[0])) if self.is_real else super()._B()
+
+    def _C(self) -> Tensor:
+        C = torch.complex(self.C, torch.zeros_like(self.C)) if self.is_real else super()._C()
+        if self.bandlimit is None:
+            return C
+        frequencies = self.dt() * self.A().imag.abs() / (2 * math.pi)
+        return C * (frequencies < self.bandlimit / 2)
+
+    def forward(self, L: int | None = None, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Any]:
+        """The kernel, and the outputs that a state leaves.
+
+        Args:
+            L: length; None for all that the kernel is set up for, where it has a length.
+            state: the state before, (batch, d_model, states), or None.
+            rate: the sampling rate relative to the parameters' own: dt is multiplied by it.
+
+        Returns:
+            ``k`` (channels, d_model, L), and the outputs (batch, channels, d_model, L) from ``state`` where the input
+            is 0, or None without a state.
+
+        Raises:
+            TypeError: the state has the wrong dtype.
+            ValueError: the state has the wrong shape, or L or the rate is not positive.
+        """
+        if not rate > 0:
+            raise ValueError(f"expected a rate above 0, got {rate}")
+        L = self._whole(rate) if L is None else L
+        k = self.kernel(L, rate)
+        return k, None if state is None else self.after_state(state, L, rate)
+
+    def _whole(self, rate: float) -> int:
+        if self.l_max is None:
+            raise ValueError("this kernel has no length of its own; give L")
+        return max(1, round(self.l_max / rate))
+
+    def setup_length(self, L: int) -> None:
+        """Make kernels up to length L available. Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
+
+    def after_state(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
+        """The L outputs (batch, channels, d_model, L) from ``state`` where the input is 0."""
+        return self.free_response(self._pairs(state), L, rate)
+
+    def default_state(self, *batch_shape: int) -> Tensor:
+        """The zero state, (*batch_shape, d_model, states), where the parameters are.
+
+        The states are one of each conjugate pair, complex; with ``is_real`` they are real.
+        """
+        dtype = self.C.dtype if self.is_real else self._complex_dtype()
+        return torch.zeros(*batch_shape, self.d_model, self._states(), dtype=dtype, device=self.C.device)
+
+    def _states(self) -> int:
+        return self.d_state // 2
+
+    def _pairs(self, state: Tensor) -> Tensor:
+        """A state in any of the forms that are passed around -> one of each conjugate pair, complex."""
+        if self.is_real:
+            if state.is_complex():
+                raise TypeError(f"expected state to be real (is_real), got {state.dtype}")
+            return torch.complex(state, torch.zeros_like(state))
+        return without_conjugates(state) if state.shape[-1] == self.d_state else state
+
+    def _like(self, pairs: Tensor, state: Tensor) -> Tensor:
+        """``pairs`` in the form of ``state``."""
+        if self.is_real:
+            return pairs.real
+        return with_conjugates(pairs) if state.shape[-1] == self.d_state else pairs
+
+    def forward_state(
+        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
+    ) -> Tensor:
+        """The state, like ``state``, after u (batch, d_model, L), or after ``lengths`` (batch,) samples of the rows."""
+        before = self.default_state(u.shape[0]) if state is None else state
+        return self._like(super().forward_state(u, self._pairs(before), lengths, rate), before)
+
+    def _setup_step(self, mode: str = "dense") -> None:
+        """Compute what :meth:`step` needs of the parameters, which it would do by itself."""
+        if mode not in _STEP_MODES:
+            raise ValueError(f"unknown step mode {mode!r}; expected one of {', '.join(_STEP_MODES)}")
+        with torch.no_grad():
+            self._cached(self._stepper)
+
+    def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step of the recurrence: u (batch, d_model), state -> y (batch, channels, d_model), the next state.
+
+        From :meth:`default_state` the outputs equal the convolution with the kernel. D as in
+        :meth:`s4_fast.ssm.parameters.SSMParameters.step`.
+        """
+        y, following = super().step(u, self._pairs(state), D)
+        return y, self._like(following, state)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, l_max={self.l_max}"
+
+
+class SSMKernelDiag(SSMKernel, DiagonalModel):
+    r"""The S4D kernel, with A diagonal: ``K[l] = 2 Re sum_n C_n B_bar_n exp(dt A_n l)`` where ``disc="zoh"``.
+
+    Args:
+        disc: ``"zoh"``, ``"bilinear"``, or ``"dss"``: modes normalised by their sum over the kernel's length (DSS:
+            Gupta et al. 2022, arXiv 2203.14343), so that the kernel depends on its length and has no recurrence.
+        is_real: real parameters ``C`` (channels, d_model, n), ``B`` (1, S, n) and ``A_real``, of ``d_state`` real
+            states (exponential moving averages); of 32 where no ``d_state`` is given, as in the original.
+        *args, **kwargs: see :class:`SSMKernel`.
+    """
+
+    def __init__(
+        self, *args: Any, disc: str = "zoh", is_real: bool = False, d_state: int | None = None, **kwargs: Any
+    ) -> None:
+        if disc not in _DISCRETIZATIONS:
+            raise ValueError(f"unknown disc {disc!r}; expected one of {', '.join(_DISCRETIZATIONS)}")
+        if d_state is None:
+            d_state = 64
+        elif is_real:
+            d_state = 2 * d_state
+        self.is_real = bool(is_real)
+        super().__init__(*args, d_state=d_state, **kwargs)
+        self.disc = self.discretization = disc
+
+    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+        return self._normalized(L, rate) if self.disc == "dss" else super().kernel(L, rate)
+
+    def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        if self.disc == "dss":
+            raise RuntimeError("disc='dss' normalises the kernel by its length: there is no recurrence, and no state")
+        return super().discretize(rate)
+
+    def _normalized(self, L: int, rate: float) -> Tensor:
+        """``Re sum_n C B (exp(z) - 1) / (A (exp(z L) - 1)) exp(z l)``, z = dt A, with 1 / x as x* / (|x|^2 + 1e-7).
+
+        Where Re A > 0, numerator and denominator are those of -z, and the power is counted from the end.
+        """
+        A = self.A()
+        z = self.dt(rate) * A
+        grows = A.real > 0
+        x = torch.where(grows, -z, z)
+        total = expm1(x.to(torch.complex128) * L).to(x.dtype) * A
+        inverse = torch.conj_physical(total) / (total.abs().square() + 1e-7)
+        v = self._C() * self.B_vector() * expm1(x) * inverse / 2
+        forwards = log_vandermonde(torch.where(grows, 0, v), torch.where(grows, 0, x), L, backend=self.backend)
+        if self.real_transform != "none":
+            return forwards  # every other transform keeps Re A at 0 or below
+        backwards = log_vandermonde(torch.where(grows, v, 0), torch.where(grows, x, 0), L, backend=self.backend)
+        return forwards + backwards.flip(-1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, disc={self.disc}, is_real={self.is_real}"
+
+
+class SSMKernelDPLR(SSMKernel, DPLRModel):
+    r"""The S4 kernel: ``A = diag(A) - P P*`` with P ``(rank, S, n, 2)``, bilinear discretisation.
+
+    ``C`` is replaced by ``C (I - A_bar^l_kernel)`` when the kernel is set up, and the buffer ``l_kernel`` says for
+    which length it is (0: not yet). The first kernel sets up for ``l_max``, or for its own length, and longer ones
+    double ``l_kernel``, as in the original. :meth:`setup_length` does it explicitly: before compiling,
+    DistributedDataParallel or FSDP, under which the implicit change is refused.
+
+    States are one of each conjugate pair, or both, ``(s, s*)``; :meth:`step` and :meth:`forward_state` return what they
+    are given. :meth:`default_state` makes both, unless the step mode is ``"linear"``. The modes compute the same.
+
+    Args:
+        *args, **kwargs: see :class:`SSMKernel`.
+    """
+
+    _step_mode = "dense"
+
+    def __init__(
+        self,
+        d_model: int,
+        channels: int = 1,
+        l_max: int | None = None,
+        *args: Any,
+        disc: str | None = None,
+        is_real: bool = False,
+        backend: str = "cuda",
+        **kwargs: Any,
+    ) -> None:
+        if disc not in (None, "bilinear"):
+            raise ValueError(f"the S4 kernel is discretised by the bilinear transform, got disc={disc!r}")
+        if is_real:
+            raise ValueError("is_real is an option of the S4D kernel; the S4 kernel is made of conjugate pairs")
+        # KeOps has no part in this kernel: what the original summed with it is fused with the rest.
+        backend = "cuda" if backend == "keops" else backend
+        super().__init__(d_model, channels, l_max, *args, backend=backend, _sizes={"l_max": l_max}, **kwargs)
+
+    def _whole(self, rate: float) -> int:
+        if self._length == 0:
+            self.prepare(super()._whole(1.0))
+        return self._truncation(rate)
+
+    def setup(self, L: int) -> None:
+        before = self._length
+        super().setup(L)
+        if self.verbose and self._length != before:
+            log.info("%s: from length %d to %d", type(self).__name__, before, self._length)
+
+    def setup_length(self, L: int) -> None:
+        """Make kernels up to length L available, as the first kernel of this length would.
+
+        Changes ``C`` and ``l_kernel`` in place. ``L`` is in samples of the parameters' own rate.
+
+        Raises:
+            RuntimeError: FSDP has sharded the parameters.
+        """
+        self.setup(L)
+
+    @torch.no_grad()
+    def forward_state(
+        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
+    ) -> Tensor:
+        """The state after u, as :meth:`SSMKernel.forward_state`, without gradients, as the original's."""
+        return super().forward_state(u, state, lengths, rate)
+
+    def _setup_step(self, mode: str = "dense") -> None:
+        super()._setup_step(mode)
+        self._step_mode = mode
+
+    def _states(self) -> int:
+        return self.d_state // 2 if self._step_mode == "linear" else self.d_state
+
+
+KERNELS = {
+    "s4d": SSMKernelDiag,
+    "diag": SSMKernelDiag,
+    "s4": SSMKernelDPLR,
+    "nplr": SSMKernelDPLR,
+    "dplr": SSMKernelDPLR,
+}
+
+
+def _one_init(init: str | Sequence[str] | None, measure: str | None) -> str | Sequence[str]:
+    if measure is None:
+        if init is None:
+            raise ValueError("init must be a name or a list of names, got None")
+        return init
+    if init not in (None, "legs", measure):
+        raise ValueError(f"measure is the older name of init, got measure={measure!r} and init={init!r}")
+    return measure
+
+
+def _by_group(option: str, given: float | Mapping[str, float | None] | None) -> dict[str, float | None]:
+    """The learning rate or weight decay of A, B, C and dt."""
+    if isinstance(given, Mapping):
+        unknown = [name for name in given if name not in _GROUPS]
+        if unknown:
+            raise ValueError(f"{option} names {', '.join(map(str, unknown))}; expected some of {', '.join(_GROUPS)}")
+        found = {name: given.get(name) for name in _GROUPS}
+    else:
+        found = dict.fromkeys(_GROUPS, given)
+    for value in found.values():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise TypeError(f"{option} must be a number or a mapping of {', '.join(_GROUPS)} to numbers, got {value!r}")
+        if value is not None and not value >= 0:
+            raise ValueError(f"{option} must be at least 0, got {value}")
+    return found
