@@ -1,4 +1,4 @@
-"""``python -m s4_fast doctor | bench | bench-layers``."""
+"""``python -m s4_fast doctor | bench | bench-layers | convert``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 import s4_fast
 from s4_fast import dispatch, doctor
 from s4_fast.bench import layers, machine, plot, report, runner
 from s4_fast.bench.cases import OPS, Case, select
 from s4_fast.bench.results import Row, compare
+from s4_fast.state_spaces import convert
 
 # Seconds per timing.
 _QUICK, _FULL = 0.5, 2.0
@@ -60,7 +63,7 @@ def _console(*, stderr: bool = False) -> Console:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(s4_fast.__version__, package_name="s4_fast")
 def main() -> None:
-    """Fast kernels for structured state space models: check this installation, measure it."""
+    """Fast kernels for structured state space models: check this installation, measure it, convert checkpoints."""
 
 
 @main.command("doctor")
@@ -152,6 +155,41 @@ def bench_layers(smoke: bool, json_file: Path | None) -> None:
     if json_file is not None:
         document = {"machine": machine.describe("cpu"), "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(document, indent=2) + "\n")
+
+
+class _Refused(click.ClickException):
+    """Shown in one line, without the command's usage."""
+
+    exit_code = 2
+
+
+@main.command("convert")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--prefix",
+    help="Write only what is under this name, without it. [default: take away module., _orig_mod. and, in Lightning's "
+    "checkpoints, model., where every name begins so]",
+)
+@click.option("--force", is_flag=True, help="Overwrite NEW.")
+def convert_command(old: Path, new: Path, prefix: str | None, force: bool) -> None:
+    """Write the state_dict in OLD, a PyTorch checkpoint of a model built on state-spaces/s4, to NEW as safetensors.
+
+    Shows what becomes of every name: they are the ones that the layers of s4_fast.state_spaces load. Nothing in OLD is
+    executed; a file that holds more than tensors and plain values is refused, with exit code 2.
+    """
+    try:
+        found = convert.convert(old, new, prefix, force=force)
+    except (ValueError, OSError) as error:
+        raise _Refused(str(error)) from error
+    table = Table("checkpoint", "written as", "shape", "dtype", "")
+    for entry in found:
+        tensor = entry.value if isinstance(entry.value, torch.Tensor) else None
+        shape, dtype = ("", "") if tensor is None else (str(tuple(tensor.shape)), str(tensor.dtype)[len("torch.") :])
+        table.add_row(*map(Text, (entry.old, entry.new or "", shape, dtype, entry.note)))
+    _console().print(table)
+    written = sum(entry.new is not None for entry in found)
+    click.echo(f"{new}: {written} tensors written, {len(found) - written} entries left out")
 
 
 def _refuse_unusable(backends: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
-from s4_fast.state_spaces.convolution import FFTConv
+from s4_fast.state_spaces.convolution import FFTConv, per_row
 
 
 class S4Block(AllOrNothing):
@@ -125,7 +125,7 @@ class S4Block(AllOrNothing):
             expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
             raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
         x = x.mT if self.transposed else x
-        rows = padding.rows(_per_row(lengths, x.shape[0]), x)
+        rows = padding.rows(per_row(lengths, x.shape[0]), x)
         if rows is not None:
             x = rows.cut(x)
         y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=None if rows is None else rows.lengths)
@@ -143,7 +143,7 @@ class S4Block(AllOrNothing):
 
     def setup_length(self, L: int) -> None:
         """Prepare the kernel for sequences up to length L, as the first of them would; see the kernel's method."""
-        self.layer.kernel.setup_length(L)
+        self.layer.setup_length(L)
 
     def setup_step(self, **kwargs: Any) -> None:
         """Prepare :meth:`step` with the present parameters; ``mode`` as the kernel has it."""
@@ -174,14 +174,3 @@ def _check_size(name: str, size: int | None) -> None:
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
-    """``lengths`` with one entry per row, where one was given for all."""
-    if isinstance(lengths, bool):
-        raise TypeError(f"expected lengths to be integers, got {lengths}")
-    if isinstance(lengths, int):
-        return torch.full((batch,), lengths)
-    if isinstance(lengths, Tensor) and lengths.shape == (1,):
-        return lengths.expand(batch)
-    return lengths

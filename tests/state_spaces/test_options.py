@@ -67,7 +67,7 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
     "imag_transform": [{"imag_transform": t} for t in ("none", "exp", "relu", "softplus")],
     "bandlimit": [{"bandlimit": 0.2, "dt_min": 0.1, "dt_max": 0.5}, {"bandlimit": 1.0, "n_ssm": 2}],
     "rank": [{"rank": 3}],
-    "backend": [{"backend": name} for name in ("cuda", "naive", "pytorch", "reference", None)],
+    "backend": [{"backend": name} for name in ("cuda", "naive", "pytorch", "reference")],
 }
 DIAGONAL: dict[str, list[dict[str, Any]]] = {
     "disc": [{"disc": name} for name in ("zoh", "bilinear")],

@@ -1,0 +1,159 @@
+"""Checkpoints of models built on state-spaces/s4, written as safetensors that load into the layers here."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Where training scripts keep the state_dict in a checkpoint of more than that; the first is Lightning's.
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+# What DistributedDataParallel and torch.compile put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Nodes that older releases cached in the kernel, as buffers, and what tells a kernel from another module.
+_CACHES = ("omega", "z")
+_KERNEL = ("C", "B")
+
+
+class Entry(NamedTuple):
+    """One entry of a checkpoint, and what becomes of it.
+
+    Attributes:
+        old: its name in the checkpoint.
+        new: the name that it is written under, or None where it is left out.
+        value: what is written, or what was there.
+        note: what was done, beside a change of name.
+    """
+
+    old: str
+    new: str | None
+    value: Any
+    note: str = ""
+
+
+def convert(old: Path, new: Path, prefix: str | None = None, *, force: bool = False) -> list[Entry]:
+    """Read the PyTorch checkpoint ``old`` and write its tensors to ``new``, a safetensors file.
+
+    ``old`` holds a ``state_dict``, alone or under ``state_dict`` (as Lightning writes it), ``model_state_dict`` or
+    ``model``. It is read with ``weights_only=True``: nothing in it is executed. Names and shapes are those of the
+    official code, which the layers here share; caches of kernels (``omega``, ``z``) are left out, and complex tensors
+    become pairs of real numbers.
+
+    Args:
+        old: the checkpoint.
+        new: the file to write.
+        prefix: only what is under this name is written, without it: the attribute of a LightningModule that holds the
+            model, for instance. None takes away what all names begin with: ``module.``, ``_orig_mod.``, and in
+            Lightning's checkpoints ``model.``.
+        force: whether ``new`` may exist.
+
+    Returns:
+        What became of each entry.
+
+    Raises:
+        FileExistsError: ``new`` exists.
+        OSError: a file cannot be read or written.
+        ValueError: ``old`` is no such checkpoint, or nothing is under ``prefix``. Nothing is written then.
+    """
+    if new.exists() and (not force or new.samefile(old)):
+        raise FileExistsError(f"{new} exists" if not force else f"{new} is the checkpoint itself")
+    found = entries(read(old), prefix)
+    _write(new, {entry.new: entry.value for entry in found if entry.new is not None})
+    return found
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The content of a PyTorch checkpoint on the CPU, of which nothing is executed.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no mapping, or more than tensors and plain values.
+    """
+    with path.open("rb") as file:
+        try:
+            with warnings.catch_warnings():  # of what the error says
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        # Arbitrary bytes fail in the unpickler with errors of any kind.
+        except Exception as error:
+            raise ValueError(f"{path} is no plain PyTorch checkpoint: {_cause(error)}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds no state_dict, but an object of type {type(content).__name__}")
+    return content
+
+
+def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[Entry]:
+    """What becomes of each entry of the state_dict in ``checkpoint``; ``prefix`` and errors as in :func:`convert`."""
+    container = next((name for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), None)
+    state_dict: Mapping[str, Any] = checkpoint if container is None else checkpoint[container]
+    if not state_dict:
+        raise ValueError("the state_dict is empty")
+    for name in state_dict:
+        if not isinstance(name, str):
+            raise ValueError(f"the keys of a state_dict are names, got {name!r}")
+    prefix = _common(state_dict, container == "state_dict") if prefix is None else _closed(prefix)
+    if not any(name.startswith(prefix) for name in state_dict):
+        first = sorted({name.split(".")[0] for name in state_dict})
+        raise ValueError(f"nothing is under the prefix {prefix!r}; names begin with {', '.join(first)}")
+    return [_entry(name, value, prefix, state_dict) for name, value in state_dict.items()]
+
+
+def _entry(name: str, value: Any, prefix: str, state_dict: Mapping[str, Any]) -> Entry:
+    module, _, own = name.rpartition(".")
+    if not name.startswith(prefix):
+        return Entry(name, None, value, f"left out: not under {prefix}")
+    if own in _CACHES and all(f"{module}.{sibling}".lstrip(".") in state_dict for sibling in _KERNEL):
+        return Entry(name, None, value, "left out: a cache of the kernel")
+    if own == "_extra_state":
+        return Entry(name, None, value, "left out: no tensor")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"expected tensors, {name} is of type {type(value).__name__}")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+        raise ValueError(f"{name} is not a plain tensor: layout {value.layout}, dtype {value.dtype}")
+    t, new = value.detach(), name.removeprefix(prefix)
+    if t.is_complex():
+        return Entry(name, new, torch.view_as_real(t.resolve_conj()), "complex, as pairs of real numbers")
+    return Entry(name, new, t.resolve_neg())
+
+
+def _common(state_dict: Mapping[str, Any], lightning: bool) -> str:
+    """What :func:`convert` takes away from all names without being told."""
+    prefix = ""
+    while True:
+        candidates = [prefix + wrapper for wrapper in (*_WRAPPERS, *(["model."] if lightning else []))]
+        longer = next((c for c in candidates if all(name.startswith(c) for name in state_dict)), None)
+        if longer is None:
+            return prefix
+        prefix, lightning = longer, lightning and not longer.endswith("model.")
+
+
+def _closed(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+
+
+def _cause(error: Exception) -> str:
+    """Why the unpickler failed, without PyTorch's advice to execute the file."""
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if forbidden:
+        return f"it holds {forbidden[1]}; where you trust the file, save its state_dict alone"
+    return f"damaged, or of another kind ({type(error).__name__})"
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    # safetensors refuses tensors that share memory, as tied weights do.
+    content = save({name: t.contiguous().clone() for name, t in tensors.items()}, metadata={"format": "pt"})
+    # Whoever finds the file under its name finds all of it.
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
