@@ -16,8 +16,10 @@ from s4_fast.state_spaces.s4d import S4D
 
 _MODES = {"SSMKernelDiag": "diag", "SSMKernelDPLR": "dplr"}
 # Options that decide what a kernel computes, by the attributes that hold them. Those of initial values are not here.
-_KERNEL = ("rank", "n_ssm", "dt_tie", "dt_transform", "dt_fast", "real_transform", "imag_transform", "bandlimit")
-_KERNEL += ("backend", "is_real", "lr", "wd", "verbose")
+_KERNEL = (
+    "rank", "n_ssm", "dt_tie", "dt_transform", "dt_fast", "real_transform", "imag_transform", "bandlimit", "backend",
+    "is_real", "lr", "wd", "verbose",
+)  # fmt: skip
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -122,8 +124,8 @@ def _copy(old: nn.Module, new: nn.Module) -> None:
         raise ValueError(f"{names}: a parameter on one side and a buffer on the other")
     for name, parameter in after.items():
         parameter.requires_grad_(before[name].requires_grad)
-        if hasattr(before[name], "_optim"):
-            parameter._optim = dict(before[name]._optim)  # type: ignore[attr-defined]
+        if mark := getattr(before[name], "_optim", None):  # the original marks C with nothing, an empty one
+            parameter._optim = dict(mark)  # type: ignore[attr-defined]
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in new.named_modules():
         module.training = modes.get(name, old.training)
@@ -137,7 +139,7 @@ def _s4d(old: Any) -> S4D:
     for name in ("activation", "output_linear"):
         if repr(getattr(old, name)) != repr(getattr(new, name)):
             raise ValueError(f"expected {name} to be {getattr(new, name)}, got {getattr(old, name)}")
-    new.dropout = _dropout(old.dropout)
+    new.add_module("dropout", _dropout(old.dropout))
     return new
 
 
@@ -174,8 +176,9 @@ def _s4_block(old: Any) -> S4Block:
         d_state=kernel.N if kernel.is_real else 2 * kernel.N,
         **options,
     )
-    new.drop = _dropout(old.drop)
-    new.layer.drop, new.layer.drop_kernel = _dropout(conv.drop), _dropout(conv.drop_kernel)
+    new.add_module("drop", _dropout(old.drop))
+    for name in ("drop", "drop_kernel"):
+        new.layer.add_module(name, _dropout(getattr(conv, name)))
     return new
 
 
@@ -199,7 +202,7 @@ def _linear(module: Any) -> tuple[str | None, nn.Module | None]:
     return _activation(activation) or "id", linear
 
 
-def _activation(module: nn.Module) -> str | None:
+def _activation(module: Any) -> str | None:
     """The name of an activation's module; None for the identity."""
     if isinstance(module, nn.Identity):
         return None

@@ -71,6 +71,9 @@ def s4_block(d_model: int = 6, package: bool = False, **options: Any) -> nn.Modu
     p, tie = known.get("dropout", 0.0), known.get("tie_dropout", False)
     dropped = known.get("drop_kernel", 0.0)
     parts = {key: copy.deepcopy(getattr(ours, key)) for key in ("mult_activation", "output_linear")}
+    if options.get("weight_norm"):
+        # What the older torch.nn.utils.weight_norm makes of a linear map; its hook does not matter here.
+        parts["output_linear"][0] = made("Linear", ours.output_linear[0])
     if ours.bottleneck:
         parts["input_linear"] = copy.deepcopy(ours.input_linear)
     activation = copy.deepcopy(ours.layer.activation)
