@@ -104,6 +104,7 @@ class S4Block(AllOrNothing):
         *,
         state: Tensor | None = None,
         rate: float = 1.0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The block over a sequence.
 
@@ -113,14 +114,19 @@ class S4Block(AllOrNothing):
                 rows. What lies in the padding is not read, and the outputs there are those of a zero input.
             state: the layer's state before, as :meth:`default_state` or a call with ``state`` returns it.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
+            **kwargs: may be None or False, for the sake of callers that pass the same ones to every layer.
 
         Returns:
             y like x with ``d_output`` features, and the state after the (row's) last input; None where none was given.
 
         Raises:
-            TypeError: lengths are not integers, or x or the state has the wrong dtype.
+            TypeError: lengths are not integers, x or the state has the wrong dtype, or a keyword argument asks for
+                something.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
+        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+        if asked:
+            raise TypeError(f"S4Block takes x, lengths, state and rate; got {', '.join(asked)}")
         if x.ndim != 3 or x.shape[1 if self.transposed else 2] != self.d_model:
             expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
             raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")

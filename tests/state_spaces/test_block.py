@@ -351,5 +351,6 @@ def test_wrong_inputs_are_refused(generator):
         block.step(x, block.default_state(2))
     with pytest.raises(TypeError, match="return_output"):
         block(x, return_output=True)
+    assert torch.equal(block(x, return_output=False, mask=None)[0], block(x)[0])
     with pytest.raises(TypeError, match="d_stat"):
         build(d_stat=4)

@@ -77,7 +77,12 @@ DIAGONAL: dict[str, list[dict[str, Any]]] = {
 }
 LOW_RANK: dict[str, list[dict[str, Any]]] = {
     "init": [{"init": name} for name in ("legs", "fout", "fourier", "hippo", "dplr-lin", "dplr-inv", "dplr-legs")]
-    + [{"init": "legt", "rank": 2}, {"init": "all", "n_ssm": 4, "d_model": 8}, {"init": ["legs", "dplr"]}],
+    + [
+        {"init": "legt", "rank": 2},
+        {"init": "lagt"},
+        {"init": "all", "n_ssm": 4, "d_model": 8},
+        {"init": ["legs", "dplr"]},
+    ],
     "rank": [{"rank": 2}, {"rank": 3, "init": "legt"}],
 }
 CASES = [
