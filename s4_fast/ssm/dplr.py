@@ -57,13 +57,11 @@ class DPLRModel(SSMParameters):
 
     l_kernel: Tensor
     P: Tensor
+    l_max: int | None = None
     backend: str | None = None
 
-    def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None, l_max: int | None) -> None:
-        if l_max is not None and l_max < 1:
-            raise ValueError(f"l_max must be at least 1, got {l_max}")
+    def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
-        self.l_max = l_max
         self.register_buffer("l_kernel", torch.tensor(0))
         # The buffer as a number: reading it from a GPU on every call would wait for the device.
         self._length = 0
@@ -266,16 +264,24 @@ class DPLRSSM(DPLRModel):
         lr: float | None = None,
         generator: Generator | None = None,
     ) -> None:
+        check_longest(l_max)
         if isinstance(init, str):
             w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
         else:
             w, P, B = given_tensors(init, "Lambda, P, B")
-        super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm, l_max=l_max)
+        super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
+        self.l_max = l_max
         self._create(w, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator)
         if P.ndim != 2 or P.shape[-1] != d_state // 2:
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
         self._set_marks({"P": self.marks()["A_real"]})
+
+
+def check_longest(l_max: int | None) -> None:
+    """Raise ValueError unless ``l_max`` is None or a length."""
+    if l_max is not None and not l_max >= 1:
+        raise ValueError(f"l_max must be at least 1, got {l_max}")
 
 
 def _rounded(length: float) -> int:

@@ -12,9 +12,10 @@ from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
-from s4_fast.ops import fft_conv
+from s4_fast.layers.path import choose
+from s4_fast.ops import fft_conv, ssm_scan
 from s4_fast.state_spaces.activation import Activation, halves
-from s4_fast.state_spaces.kernels import KERNELS
+from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 
 
 class FFTConv(AllOrNothing):
@@ -70,7 +71,7 @@ class FFTConv(AllOrNothing):
         inner = 2 * channels if halves(activation) else channels
         self.activation = Activation(activation, dim=1 if transposed else -1, size=inner * d_model)
         self.D = nn.Parameter(torch.randn(inner, d_model))
-        self.kernel = KERNELS[name](
+        self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
             d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=l_max, **kernel_args
         )
         drop = DropoutNd(dropout, transposed=True) if tie_dropout else nn.Dropout(dropout)
@@ -103,24 +104,48 @@ class FFTConv(AllOrNothing):
             raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
         if state is not None and self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it has no state to start from")
-        x = x.mT if self.transposed else x
-        rows = padding.rows(per_row(lengths, x.shape[0]), x)
+        check_rate(rate)
+        u = x if self.transposed else x.mT
+        rows = padding.rows(per_row(lengths, u.shape[0]), u.mT)
         if rows is not None:
-            x = rows.cut(x)
-        u = x.mT.contiguous()
-        L = u.shape[-1]
-        with self.kernel.computed_once():
-            k, _ = self.kernel(L=L if self.l_max is None else min(L, max(1, round(self.l_max / rate))), rate=rate)
-            y = self._convolve(u, self.drop_kernel(k))
-            after = None
+            u = rows.cut(u.mT).mT
+        batch, L = u.shape[0], u.shape[-1]
+        taps = L if self.l_max is None else min(L, max(1, round(self.l_max / rate)))
+        kernel, after = self.kernel, None
+        before = None if state is None else kernel.read_state(state, batch)
+        with kernel.computed_once():
+            if isinstance(kernel, SSMKernelDiag) and taps == L and self._scans(kernel, batch, L):
+                y = self._scan(kernel, u, before, rate)
+            else:
+                y = self._convolve(u, self.drop_kernel(kernel(L=taps, rate=rate)[0]))
+                if before is not None:
+                    y = y + kernel.free_response(before, L, rate)
             if state is not None:
-                y = y + self.kernel.after_state(state, L, rate)
-                after = self.kernel.forward_state(u, state, None if rows is None else rows.lengths, rate)
+                after = kernel.forward_state(u, state, None if rows is None else rows.lengths, rate)
         y = self.drop(self._flat(y))
         return self.activation(y if self.transposed else y.mT), after
 
+    def _scans(self, kernel: SSMKernelDiag, batch: int, L: int) -> bool:
+        """Whether the recurrence computes the same as a kernel of length L, and faster."""
+        return (
+            kernel.disc != "dss"
+            and kernel.backend is None
+            and len(self.D) == 1
+            and not (self.training and isinstance(self.drop_kernel, nn.Dropout))
+            and choose(kernel, batch, L).name == "scan"
+        )
+
+    def _scan(self, kernel: SSMKernelDiag, u: Tensor, state: Tensor | None, rate: float) -> Tensor:
+        """u (batch, d_model, length) -> (batch, 1, d_model, length)."""
+        x, B, C = kernel.discretize(rate)
+        y = ssm_scan(u, x, B, C[0], self.D[0], state)
+        if self.bidirectional:
+            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1]).flip(-1)[..., 1:], (0, 1))
+        return y[:, None]
+
     def _convolve(self, u: Tensor, k: Tensor) -> Tensor:
         """u (batch, d_model, length), k (channels, d_model, taps) -> (batch, channels, d_model, length)."""
+        u = u.contiguous()
         if not self.bidirectional:
             return fft_conv(u, k, self.D)
         forwards, backwards = k.chunk(2)

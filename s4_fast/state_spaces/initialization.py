@@ -46,7 +46,9 @@ class Initial(NamedTuple):
     V: Tensor  # (copies, N, n)
 
 
-def initial(init: str | Sequence[str], N: int, rank: int, copies: int, **args: Any) -> Initial:
+def initial(
+    init: str | Sequence[str], N: int, rank: int, copies: int, *, low_rank: bool = True, **args: Any
+) -> Initial:
     r"""The start of ``copies`` systems with ``n = N // 2`` stored modes each.
 
     ``init`` is one of
@@ -63,6 +65,7 @@ def initial(init: str | Sequence[str], N: int, rank: int, copies: int, **args: A
         N: real state size, at least 2; even for HiPPO matrices.
         rank: rows of P.
         copies: number of systems, a multiple of the number of inits.
+        low_rank: whether P is used, and must have the rank that the HiPPO matrix needs.
         **args: for HiPPO matrices ``B_clip``, what Im B is clamped to (2; B is real in this basis). For modes
             ``real_random``, ``real_scale``, ``imag_random``, ``imag_scale``, ``B_init`` (``"constant"``,
             ``"random"``, ``"alternating"``, ``"unit-cw"``, ``"unit-ccw"``, ``"hippo"``), ``B_random`` (older form of
@@ -80,15 +83,19 @@ def initial(init: str | Sequence[str], N: int, rank: int, copies: int, **args: A
         raise ValueError(f"n_ssm must be a multiple of the {len(inits)} inits {', '.join(inits)}, got n_ssm = {copies}")
     if N < 2:
         raise ValueError(f"d_state must be at least 2, one conjugate pair, got {N}")
-    parts = [_one(name, N, rank, copies // len(inits), args) for name in inits]
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    parts = [_one(name, N, rank, copies // len(inits), low_rank, args) for name in inits]
     A, P, B, V = zip(*parts, strict=True)
     return Initial(torch.cat(A), torch.cat(P, 1), torch.cat(B), torch.cat(V))
 
 
-def _one(init: str, N: int, rank: int, copies: int, args: dict[str, Any]) -> Initial:
+def _one(init: str, N: int, rank: int, copies: int, low_rank: bool, args: dict[str, Any]) -> Initial:
     if init in _MEASURES:
         _check_names(init, args, _MEASURE_ARGS)
-        return _hippo(init, N, rank, copies, **args)
+        needed = hippo.MINIMAL_RANK[hippo.canonical_measure(init)]
+        found = _hippo(init, N, rank if low_rank else max(rank, needed), copies, **args)
+        return found._replace(P=found.P[:rank])
     kind, _, name = init.partition("-") if isinstance(init, str) else ("", "", "")
     name = _ALIASES.get(name, name or "hippo")
     if kind not in ("diag", "dplr") or name not in _MODES:

@@ -16,7 +16,7 @@ from s4_fast.ops._complex import expm1
 from s4_fast.ssm import initialization, with_conjugates, without_conjugates
 from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.discretization import check_stable
-from s4_fast.ssm.dplr import DPLRModel
+from s4_fast.ssm.dplr import DPLRModel, check_longest
 from s4_fast.ssm.parameters import SSMParameters, to_pairs
 from s4_fast.state_spaces.initialization import initial
 from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
@@ -67,6 +67,9 @@ class SSMKernel(SSMParameters):
     """
 
     is_real = False
+    low_rank = False
+    l_max: int | None
+    backend: str | None
     obsolete = ("omega", "z")
 
     def __init__(
@@ -93,9 +96,9 @@ class SSMKernel(SSMParameters):
         imag_transform: str = "none",
         bandlimit: float | None = None,
         backend: str = "cuda",
-        _sizes: Mapping[str, Any] | None = None,
         **init_args: Any,
     ) -> None:
+        check_longest(l_max)
         for option, transform in (
             ("dt_transform", dt_transform), ("real_transform", real_transform), ("imag_transform", imag_transform),
         ):  # fmt: skip
@@ -108,14 +111,14 @@ class SSMKernel(SSMParameters):
         init = _one_init(init, measure)
         rates, decays = _by_group("lr", lr), _by_group("wd", wd)
         n = d_state // 2
-        super().__init__(d_model, 2 * n, channels=channels, n_ssm=n_ssm, **(_sizes or {}))
+        super().__init__(d_model, 2 * n, channels=channels, n_ssm=n_ssm)
         self.l_max, self.verbose = l_max, verbose
         self.dt_transform, self.dt_fast, self.dt_tie = dt_transform, dt_fast, dt_tie
         self.real_transform, self.imag_transform, self.bandlimit = real_transform, imag_transform, bandlimit
         self.backend = _OFFICIAL_BACKENDS.get(backend, backend)
 
         dt = self._initial_dt(dt_min, dt_max, deterministic)
-        A, P, B, V = initial(init, d_state, rank, self.n_ssm, **init_args)
+        A, P, B, V = initial(init, d_state, rank, self.n_ssm, low_rank=self.low_rank, **init_args)
         check_stable(A)
         if deterministic:
             C = V[None, :, 0].repeat(channels, d_model // self.n_ssm, 1)
@@ -129,7 +132,7 @@ class SSMKernel(SSMParameters):
         self._register("A_real", untransformed(-A.real, real_transform, "-Re A"), rates["A"], decays["A"])
         if not self.is_real:
             self._register("A_imag", untransformed(-A.imag, imag_transform, "-Im A"), rates["A"], decays["A"])
-        if isinstance(self, DPLRModel):
+        if self.low_rank:
             self._register("P", to_pairs(P), rates["A"], decays["A"])
         if verbose:
             log.info("%s: d_model=%d, states=%d, l_max=%s", type(self).__name__, d_model, n, l_max)
@@ -199,11 +202,10 @@ class SSMKernel(SSMParameters):
             TypeError: the state has the wrong dtype.
             ValueError: the state has the wrong shape, or L or the rate is not positive.
         """
-        if not rate > 0:
-            raise ValueError(f"expected a rate above 0, got {rate}")
+        check_rate(rate)
         L = self._whole(rate) if L is None else L
         k = self.kernel(L, rate)
-        return k, None if state is None else self.after_state(state, L, rate)
+        return k, None if state is None else self.free_response(self.read_state(state), L, rate)
 
     def _whole(self, rate: float) -> int:
         if self.l_max is None:
@@ -212,10 +214,6 @@ class SSMKernel(SSMParameters):
 
     def setup_length(self, L: int) -> None:
         """Make kernels up to length L available. Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
-
-    def after_state(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
-        """The L outputs (batch, channels, d_model, L) from ``state`` where the input is 0."""
-        return self.free_response(self._pairs(state), L, rate)
 
     def default_state(self, *batch_shape: int) -> Tensor:
         """The zero state, (*batch_shape, d_model, states), where the parameters are.
@@ -228,26 +226,41 @@ class SSMKernel(SSMParameters):
     def _states(self) -> int:
         return self.d_state // 2
 
-    def _pairs(self, state: Tensor) -> Tensor:
-        """A state in any of the forms that are passed around -> one of each conjugate pair, complex."""
-        if self.is_real:
-            if state.is_complex():
-                raise TypeError(f"expected state to be real (is_real), got {state.dtype}")
-            return torch.complex(state, torch.zeros_like(state))
-        return without_conjugates(state) if state.shape[-1] == self.d_state else state
+    def read_state(self, state: Tensor, batch: int | None = None) -> Tensor:
+        """A state (batch, d_model, states) in any form that it is passed around in -> (batch, d_model, n), complex.
 
-    def _like(self, pairs: Tensor, state: Tensor) -> Tensor:
-        """``pairs`` in the form of ``state``."""
+        Raises:
+            TypeError: it has the wrong dtype.
+            ValueError: it has the wrong shape, or two halves that are not conjugate.
+        """
+        if state.ndim != 3:
+            raise ValueError(f"expected state of shape (batch, {self.d_model}, states), got {tuple(state.shape)}")
+        if state.shape[-1] == self.d_state and not self.is_real:
+            state = without_conjugates(state)
+        pairs = self._widened(state)
+        self.check(self.C.new_empty(len(pairs) if batch is None else batch, self.d_model), pairs)
+        return pairs
+
+    def write_state(self, pairs: Tensor, like: Tensor) -> Tensor:
+        """``pairs`` in the form of ``like``."""
         if self.is_real:
             return pairs.real
-        return with_conjugates(pairs) if state.shape[-1] == self.d_state else pairs
+        return with_conjugates(pairs) if like.shape[-1] == self.d_state else pairs
+
+    def _widened(self, state: Tensor) -> Tensor:
+        if not self.is_real:
+            return state
+        if state.dtype != self.C.dtype:
+            raise TypeError(f"expected state to be {self.C.dtype} (is_real), got {state.dtype}")
+        return torch.complex(state, torch.zeros_like(state))
 
     def forward_state(
         self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
     ) -> Tensor:
         """The state, like ``state``, after u (batch, d_model, L), or after ``lengths`` (batch,) samples of the rows."""
-        before = self.default_state(u.shape[0]) if state is None else state
-        return self._like(super().forward_state(u, self._pairs(before), lengths, rate), before)
+        if state is None:
+            state = self.default_state(u.shape[0])
+        return self.write_state(super().forward_state(u, self.read_state(state), lengths, rate), state)
 
     def _setup_step(self, mode: str = "dense") -> None:
         """Compute what :meth:`step` needs of the parameters, which it would do by itself."""
@@ -260,10 +273,10 @@ class SSMKernel(SSMParameters):
         """One step of the recurrence: u (batch, d_model), state -> y (batch, channels, d_model), the next state.
 
         From :meth:`default_state` the outputs equal the convolution with the kernel. D as in
-        :meth:`s4_fast.ssm.parameters.SSMParameters.step`.
+        :meth:`s4_fast.ssm.parameters.SSMParameters.step`. Of a state of both halves the first is read.
         """
-        y, following = super().step(u, self._pairs(state), D)
-        return y, self._like(following, state)
+        y, following = super().step(u, self._widened(state[..., : self.d_state // 2]), D)
+        return y, self.write_state(following, state)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, l_max={self.l_max}"
@@ -338,13 +351,11 @@ class SSMKernelDPLR(SSMKernel, DPLRModel):
         *args, **kwargs: see :class:`SSMKernel`.
     """
 
+    low_rank = True
     _step_mode = "dense"
 
     def __init__(
         self,
-        d_model: int,
-        channels: int = 1,
-        l_max: int | None = None,
         *args: Any,
         disc: str | None = None,
         is_real: bool = False,
@@ -357,7 +368,7 @@ class SSMKernelDPLR(SSMKernel, DPLRModel):
             raise ValueError("is_real is an option of the S4D kernel; the S4 kernel is made of conjugate pairs")
         # KeOps has no part in this kernel: what the original summed with it is fused with the rest.
         backend = "cuda" if backend == "keops" else backend
-        super().__init__(d_model, channels, l_max, *args, backend=backend, _sizes={"l_max": l_max}, **kwargs)
+        super().__init__(*args, backend=backend, **kwargs)
 
     def _whole(self, rate: float) -> int:
         if self._length == 0:
@@ -402,6 +413,12 @@ KERNELS = {
     "nplr": SSMKernelDPLR,
     "dplr": SSMKernelDPLR,
 }
+
+
+def check_rate(rate: float) -> None:
+    """Raise ValueError unless the sampling rate is positive."""
+    if not 0 < rate < math.inf:
+        raise ValueError(f"expected a rate above 0, got {rate}")
 
 
 def _one_init(init: str | Sequence[str] | None, measure: str | None) -> str | Sequence[str]:
