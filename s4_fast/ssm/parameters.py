@@ -103,6 +103,17 @@ class SSMParameters(AllOrNothing):
             if (parameter := self._parameters.get(name)) is not None:  # parametrizations have it elsewhere
                 parameter._optim = dict(mark)  # type: ignore[attr-defined]
 
+    def _register(self, name: str, value: Tensor, lr: float | None, wd: float | None) -> None:
+        """A parameter with its mark for the optimiser, or a buffer where the learning rate is 0."""
+        value = value.to(torch.empty(0).device, torch.get_default_dtype(), copy=True).contiguous()
+        if lr == 0:
+            self.register_buffer(name, value)
+            return
+        self.register_parameter(name, nn.Parameter(value))
+        mark = {key: float(given) for key, given in (("lr", lr), ("weight_decay", wd)) if given is not None}
+        if mark:
+            self._set_marks({name: mark})
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None, "_given_marks": self.marks()}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
@@ -146,17 +146,6 @@ class SSMKernel(SSMParameters):
             return steps.exp()[:, None].repeat(1, width)
         dtype = torch.get_default_dtype()
         return initialization.log_dt((self.d_model, width), low, high, dtype=dtype).double().exp()
-
-    def _register(self, name: str, value: Tensor, lr: float | None, wd: float | None) -> None:
-        """A parameter with its mark for the optimiser, or a buffer where the learning rate is 0."""
-        value = value.to(torch.empty(0).device, torch.get_default_dtype(), copy=True).contiguous()
-        if lr == 0:
-            self.register_buffer(name, value)
-            return
-        self.register_parameter(name, nn.Parameter(value))
-        mark = {key: float(given) for key, given in (("lr", lr), ("weight_decay", wd)) if given is not None}
-        if mark:
-            self._set_marks({name: mark})
 
     @property
     def H(self) -> int:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.path import choose
-from s4_fast.ops import fft_conv, log_vandermonde, ssm_scan
+from s4_fast.ops import fft_conv, ssm_scan
 from s4_fast.ssm import initialization
-from s4_fast.ssm.discretization import zoh_diagonal
+from s4_fast.ssm.diagonal import DiagonalModel
 
 _KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
 
 
-class S4DKernel(AllOrNothing):
+class S4DKernel(DiagonalModel):
     r"""The convolution kernel of a diagonal SSM per feature, S4D-Lin at the start, discretised by zero-order hold.
 
     ``K[l] = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l)`` with B = 1 (S4D; Gu et al. 2022, arXiv 2206.11893).
@@ -35,51 +35,41 @@ class S4DKernel(AllOrNothing):
         ValueError: N < 2, a negative lr, or not 0 < dt_min <= dt_max.
     """
 
+    discretization = "zoh"
     log_dt: Tensor
     log_A_real: Tensor
-    A_imag: Tensor
 
     def __init__(
         self, d_model: int, N: int = 64, dt_min: float = 0.001, dt_max: float = 0.1, lr: float | None = None
     ) -> None:
-        super().__init__()
         if N < 2:
             raise ValueError(f"N must be at least 2, got {N}")
         if lr is not None and not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
-        n = N // 2
-        self.d_model, self.d_state = d_model, 2 * n
+        super().__init__(d_model, N // 2 * 2, channels=1, n_ssm=None)
         dtype = torch.get_default_dtype()
         log_dt = initialization.log_dt((d_model,), dt_min, dt_max, dtype=dtype)
-        A, _ = initialization.diagonal("lin", 2 * n)
-        self.C = nn.Parameter(torch.view_as_real(torch.randn(d_model, n, dtype=dtype.to_complex())))
-        for name, value in (
-            ("log_dt", log_dt),
-            ("log_A_real", (-A.real).log().expand(d_model, n)),
-            ("A_imag", A.imag.expand(d_model, n)),
-        ):
-            value = value.to(self.C.device, dtype, copy=True)
-            if lr == 0:
-                self.register_buffer(name, value)
-            else:
-                parameter = nn.Parameter(value)
-                mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
-                parameter._optim = mark  # type: ignore[attr-defined]
-                self.register_parameter(name, parameter)
+        A, _ = initialization.diagonal("lin", self.d_state)
+        self.C = nn.Parameter(torch.view_as_real(torch.randn(d_model, A.shape[-1], dtype=dtype.to_complex())))
+        self._register("log_dt", log_dt, lr, 0.0)
+        self._register("log_A_real", (-A.real).log().expand(d_model, -1), lr, 0.0)
+        self._register("A_imag", A.imag.expand(d_model, -1), lr, 0.0)
 
-    def discretize(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``x = log(lambda)``, ``B_bar`` and ``C``, each (d_model, n) and complex."""
-        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
-        x, B = zoh_diagonal(A, torch.ones_like(A), self.log_dt.exp()[:, None])
-        return x, B, torch.view_as_complex(self.C)
+    def _dt(self) -> Tensor:
+        return self.log_dt.exp()[:, None]
+
+    def _A(self) -> Tensor:
+        return torch.complex(-self.log_A_real.exp(), self.A_imag)
+
+    def _B(self) -> Tensor:
+        return torch.ones_like(torch.view_as_complex(self.C))
+
+    def _C(self) -> Tensor:
+        return torch.view_as_complex(self.C)[None]
 
     def forward(self, L: int) -> Tensor:
         """The first L samples of the kernel, (d_model, L), differentiable in every parameter."""
-        x, B, C = self.discretize()
-        return log_vandermonde(C * B, x, L)
-
-    def extra_repr(self) -> str:
-        return f"d_model={self.d_model}, N={self.d_state}"
+        return self.kernel(L)[0]
 
 
 class S4D(AllOrNothing):
@@ -143,7 +133,8 @@ class S4D(AllOrNothing):
             u = u.mT
         batch, L = u.reshape(-1, *u.shape[-2:]), u.shape[-1]
         if choose(self.kernel, batch.shape[0], L).name == "scan":
-            y = ssm_scan(batch, *self.kernel.discretize(), self.D)
+            x, B, C = self.kernel.discretize()
+            y = ssm_scan(batch, x, B, C[0], self.D)
         else:
             y = fft_conv(batch, self.kernel(L=L), self.D)
         y = self.output_linear(self.dropout(self.activation(y))).view(u.shape)

@@ -126,8 +126,8 @@ def test_unusual_tensors_are_written_as_they_read(files):
     C = torch.randn(3, 4, dtype=torch.complex128)
     weight = torch.randn(4, 6)
     checkpoint = {
-        "complex": C, "conjugate": C.conj(), "negated": C.clone().conj().imag, "parameter": nn.Parameter(weight.clone()),
-        "tied": weight, "transposed": weight.mT, "slice": weight[1:, ::2], "l_kernel": torch.tensor(64),
+        "complex": C, "conjugate": C.conj(), "negated": C.clone().conj().imag,
+        "parameter": nn.Parameter(weight.clone()), "tied": weight, "transposed": weight.mT, "slice": weight[1:, ::2], "l_kernel": torch.tensor(64),
         "half": weight.bfloat16(), "flags": weight > 0, "empty": torch.zeros(0, 3), "norm._extra_state": {"step": 3},
     }  # fmt: skip
     state_dict, shown = converted(checkpoint, files)

@@ -67,7 +67,7 @@ def assert_same(
     assert precision == torch.finfo(tensors[0].dtype).dtype
     precision = str(precision).removeprefix("torch.")
     assert relative_error(actual, expected.detach()) <= FORWARD[precision]
-    g = normal(generator, *actual.shape, dtype=actual.dtype)
+    g = normal(generator, *actual.shape, dtype=actual.dtype).to(actual.device)
     grads = torch.autograd.grad(actual, leaves, g), torch.autograd.grad(expected, wide, widened(g))
     errors = [relative_error(a, e) for a, e in zip(*grads, strict=True)]
     assert all(error <= GRADIENT[precision] for error in errors), errors
@@ -76,9 +76,10 @@ def assert_same(
 @pytest.mark.parametrize("dtype", [torch.complex64, DOUBLE])
 @pytest.mark.parametrize("options", [{}, {"conj": True}, {"conj": False}])
 @pytest.mark.parametrize("lead", [(3,), (2, 3), (2, 1, 3)])
-def test_values_and_gradients_are_those_of_the_definition(module, dtype, options, lead, generator):
+def test_values_and_gradients_are_those_of_the_definition(module, dtype, options, lead, generator, device):
     v, x = normal(generator, *lead, 5, dtype=dtype), log_nodes(generator, "weak", 3, 5, dtype=dtype)
     z = (0.5 + 2j * normal(generator, 7, dtype=torch.float64)).to(dtype)
+    v, x, z = (t.to(device) for t in (v, x, z))
     patch(module)
     assert_same(module, "cauchy_naive", [v, z, x], generator, **options)
     assert_same(module, "log_vandermonde_naive", [v, x], generator, 9, **options)

@@ -103,9 +103,9 @@ def test_the_official_seed_gives_the_official_weights(golden):
 
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(("d_state", "L"), [(2, 1), (3, 2), (7, 33), (16, 100)])
-def test_outputs_are_those_of_the_recurrence(d_state, L, transposed, generator):
-    layer = S4D(3, d_state, transposed=transposed).double()
-    u = normal(generator, 2, 3, L, dtype=DOUBLE)
+def test_outputs_are_those_of_the_recurrence(d_state, L, transposed, generator, device):
+    layer = S4D(3, d_state, transposed=transposed).to(device, DOUBLE)
+    u = normal(generator, 2, 3, L, dtype=DOUBLE).to(device)
     expected = definition(layer, u).detach()
     y, state = layer(u if transposed else u.mT)
     assert state is None
@@ -152,8 +152,9 @@ def test_lr_0_makes_buffers_and_keeps_the_state_dict(lr):
 )
 def test_marks_for_the_optimiser(lr, mark):
     layer = S4D(3, 8, lr=lr)
-    marked = {name: p._optim for name, p in layer.named_parameters() if hasattr(p, "_optim")}
-    assert marked == dict.fromkeys(("kernel.log_dt", "kernel.log_A_real", "kernel.A_imag"), mark)
+    for same in (layer, copy.deepcopy(layer)):
+        marked = {name: p._optim for name, p in same.named_parameters() if hasattr(p, "_optim")}
+        assert marked == dict.fromkeys(("kernel.log_dt", "kernel.log_A_real", "kernel.A_imag"), mark)
     groups = get_ssm_param_groups(layer, lr=0.1, ssm_lr=0.2, weight_decay=0.3)
     assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups] == [
         (0.1, 0.3, 4), (mark.get("lr", 0.2), 0.0, 3),
