@@ -354,3 +354,18 @@ def test_wrong_inputs_are_refused(generator):
     assert torch.equal(block(x, return_output=False, mask=None)[0], block(x)[0])
     with pytest.raises(TypeError, match="d_stat"):
         build(d_stat=4)
+
+
+@pytest.mark.parametrize("mode", ["diag", "dplr"])
+def test_a_block_runs_where_its_parameters_are(mode, device, generator):
+    block = build(mode=mode, gate=2, bottleneck=2, weight_norm=True)
+    other = copy.deepcopy(block).to(device)
+    x, lengths = signal(generator, 2, 8, 14), torch.tensor([14, 6])
+    expected, last = block(x, lengths, state=block.default_state(2))
+    y, after = other(x.to(device), lengths, state=other.default_state(2))
+    assert y.device.type == after.device.type == device
+    assert off(y.cpu(), expected) <= 1e-10
+    assert off(after.cpu(), last) <= 1e-10
+    other.setup_step()
+    first, _ = other.step(x[..., 0].to(device), other.default_state(2))
+    assert off(first.cpu(), expected[..., 0]) <= 1e-10
