@@ -162,6 +162,15 @@ def test_another_rate_is_another_step_size(mode, options, rate, generator):
     assert off(after, full[..., : after.shape[-1]]) <= 1e-10
 
 
+@row("rate", "state")
+def test_a_block_hands_the_rate_and_the_state_on(generator):
+    made, x = block(mode="dplr"), signal(generator, 2, H, L)
+    state = made.default_state(2) + 0.5
+    y, after = made(x, rate=2.0, state=state)
+    inner, expected = made.layer(x.mT, rate=2.0, state=state)
+    assert torch.equal(y, made.output_linear(inner).mT) and torch.equal(after, expected)
+
+
 @row("mode, kernel")
 @pytest.mark.parametrize(
     ("names", "kernel"), [(("diag", "s4d"), "SSMKernelDiag"), (("dplr", "nplr", "s4"), "SSMKernelDPLR")]
@@ -451,8 +460,13 @@ def test_dropout_lies_in_the_layer_and_before_the_last_map(tie, kind, generator)
     made = block(dropout=0.25, tie_dropout=tie)
     assert all(type(d) is kind and d.p == 0.25 for d in (made.drop, made.layer.drop))
     x = signal(generator, 2, H, L)
-    assert torch.equal(made(x)[0], made(x)[0])
-    assert not torch.equal(made.train()(x)[0], made(x)[0])
+    whole = made(x)[0]
+    for off_place, on in ((made.layer, made), (made, made.layer)):
+        made.train()
+        off_place.drop.eval()
+        assert on.drop.training and not torch.equal(made(x)[0], whole)
+    made.eval()
+    assert torch.equal(made(x)[0], whole)
 
 
 @row("transposed")

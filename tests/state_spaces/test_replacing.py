@@ -18,7 +18,8 @@ BLOCKS: list[dict[str, Any]] = [
     {},
     {"mode": "diag", "disc": "bilinear", "bidirectional": True, "transposed": False},
     {"mode": "diag", "is_real": True, "d_state": 5, "real_transform": "softplus", "dt_transform": "softplus"},
-    {"mode": "diag", "n_ssm": 2, "channels": 2, "swap_channels": True, "bandlimit": 0.5, "dt_fast": True},
+    {"mode": "diag", "n_ssm": 2, "channels": 2, "swap_channels": True, "dt_fast": True},
+    {"mode": "diag", "bandlimit": 0.2, "dt_min": 0.1},
     {"mode": "diag", "activation": "glu", "final_act": "id", "mult_act": "softplus", "dt_tie": False},
     {"rank": 2, "init": "legt", "l_max": 16, "final_act": None, "imag_transform": "exp"},
     {"bottleneck": 1, "final_act": "glu-silu", "activation": "sqrelu", "weight_norm": True},
@@ -54,6 +55,7 @@ def test_a_block_is_the_one_with_its_options_and_weights(options, package, gener
     expected.load_state_dict(old.state_dict())
     new = replacement(old)
     assert same(new.state_dict(), expected.state_dict())
+    assert new.layer.kernel.verbose is options.get("verbose", True)
     x = torch.randn(2, 6, 11, dtype=torch.float64, generator=generator)
     x = x.mT if options.get("transposed") is False else x
     assert torch.equal(new(x)[0], expected(x)[0])
