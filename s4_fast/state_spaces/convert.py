@@ -119,7 +119,7 @@ def _entry(name: str, value: Any, prefix: str, state_dict: Mapping[str, Any]) ->
     t, new = value.detach(), name.removeprefix(prefix)
     if t.is_complex():
         return Entry(name, new, torch.view_as_real(t.resolve_conj()), "complex, as pairs of real numbers")
-    return Entry(name, new, t.resolve_neg())
+    return Entry(name, new, t)
 
 
 def _common(state_dict: Mapping[str, Any], lightning: bool) -> str:

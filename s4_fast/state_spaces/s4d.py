@@ -76,7 +76,7 @@ class S4D(AllOrNothing):
     """``GLU(W dropout(gelu(SSM(u) + D u)))`` on (batch, d_model, length), or (batch, length, d_model).
 
     The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.layers.path`).
-    The same seed gives the same initial weights as the original on the CPU. Names and shapes in the ``state_dict`` are
+    The same seed gives the initial weights of the original on the CPU, but for rounding. Names and shapes in the ``state_dict`` are
     the original's: those of :class:`S4DKernel` under ``kernel``, ``D`` and ``output_linear.0``.
 
     Args:

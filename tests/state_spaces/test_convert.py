@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def converted(checkpoint: Any, files: tuple[Path, Path], *options: str) -> tuple
 def refused(files: tuple[Path, Path], *options: str) -> str:
     """The one line that says why."""
     before = sorted(files[0].parent.iterdir())
-    result = run(files, *options)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        result = run(files, *options)
+    assert not shown
     assert (result.exit_code, result.stdout) == (2, "")
     assert sorted(files[0].parent.iterdir()) == before
     (line,) = result.stderr.splitlines()
@@ -122,12 +126,18 @@ def test_caches_of_a_kernel_without_a_prefix_are_left_out(files):
     assert state_dict.keys() == {"C", "B"}
 
 
+def test_a_module_that_is_no_kernel_keeps_its_z(files):
+    state_dict, _ = converted({"vae.C": torch.zeros(2), "vae.z": torch.zeros(2)}, files)
+    assert state_dict.keys() == {"vae.C", "vae.z"}
+
+
 def test_unusual_tensors_are_written_as_they_read(files):
     C = torch.randn(3, 4, dtype=torch.complex128)
     weight = torch.randn(4, 6)
     checkpoint = {
         "complex": C, "conjugate": C.conj(), "negated": C.clone().conj().imag,
-        "parameter": nn.Parameter(weight.clone()), "tied": weight, "transposed": weight.mT, "slice": weight[1:, ::2], "l_kernel": torch.tensor(64),
+        "parameter": nn.Parameter(weight.clone()), "tied": weight, "transposed": weight.mT,
+        "slice": weight[1:, ::2], "l_kernel": torch.tensor(64),
         "half": weight.bfloat16(), "flags": weight > 0, "empty": torch.zeros(0, 3), "norm._extra_state": {"step": 3},
     }  # fmt: skip
     state_dict, shown = converted(checkpoint, files)
@@ -203,6 +213,15 @@ def test_damaged_and_missing_files_are_refused(files, generator):
 def test_the_folder_must_exist(files):
     torch.save({"D": torch.ones(2)}, files[0])
     assert "No such file" in refused((files[0], files[1].parent / "missing" / "new.safetensors"))
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(files, monkeypatch):
+    def full(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    torch.save({"D": torch.ones(2)}, files[0])
+    monkeypatch.setattr(os, "replace", full)
+    assert refused(files) == "Error: [Errno 28] No space left on device"
 
 
 def test_an_existing_file_is_overwritten_only_with_force(files):
