@@ -245,6 +245,8 @@ def test_deterministic_kernels_are_always_the_same(mode):
     assert all(torch.equal(first[name], second[name]) for name in first)
     steps = torch.logspace(-3, -1, H, dtype=torch.float64)
     assert off(first["inv_dt"].exp().flatten(), steps) <= 1e-6
+    other = layer(mode=mode, deterministic=True, dt_tie=False, dt_transform="softplus").kernel.inv_dt
+    assert off(torch.log1p(other.exp()), steps[:, None].expand(H, 4)) <= 1e-5
 
 
 @row("d_state")
