@@ -12,7 +12,7 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
-from s4_fast.state_spaces.convolution import FFTConv
+from s4_fast.state_spaces.convolution import FFTConv, per_row
 
 
 class S4Block(AllOrNothing):
@@ -104,6 +104,7 @@ class S4Block(AllOrNothing):
         *,
         state: Tensor | None = None,
         rate: float = 1.0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The block over a sequence.
 
@@ -113,19 +114,24 @@ class S4Block(AllOrNothing):
                 rows. What lies in the padding is not read, and the outputs there are those of a zero input.
             state: the layer's state before, as :meth:`default_state` or a call with ``state`` returns it.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
+            **kwargs: may be None or False, for the sake of callers that pass the same ones to every layer.
 
         Returns:
             y like x with ``d_output`` features, and the state after the (row's) last input; None where none was given.
 
         Raises:
-            TypeError: lengths are not integers, or x or the state has the wrong dtype.
+            TypeError: lengths are not integers, x or the state has the wrong dtype, or a keyword argument asks for
+                something.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
+        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+        if asked:
+            raise TypeError(f"S4Block takes x, lengths, state and rate; got {', '.join(asked)}")
         if x.ndim != 3 or x.shape[1 if self.transposed else 2] != self.d_model:
             expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
             raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
         x = x.mT if self.transposed else x
-        rows = padding.rows(_per_row(lengths, x.shape[0]), x)
+        rows = padding.rows(per_row(lengths, x.shape[0]), x)
         if rows is not None:
             x = rows.cut(x)
         y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=None if rows is None else rows.lengths)
@@ -143,7 +149,7 @@ class S4Block(AllOrNothing):
 
     def setup_length(self, L: int) -> None:
         """Prepare the kernel for sequences up to length L, as the first of them would; see the kernel's method."""
-        self.layer.kernel.setup_length(L)
+        self.layer.setup_length(L)
 
     def setup_step(self, **kwargs: Any) -> None:
         """Prepare :meth:`step` with the present parameters; ``mode`` as the kernel has it."""
@@ -174,14 +180,3 @@ def _check_size(name: str, size: int | None) -> None:
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
-    """``lengths`` with one entry per row, where one was given for all."""
-    if isinstance(lengths, bool):
-        raise TypeError(f"expected lengths to be integers, got {lengths}")
-    if isinstance(lengths, int):
-        return torch.full((batch,), lengths)
-    if isinstance(lengths, Tensor) and lengths.shape == (1,):
-        return lengths.expand(batch)
-    return lengths
