@@ -35,13 +35,13 @@ def seeded(session_seed: int) -> None:
 
 
 def twins(cls: type[SSMLayer], options: dict[str, Any], generator: torch.Generator) -> tuple[SSMLayer, SSMLayer]:
-    """One layer on the GPU in float32 and its copy on the CPU in float64, set up for 1000 samples."""
+    """One layer on the GPU in float32 and its copy on the CPU in float64, set up for 300 samples."""
     layer = cls(6, d_state=16, **options, generator=generator)
     exact = copy.deepcopy(layer).double()
     layer.cuda()
     with torch.no_grad():
-        layer(torch.zeros(1, 1000, 6, device="cuda"))
-        exact(torch.zeros(1, 1000, 6, dtype=torch.float64))
+        layer(torch.zeros(1, 300, 6, device="cuda"))
+        exact(torch.zeros(1, 300, 6, dtype=torch.float64))
     return layer, exact
 
 
@@ -59,10 +59,10 @@ def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> Non
 
 
 @EVERY
-@pytest.mark.parametrize("lengths", [None, (1000, 1, 517)])
+@pytest.mark.parametrize("lengths", [None, (300, 1, 117)])
 def test_outputs_and_gradients(cls, options, lengths, generator):
     layer, exact = twins(cls, options, generator)
-    u, cotangent = (torch.randn(3, 1000, 6, generator=generator) for _ in range(2))
+    u, cotangent = (torch.randn(3, 300, 6, generator=generator) for _ in range(2))
     lengths = None if lengths is None else torch.tensor(lengths)
     got = results(layer, u.cuda(), cotangent.cuda(), lengths=None if lengths is None else lengths.cuda())
     assert_close(got, results(exact, u.double(), cotangent.double(), lengths=lengths), 5e-5)
@@ -71,11 +71,11 @@ def test_outputs_and_gradients(cls, options, lengths, generator):
 @pytest.mark.parametrize(("cls", "options"), [s for s in SETTINGS if not s[1].get("bidirectional")])
 def test_steps_go_on_where_a_prefix_stopped(cls, options, generator):
     layer, exact = twins(cls, options, generator)
-    u = torch.randn(3, 1000, 6, generator=generator)
+    u = torch.randn(3, 300, 6, generator=generator)
     with torch.no_grad():
-        y, state = layer.prefill(u[:, :990].cuda())
+        y, state = layer.prefill(u[:, :290].cuda())
         outputs = [y]
-        for position in range(990, 1000):
+        for position in range(290, 300):
             y, state = layer.step(u[:, position].cuda(), state)
             outputs.append(y[:, None])
         assert_close([torch.cat(outputs, 1).cpu()], [exact(u.double())], 1e-5)
@@ -84,7 +84,7 @@ def test_steps_go_on_where_a_prefix_stopped(cls, options, generator):
 @EVERY
 def test_compiled(cls, options, generator):
     layer, exact = twins(cls, options, generator)
-    u, cotangent = (torch.randn(3, 1000, 6, generator=generator) for _ in range(2))
+    u, cotangent = (torch.randn(3, 300, 6, generator=generator) for _ in range(2))
     got = results(torch.compile(layer, fullgraph=True), u.cuda(), cotangent.cuda())
     assert_close(got, results(exact, u.double(), cotangent.double()), 5e-5)
 
@@ -122,8 +122,8 @@ def test_kernels_of_every_backend(backend, generator):
     for cls in (S4DLayer, S4Layer):
         layer, exact = twins(cls, {}, generator)
         with torch.no_grad():
-            want = exact.kernel.kernel(1000)
+            want = exact.kernel.kernel(300)
             with use_backend(backend):
-                got = layer.kernel.kernel(1000)
+                got = layer.kernel.kernel(300)
         assert got.device.type == "cuda"
         assert_close([got.cpu()], [want], 1e-5)

@@ -285,7 +285,7 @@ def test_the_path_is_chosen_by_length_and_can_be_overridden(backend, n, least):
         assert taken(layer, short) == layer.explain(short).name == "convolution"
         assert taken(layer, long) == layer.explain(long).name == "scan"
         assert f"n = {n}" in layer.explain(long).reason and f"L = {least}" in layer.explain(long).reason
-        with mock.patch.dict(path.THRESHOLDS, {backend: path.Threshold(n, 1)}):
+        with mock.patch.dict(path.THRESHOLDS, {("cpu", backend): path.Threshold(n, 1)}):
             assert taken(layer, short) == "scan"
         layer.path = "scan"
         assert taken(layer, short) == "scan" and "path=" in layer.explain(short).reason

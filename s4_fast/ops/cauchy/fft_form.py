@@ -85,9 +85,10 @@ class FFTForm:
 def irfft_weight(L: int, like: Tensor) -> Tensor:
     """How often ``irfft`` of length L counts each node, (L//2 + 1,): twice, but once for omega = 1 and omega = -1."""
     weight = like.real.new_full((L // 2 + 1,), 2)
-    weight[0] = 1
+    # Assigned by index, a number could be copied from the host, which a CUDA graph cannot capture.
+    weight[:1].fill_(1)
     if L % 2 == 0:
-        weight[-1] = 1
+        weight[-1:].fill_(1)
     return weight
 
 

@@ -86,7 +86,7 @@ class TwoLevelTables:
 def power_table(powers: Sequence[Tensor], count: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """(count, H, n): entry j is the product of the powers at the binary digits of j."""
     table = torch.empty(count, *like.shape, dtype=dtype, device=like.device)
-    table[0] = 1
+    table[:1].fill_(1)
     for k, power in enumerate(powers):
         done, end = 1 << k, min(2 << k, count)
         torch.mul(table[: end - done], power.to(dtype), out=table[done:end])
