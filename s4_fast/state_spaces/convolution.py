@@ -115,13 +115,17 @@ class FFTConv(AllOrNothing):
         before = None if state is None else kernel.read_state(state, batch)
         with kernel.computed_once():
             if isinstance(kernel, SSMKernelDiag) and taps == L and self._scans(kernel, batch, L):
-                y = self._scan(kernel, u, before, rate)
+                y, after = self._scan(kernel, u, before, rate)
             else:
                 y = self._convolve(u, self.drop_kernel(kernel(L=taps, rate=rate)[0]))
                 if before is not None:
                     y = y + kernel.free_response(before, L, rate)
-            if state is not None:
+            if state is None:
+                after = None
+            elif after is None or rows is not None:
                 after = kernel.forward_state(u, state, None if rows is None else rows.lengths, rate)
+            else:
+                after = kernel.write_state(after, state)
         y = self.drop(self._flat(y))
         return self.activation(y if self.transposed else y.mT), after
 
@@ -135,13 +139,13 @@ class FFTConv(AllOrNothing):
             and choose(kernel, batch, L).name == "scan"
         )
 
-    def _scan(self, kernel: SSMKernelDiag, u: Tensor, state: Tensor | None, rate: float) -> Tensor:
-        """u (batch, d_model, length) -> (batch, 1, d_model, length)."""
+    def _scan(self, kernel: SSMKernelDiag, u: Tensor, state: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        """u (batch, d_model, length) -> (batch, 1, d_model, length), and the state after it."""
         x, B, C = kernel.discretize(rate)
-        y = ssm_scan(u, x, B, C[0], self.D[0], state)
+        y, after = ssm_scan(u, x, B, C[0], self.D[0], state, return_state=True)
         if self.bidirectional:
             y = y + pad(ssm_scan(u.flip(-1), x, B, C[1]).flip(-1)[..., 1:], (0, 1))
-        return y[:, None]
+        return y[:, None], after
 
     def _convolve(self, u: Tensor, k: Tensor) -> Tensor:
         """u (batch, d_model, length), k (channels, d_model, taps) -> (batch, channels, d_model, length)."""
@@ -174,8 +178,12 @@ class FFTConv(AllOrNothing):
         """
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
-        y, after = self.kernel.step(x, state)
-        return self.activation(self._flat(y + self.D * x[:, None])), after
+        if len(self.D) == 1:
+            y, after = self.kernel.step(x, state, self.D[0])
+        else:
+            y, after = self.kernel.step(x, state)
+            y = y + self.D * x[:, None]
+        return self.activation(self._flat(y)), after
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """The kernel's zero state, (*batch_shape, d_model, states), on ``device``, or where the parameters are."""
