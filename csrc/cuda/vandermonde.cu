@@ -13,12 +13,15 @@ template <int M_, int T_, int RM_, int RT_>
 struct Tile {
     static constexpr int M = M_, T = T_, RM = RM_, RT = RT_, STATES = 16;
     static constexpr int THREADS = (M / RM) * (T / RT);
+    // A table of M or T powers is made of products of one of RUN powers and one in RUN: a product costs a tenth.
+    static constexpr int RUN = 16, STARTS = M / RUN, STEPS = T / RUN, POWERS = STARTS + RUN + STEPS + RUN;
 };
 
 template <class R, class Tile>
 struct Tables {
     Complex<R> coarse[Tile::STATES][Tile::M];  // (Re, -Im) of scale v lambda^start
     Complex<R> fine[Tile::STATES][Tile::T];
+    Complex<R> powers[Tile::STATES][Tile::POWERS];
     Complex<R> v[Tile::STATES];
     Node<R> nodes[Tile::STATES];
 };
@@ -28,6 +31,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
     vandermonde_kernel(int64_t H, int64_t n, int64_t L, int64_t tiles, const Complex<R> *v, const Complex<R> *x,
                        R scale, R *out) {
     constexpr int M = Tile::M, T = Tile::T, RM = Tile::RM, RT = Tile::RT, STATES = Tile::STATES;
+    constexpr int RUN = Tile::RUN, STARTS = Tile::STARTS, STEPS = Tile::STEPS, POWERS = Tile::POWERS;
     auto &tables = shared_memory<Tables<R, Tile>>();
     const int64_t row = blockIdx.x / tiles, start = blockIdx.x % tiles * (M * T);
     const int i = threadIdx.x / (T / RT), j = threadIdx.x % (T / RT);
@@ -39,12 +43,23 @@ __global__ void __launch_bounds__(Tile::THREADS)
             tables.nodes[threadIdx.x] = make_node(x[row % H * n + first + threadIdx.x]);
         }
         __syncthreads();
+        for (int entry = threadIdx.x; entry < states * POWERS; entry += Tile::THREADS) {
+            const int k = entry / POWERS, p = entry % POWERS, fine = p - STARTS - RUN;
+            const int64_t exponent = p < STARTS         ? start + int64_t(p) * (RUN * T)
+                                     : p < STARTS + RUN ? int64_t(p - STARTS) * T
+                                     : fine < STEPS     ? fine * RUN
+                                                        : fine - STEPS;
+            const Complex<R> found = power(tables.nodes[k], exponent);
+            tables.powers[k][p] = p < STARTS ? tables.v[k] * found : found;
+        }
+        __syncthreads();
         for (int entry = threadIdx.x; entry < states * (M + T); entry += Tile::THREADS) {
-            const int k = entry / (M + T), p = entry % (M + T);
+            const int k = entry / (M + T), p = entry % (M + T), t = p - M;
+            const Complex<R> *powers = tables.powers[k], *steps = powers + STARTS + RUN;
             if (p < M)
-                tables.coarse[k][p] = conj(tables.v[k] * power(tables.nodes[k], start + p * T));
+                tables.coarse[k][p] = conj(powers[p / RUN] * powers[STARTS + p % RUN]);
             else
-                tables.fine[k][p - M] = power(tables.nodes[k], p - M);
+                tables.fine[k][t] = steps[t / RUN] * steps[STEPS + t % RUN];
         }
         __syncthreads();
 #pragma unroll 2
@@ -92,7 +107,7 @@ int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int
                         auto run = launch<R, Tile<32, 64, 4, 4>>;
                         if (L <= 256) run = launch<R, Tile<16, 16, 2, 2>>;
                         if constexpr (sizeof(R) == sizeof(float))
-                            if (L >= 1 << 14) run = launch<R, Tile<64, 128, 8, 8>>;
+                            if (L >= 1 << 14) run = launch<R, Tile<128, 128, 8, 8>>;
                         run(call, c * H, H, n, L, static_cast<const Complex<R> *>(v),
                             static_cast<const Complex<R> *>(x), scale, static_cast<R *>(out));
                     });
