@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -486,3 +487,9 @@ def test_lengths_cut_the_rows(bidirectional, generator):
     alone = made(x[..., :7])[0]
     for lengths in (7, torch.tensor([7]), torch.tensor([7, 7])):
         assert off(made(x, lengths)[0][..., :7], alone) <= 1e-10
+
+
+def test_every_row_of_the_table_in_the_readme_has_a_test():
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    table = readme.split("| option | original | here |")[1].split("\n\n")[0].splitlines()[2:]
+    assert {line.split("|")[1].strip().replace("`", "") for line in table} == ROWS
