@@ -23,8 +23,8 @@ def execute(script: Path) -> None:
         cell.id, cell.metadata = f"cell-{index}", nbformat.from_dict({})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
-    client = NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": FOLDER}})
-    client.execute()
+    options = {"timeout": None, "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, **options).execute()
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, script.with_suffix(".ipynb"))
 
