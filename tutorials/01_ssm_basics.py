@@ -529,8 +529,8 @@ print(f"against the sums as they are defined: relative difference {difference:.0
 assert difference < 1e-11
 
 # %% [markdown]
-# What it is worth: 64 features with 32 modes each, in float32, on the machine that made this page. The S4 kernel is
-# that of LegS, and the textbook's way to it is the one in `s4_fast.bench.direct`. The last lines say which
+# What it is worth: 64 features with 32 modes each, in float32, on one thread of the machine that made this page. The
+# S4 kernel is that of LegS, and the textbook's way to it is the one in `s4_fast.bench.direct`. The last lines say which
 # implementation ran here; the others are described in the README.
 
 

@@ -296,7 +296,8 @@ show(figure, "02_scaling")
 
 # %% [markdown]
 # Parameters are not time. The forward pass of the three in evaluation mode, batch 4, over the length of the sequence,
-# on the machine that made this page. Attention compares each sample with each other one; the state space models do not.
+# on one thread of the machine that made this page. Attention compares each sample with each other one; the state space
+# models do not.
 
 # %%
 lengths = (32, 64) if SMOKE else (128, 256, 512, 1024, 2048)

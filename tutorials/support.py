@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import PIL.Image
+import torch
 
 mpl.use("agg")
 
@@ -58,11 +59,19 @@ def show(figure: Figure, name: str) -> None:
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 7) -> float:
-    """The median wall-clock time of a call, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(1 if SMOKE else repeats):
-        start = time.perf_counter()
+    """The median wall-clock time of a call on one thread, after one that is not counted.
+
+    Beside other programs threads wait for each other, and the time says more about those than about the call.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         call()
-        times.append(time.perf_counter() - start)
+        times = []
+        for _ in range(1 if SMOKE else repeats):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return 1e3 * statistics.median(times)
