@@ -47,7 +47,8 @@ def dplr_kernel(
     inside the sums).
 
     Args:
-        w: ``dt * Lambda``, ``(H, n)``, complex64 or complex128.
+        w: ``dt * Lambda``, ``(H, n)``, complex64 or complex128. One that lies on a node, as w = 0 does on omega = 1,
+            gives NaN: FouT has such a mode, whose decay the modules keep above 0.
         P, Q: low-rank factors, ``(r, H, n)``; ``Q`` is conjugated here, so HiPPO has ``Q = P``. Any rank r >= 1.
         B: input vectors, ``(b, H, n)``.
         C: truncated output vectors ``C_tilde = C (I - A_bar^L)``, ``(c, H, n)``.
