@@ -5,7 +5,7 @@
 #
 # - channel 0 holds one bit, at step 0, and is silent after it,
 # - channel 1 holds another bit, at step 128, and is silent before and after,
-# - channel 2 is noise at every step.
+# - channel 2 is noise at every step, with a standard deviation of 0.1.
 #
 # The class is the exclusive or of the two bits. A model has to carry the first bit through 128 steps of noise, and then
 # combine it with the second in a way that no linear function can.
@@ -32,7 +32,8 @@ s4_fast.keep_pages()
 LENGTH, DELAY = (32, 16) if SMOKE else (256, 128)
 TRAIN, TEST = (64, 32) if SMOKE else (4000, 1000)
 D_MODEL, D_STATE, LAYERS = (8, 8, 1) if SMOKE else (32, 64, 2)
-EPOCHS, BATCH = (2, 32) if SMOKE else (30, 32)
+EPOCHS, BATCH = (2, 32) if SMOKE else (30, 50)
+NOISE = 0.1
 LR, SSM_LR, WEIGHT_DECAY = 0.004, 0.001, 0.01
 
 # %% [markdown]
@@ -47,7 +48,7 @@ def delayed_xor(count: int, generator: Generator) -> tuple[Tensor, Tensor, Tenso
     u = torch.zeros(count, LENGTH, 3)
     u[:, 0, 0] = 2.0 * bits[:, 0] - 1
     u[:, DELAY, 1] = 2.0 * bits[:, 1] - 1
-    u[:, :, 2] = torch.randn(count, LENGTH, generator=generator)
+    u[:, :, 2] = NOISE * torch.randn(count, LENGTH, generator=generator)
     return u, bits[:, 0] ^ bits[:, 1], bits
 
 
@@ -86,9 +87,9 @@ print(f"test accuracy of the linear classifier: {linear:.1%}; of the more freque
 # `S4SequenceModel` is a linear encoder, blocks of S4D or S4 with a gated mix, the mean over time, and a linear head.
 # The options of the layers are the defaults.
 #
-# The Transformer has learned positional embeddings, the usual feed-forward width of four times `d_model`, normalisation
-# before attention, and the same mean and head. It sees the sequence in both directions, and the state space models only
-# look back.
+# The Transformer has learned positional embeddings, two heads, the usual feed-forward width of four times `d_model`,
+# normalisation before attention, and the same mean and head. It sees the sequence in both directions, while the state
+# space models only look back.
 
 # %%
 
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(LENGTH, D_MODEL))
         layer = nn.TransformerEncoderLayer(
             D_MODEL,
-            nhead=4,
+            nhead=2,
             dim_feedforward=4 * D_MODEL,
             dropout=0.0,
             activation="gelu",
@@ -154,7 +155,7 @@ print(f"kept by the shortest memory: {left.min():.1e}, by the longest: {left.max
 class Epoch(NamedTuple):
     loss: float  # mean over the epoch's training batches
     accuracy: float  # on the test sequences, after the epoch
-    seconds: float  # of training
+    seconds: float  # of processor time, for its training steps
 
 
 @torch.no_grad()
@@ -169,14 +170,14 @@ def train(name: str, model: nn.Module) -> list[Epoch]:
     history: list[Epoch] = []
     for epoch in range(1, EPOCHS + 1):
         model.train()
-        start, total = time.perf_counter(), 0.0
+        start, total = time.process_time(), 0.0
         for rows in torch.randperm(TRAIN).split(BATCH):
             loss = cross_entropy(model(train_u[rows]), train_class[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         history.append(Epoch(total / TRAIN, accuracy(model), seconds))
         if epoch == 1 or epoch % 3 == 0:
             print(f"{name:12}epoch {epoch:2}   loss {history[-1].loss:.4f}   test accuracy {history[-1].accuracy:6.1%}")
@@ -205,6 +206,9 @@ accuracies.set(title="Test accuracy", xlabel="epoch", ylabel="share of test sequ
 accuracies.legend()
 show(figure, "03_curves")
 
+# %% [markdown]
+# The seconds are processor time, summed over threads, so that other programs on the machine count less.
+
 # %%
 REACHED = 0.99
 
@@ -229,20 +233,23 @@ print()
 noise = 3 * math.sqrt(0.25 / TEST)  # three standard deviations of the accuracy of coin flips
 for name, history in histories.items():
     first = first_epoch(history)
-    if first is not None:
+    if first is not None and history[-1].accuracy >= REACHED:
         print(f"{name} solves the task: 99 % after epoch {first}, {history[-1].accuracy:.1%} at the end.")
     elif max(epoch.accuracy for epoch in history) <= GUESS + noise:
         print(f"{name} has not left the plateau: it is no better than guessing after {EPOCHS} epochs.")
     else:
         print(f"{name} has learnt a part of it: {history[-1].accuracy:.1%} at the end.")
 ratio = median_seconds(histories["Transformer"]) / median_seconds(histories["S4D"])
-print(f"An epoch of the Transformer takes {ratio:.1f} times as long as one of S4D at these sizes, on this CPU.")
+print(f"An epoch of the Transformer takes {ratio:.1f} times the processor time of one of S4D, at these sizes.")
 assert SMOKE or histories["S4D"][-1].accuracy >= REACHED
 
 # %% [markdown]
 # One run of each model is no ranking: which epoch ends the plateau depends on the seed, and the learning rate was
 # chosen for the state space models. What it does show is that the default S4D layers find a dependence over half of
 # the sequence with no hint where to look.
+#
+# Worth trying: `NOISE = 1.0`, which hides the bits far better, other seeds in `build`, and a smaller `LR` for the
+# Transformer.
 
 # %% [markdown]
 # ## 5. Watching it decide
