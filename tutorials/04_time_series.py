@@ -61,8 +61,8 @@ for channel, axes in enumerate(panels):
     axes.plot(test_u[0, :, channel], ".", color=GREY, markersize=4, label="noisy samples")
     axes.plot(clean[0, :LENGTH, channel], color=GREEN, label="without the noise")
     axes.set_ylabel(f"channel {channel}")
-panels[0].set_title("The first test sequence")
-panels[0].legend(loc="upper right", ncols=2)
+figure.suptitle("The first test sequence", x=0.02, ha="left")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 panels[-1].set_xlabel("step")
 show(figure, "04_data")
 
@@ -92,8 +92,7 @@ print(f"best linear predictor: {best.mean():.4f} over all steps, {best[-TAIL:].m
 # ### The models
 #
 # `S4SequenceModel` with `task="regression"` has an output at every step. The Transformer has the same width and number
-# of layers, learned positional embeddings, and a mask that hides the future. Each trains with a
-# learning rate that is usual for its kind.
+# of layers, learned positional embeddings, and a mask that hides the future. Both train alike.
 
 # %%
 
@@ -128,7 +127,6 @@ s4d = S4SequenceModel(3, D_MODEL, 3, LAYERS, D_STATE, task="regression")
 transformer = CausalTransformer()
 models = {"S4D": s4d, "Transformer": transformer}
 COLOURS = {"S4D": BLUE, "Transformer": ORANGE}
-RATES = {"S4D": 0.004, "Transformer": 0.001}
 parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 for name, count in parameters.items():
     print(f"{name:12}{count:7,} parameters")
@@ -153,7 +151,7 @@ def predict(model: nn.Module) -> Tensor:
 
 
 def train(name: str, model: nn.Module) -> list[Epoch]:
-    optimizer = torch.optim.AdamW(get_ssm_param_groups(model, lr=RATES[name], ssm_lr=0.001, weight_decay=0.01))
+    optimizer = torch.optim.AdamW(get_ssm_param_groups(model, lr=0.004, ssm_lr=0.001, weight_decay=0.01))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     torch.manual_seed(0)
     history: list[Epoch] = []
@@ -202,12 +200,12 @@ assert SMOKE or errors["S4D"][-TAIL:].mean() < 1.5 * NOISE**2
 # %%
 figure, (curves, by_step) = plt.subplots(1, 2, figsize=(10, 3.6))
 for name, history in histories.items():
-    curves.semilogy(range(1, EPOCHS + 1), [epoch.test for epoch in history], color=COLOURS[name], label=name)
-    by_step.semilogy(errors[name], color=COLOURS[name], label=name)
-by_step.semilogy(best, color=GREEN, label="best linear predictor")
+    curves.plot(range(1, EPOCHS + 1), [epoch.test for epoch in history], color=COLOURS[name], label=name)
+    by_step.plot(errors[name], color=COLOURS[name], label=name)
+by_step.plot(best, color=GREEN, label="best linear predictor")
 for axes in (curves, by_step):
     axes.axhline(NOISE**2, color=GREY, linestyle="--", label="noise floor")
-    axes.set_ylabel("mean squared error")
+    axes.set(ylabel="mean squared error", ylim=(0, None))
 curves.set(title="Test error in training", xlabel="epoch")
 by_step.set(title="Test error against what has been seen", xlabel="step")
 by_step.legend()
@@ -220,8 +218,8 @@ for channel, axes in enumerate(panels):
     for name, predicted in predictions.items():
         axes.plot(predicted[0, :, channel], color=COLOURS[name], linewidth=1.2, label=name)
     axes.set_ylabel(f"channel {channel}")
-panels[0].set_title("One step ahead")
-panels[0].legend(loc="upper right", ncols=3)
+figure.suptitle("One step ahead", x=0.02, ha="left")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
 panels[-1].set_xlabel("step")
 show(figure, "04_one_step")
 
@@ -256,14 +254,13 @@ for channel, axes in enumerate(panels):
     axes.plot(later, free[0, :, channel], color=BLUE, label="S4D, running free")
     axes.axvline(LENGTH - 0.5, color=GREY, linewidth=1)
     axes.set_ylabel(f"channel {channel}")
-panels[0].set_title("Continuing the first test sequence")
-panels[0].legend(loc="upper right", ncols=3)
+figure.suptitle("Continuing the first test sequence", x=0.02, ha="left")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
 panels[-1].set_xlabel("step")
 show(figure, "04_free")
 
 # %% [markdown]
-# A mean squared error needs something to be compared with. The variance of the clean signal is the error of predicting
-# zero, and a forecast that has lost the phase altogether is worse than that.
+# The error of predicting zero, which is the variance of the clean signal, marks where a forecast is worth nothing.
 
 # %%
 by_horizon = (free - future).square().mean((0, 2))
