@@ -20,11 +20,11 @@ def execute(script: Path) -> None:
     notebook = jupytext.read(script)
     # What depends on the run or the machine alone stays out, so that a new run changes only what it shows.
     for index, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{index}"
+        cell.id, cell.metadata = f"cell-{index}", nbformat.from_dict({})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
-    client = NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": FOLDER}})
-    client.execute()
+    options = {"timeout": None, "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, **options).execute()
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, script.with_suffix(".ipynb"))
 

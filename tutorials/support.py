@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
+import PIL.Image
 
 mpl.use("agg")
 
@@ -43,9 +44,11 @@ def show(figure: Figure, name: str) -> None:
     if hasattr(builtins, "__IPYTHON__"):
         from IPython.display import Image, display
 
-        png = BytesIO()
-        figure.savefig(png, format="png")
-        display(Image(png.getvalue()))
+        full, small = BytesIO(), BytesIO()
+        figure.savefig(full, format="png")
+        # A palette: the same to the eye in a third of a notebook's bytes.
+        PIL.Image.open(full).convert("RGB").quantize(96).save(small, format="png", optimize=True)
+        display(Image(small.getvalue()))
     else:
         path = Path("runs", "tutorials", f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
