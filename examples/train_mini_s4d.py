@@ -185,7 +185,7 @@ def show_export(model: MiniS4D, path: Path, u: Tensor, console: Console) -> None
     product = u.flatten(1) @ arrays["M"]
     out = gelu(product) @ arrays["W"] + arrays["b"]
     size = " x ".join(str(side) for side in arrays["M"].shape)
-    console.print(f"{path}: gelu(u M) W + b, where M is {size}")
+    console.print(f"{path}: gelu(u M) W + b, where M is {size}", soft_wrap=True)
     for name, a, b in (("u M and the convolution", product, linear), ("gelu(u M) W + b and the model", out, expected)):
         console.print(f"    {name} differ by at most {(a - b).abs().max():.1e}, of {b.abs().max():.2g}")
 
@@ -272,11 +272,11 @@ def main(
     console.print(f"squared error on held-out sequences {error:.4f}; always the mean: {chance:.4f}")
 
     save_tensors(out / "mini_s4d.pt", model.state_dict())
-    console.print(f"weights: {out / 'mini_s4d.pt'}")
+    console.print(f"weights: {out / 'mini_s4d.pt'}", soft_wrap=True)
     if variant == "minimal":
         show_export(model, out / "minimal.safetensors", u, console)
     draw(out / "mini_s4d.png", model, losses, chance)
-    console.print(f"picture: {out / 'mini_s4d.png'}")
+    console.print(f"picture: {out / 'mini_s4d.png'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from torch.nn.functional import gelu, glu, linear
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
+from train_mini_s4d import MiniS4D, S4DKernel, export_minimal
+
 from s4_fast import DropoutNd, get_ssm_param_groups
 from s4_fast.state_spaces import S4D
 from s4_fast.state_spaces import S4DKernel as OfficialKernel
 from tests.helpers import normal, relative_error
-from train_mini_s4d import MiniS4D, S4DKernel, export_minimal
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "examples" / "VERIFICATION_vs_official_s4d.md"
@@ -274,7 +275,7 @@ def minimal_parameters(generator: Generator) -> None:
     minimal, full = (MiniS4D(4, 8, variant=variant).state_dict().keys() for variant in ("minimal", "full"))
     assert full - minimal == {"D", "output_linear.0.weight", "output_linear.0.bias"}
     assert {key.split(".")[0] for key in minimal} == {"kernel_gen", "decoder"}
-    with pytest.raises(ValueError, match="the minimal variant has no dropout, got 0.1"):
+    with pytest.raises(ValueError, match=r"the minimal variant has no dropout, got 0\.1"):
         MiniS4D(dropout=0.1, variant="minimal")
 
 
