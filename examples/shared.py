@@ -66,11 +66,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: the file holds nothing of the kind.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no file of torch.save, or a part of one")
+        # torch.load would take damaged numbers for good ones.
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"it is damaged at {damaged!r}")
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is no file of torch.save, or a part of one") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, OSError) as error:
-        raise ValueError(f"it cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"it cannot be read: {reason}") from error
     if isinstance(found, Mapping):
         found = found.get("model", found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
