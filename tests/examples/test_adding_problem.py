@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_training_goes_on_from_a_checkpoint_and_keeps_the_better(
     folder, printed = trained
     # Steps this small change nothing that matters, and steps this large ruin the model.
     for lr in ("1e-9", "1e3"):
-        again = program(*SMALL, "--train_samples=50", "--epochs=1", f"--lr={lr}", "--ckpt", str(folder / BEST))
+        again = program(*SMALL, "--train_samples=300", "--epochs=1", f"--lr={lr}", "--ckpt", str(folder / BEST))
         before, after = (float(text.split("MSE")[1].split()[0]) for text in (last_line(printed), last_line(again)))
         assert after <= before + 1e-5
         assert (tmp_path / BEST).exists()
@@ -193,7 +194,11 @@ def test_diverging_training_is_one_line_and_keeps_the_best(
 @pytest.mark.parametrize("backend", ["reference", "pytorch"])
 def test_backend_is_the_kernels(trained: tuple[Path, str], program: Callable[..., str], backend: str) -> None:
     options = (*SMALL, "--eval_only", "--ckpt", str(trained[0] / BEST))
-    mse = [float(last_line(program(*options, f"--backend={name}")).split()[2]) for name in ("auto", backend)]
+    automatic = program(*options)
+    with mock.patch("train_mini_s4d.log_vandermonde", wraps=s4_fast.log_vandermonde) as kernel:
+        chosen = program(*options, f"--backend={backend}")
+    assert {call.kwargs["backend"] for call in kernel.call_args_list} == {backend}
+    mse = [float(last_line(printed).split()[2]) for printed in (automatic, chosen)]
     assert mse[0] == pytest.approx(mse[1], abs=2e-6)
 
 
