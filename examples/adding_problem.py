@@ -223,11 +223,11 @@ def use_backend(model: AddingModel, backend: str, device: str) -> None:
 @click.option("--seq_len", "--seq-len", type=click.IntRange(min=2), default=1000, help="Length of the sequences.")
 @click.option("--d_model", "--d-model", type=COUNT, default=64, help="Features.")
 @click.option("--d_state", "--d-state", type=COUNT, default=64, help="Complex modes per feature.")
-@click.option("--train_samples", "--train-samples", type=COUNT, default=3000, help="Sequences to learn from.")
+@click.option("--train_samples", "--train-samples", type=COUNT, default=5000, help="Sequences to learn from.")
 @click.option("--batch_size", "--batch-size", type=COUNT, default=50)
 @click.option("--epochs", type=COUNT, default=20)
 @click.option("--lr", callback=positive, default=0.03, help="Highest learning rate of the schedule.")
-@click.option("--ssm_lr", "--ssm-lr", callback=positive, default=0.002, help="The same for dt, A and B.")
+@click.option("--ssm_lr", "--ssm-lr", callback=positive, default=0.005, help="The same for dt, A and B.")
 @click.option("--tolerance", callback=positive, default=0.04, help="An error below it counts as right.")
 @click.option(
     "--ckpt",
