@@ -31,7 +31,17 @@ from torch.nn.functional import cross_entropy
 
 import s4_fast
 from s4_fast import S4SequenceModel
-from shared import COUNT, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
+from shared import (
+    COUNT,
+    SEED,
+    build,
+    load_checkpoint,
+    make_folder,
+    positive,
+    run_command,
+    save_checkpoint,
+    usable_device,
+)
 
 SIDE = 8
 LAYERS = ("s4d", "s4")
@@ -186,17 +196,6 @@ def table(runs: list[Run], data: Split) -> Table:
     return out
 
 
-def usable_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    try:
-        kind = torch.device(value).type
-        torch.empty(0, device=value)
-    except (RuntimeError, AssertionError) as error:
-        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from error
-    if kind not in ("cpu", "cuda"):
-        raise click.BadParameter(f"expected cpu, cuda or cuda:<index>, got {value!r}")
-    return value
-
-
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--layer", type=click.Choice([*LAYERS, "both"]), default="both", help="Which model to train.")
 @click.option("--epochs", type=COUNT, default=30)
@@ -205,7 +204,7 @@ def usable_device(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--layers", type=COUNT, default=3, help="Number of blocks.")
 @click.option("--lr", callback=positive, default=0.01, help="Highest learning rate of the schedule.")
 @click.option("--ssm-lr", callback=positive, default=0.002, help="The same for dt, A and B.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the weights and the order of images.")
+@click.option("--seed", type=SEED, default=0, help="Of the weights and the order of images.")
 @click.option("--device", default="cpu", callback=usable_device, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="runs/digits", help="Where the results go."

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
 import sys
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from s4_fast import S4SequenceModel
 
 COUNT = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file. An interruption leaves the old one or the new one, never half of one."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
 
 
 def build(arguments: dict[str, Any]) -> S4SequenceModel:
@@ -26,13 +40,8 @@ def build(arguments: dict[str, Any]) -> S4SequenceModel:
 
 
 def save_checkpoint(path: Path, model: S4SequenceModel, arguments: dict[str, Any]) -> None:
-    """Write the weights, and as metadata the arguments that build the model.
-
-    An interruption leaves the old file or the new one, never half of one.
-    """
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_bytes(save(model.state_dict(), metadata={"model": json.dumps(arguments)}))
-    os.replace(unfinished, path)
+    """Write the weights, and as metadata the arguments that build the model."""
+    replace_file(path, save(model.state_dict(), metadata={"model": json.dumps(arguments)}))
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
@@ -43,9 +52,54 @@ def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
     return model.eval()
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a ``state_dict`` as ``torch.save`` does."""
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The ``state_dict`` in a file of ``torch.save``, or under its key ``"model"``, on the CPU.
+
+    Raises:
+        ValueError: the file holds nothing of the kind.
+    """
+    try:
+        # torch.load would take damaged numbers for good ones.
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"it is damaged at {damaged!r}")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is no file of torch.save, or a part of one") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"it cannot be read: {reason}") from error
+    if isinstance(found, Mapping):
+        found = found.get("model", found)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ValueError("it holds no state_dict")
+    return dict(found)
+
+
 def positive(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     if value is not None and not 0 < value < math.inf:
         raise click.BadParameter(f"expected a positive number, got {value}")
+    return value
+
+
+def usable_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A device's name that works here; ``"auto"`` becomes cuda where there is one, else cpu."""
+    if value == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(value).type
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from error
+    if kind not in ("cpu", "cuda"):
+        raise click.BadParameter(f"expected auto, cpu, cuda or cuda:<index>, got {value!r}")
     return value
 
 

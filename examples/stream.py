@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 import s4_fast
 from s4_fast import S4SequenceModel, log_vandermonde, ssm_scan
 from s4_fast.layers import ModelState
-from shared import COUNT, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
+from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
 
 RATE = 16_000  # samples per second
 NOTE = 12_000  # samples per sound
@@ -408,7 +408,7 @@ def report(
     help="Of an earlier run: train nothing, and stream it in a process whose memory is its own.",
 )
 @click.option("--samples", type=COUNT, default=1_000_000, help="How many to stream.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the weights, audio and blocks.")
+@click.option("--seed", type=SEED, default=0, help="Of the weights, audio and blocks.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="runs/stream", help="Where the results go."
 )
