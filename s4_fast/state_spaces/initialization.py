@@ -73,7 +73,7 @@ def initial(
             by variance 1.
 
     Raises:
-        TypeError: an unknown argument.
+        UnknownArgumentError: a TypeError.
         ValueError: an unknown name, or a size that does not fit.
     """
     inits = COMBINATIONS.get(init, (init,)) if isinstance(init, str) else tuple(init)
@@ -106,12 +106,18 @@ def _one(init: str, N: int, rank: int, copies: int, low_rank: bool, args: dict[s
     return _modes(name, N, rank, copies, **{**args, **({"P_scale": 0.0} if kind == "diag" else {})})
 
 
+class UnknownArgumentError(TypeError):
+    """``names`` are no arguments of the init, of which ``known`` are all."""
+
+    def __init__(self, init: str, names: Sequence[str], known: Sequence[str]) -> None:
+        super().__init__(f"unknown argument {', '.join(names)}; init {init!r} takes {', '.join(known)}")
+        self.names, self.known = names, known
+
+
 def _check_names(init: str, args: dict[str, Any], known: Sequence[str]) -> None:
     unknown = [name for name in args if name not in known]
     if unknown:
-        raise TypeError(
-            f"unknown option {', '.join(unknown)}; beyond the kernel's own, init {init!r} takes {', '.join(known)}"
-        )
+        raise UnknownArgumentError(init, unknown, known)
 
 
 def _hippo(measure: str, N: int, rank: int, copies: int, B_clip: float | None = 2.0) -> Initial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.dplr import DPLRModel, check_longest
 from s4_fast.ssm.parameters import SSMParameters, to_pairs
-from s4_fast.state_spaces.initialization import initial
+from s4_fast.state_spaces.initialization import UnknownArgumentError, initial
 from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,11 @@ class SSMKernel(SSMParameters):
         self.backend = _OFFICIAL_BACKENDS.get(backend, backend)
 
         dt = self._initial_dt(dt_min, dt_max, deterministic)
-        A, P, B, V = initial(init, d_state, rank, self.n_ssm, low_rank=self.low_rank, **init_args)
+        try:
+            A, P, B, V = initial(init, d_state, rank, self.n_ssm, low_rank=self.low_rank, **init_args)
+        except UnknownArgumentError as error:
+            unknown, own = ", ".join(error.names), ", ".join((*self._options(), *error.known))
+            raise TypeError(f"unknown option {unknown}; {type(self).__name__} with init={init!r} takes {own}") from None
         check_stable(A)
         if deterministic:
             C = V[None, :, 0].repeat(channels, d_model // self.n_ssm, 1)
@@ -136,6 +141,13 @@ class SSMKernel(SSMParameters):
             self._register("P", to_pairs(P), rates["A"], decays["A"])
         if verbose:
             log.info("%s: d_model=%d, states=%d, l_max=%s", type(self).__name__, d_model, n, l_max)
+
+    @classmethod
+    def _options(cls) -> list[str]:
+        """The names of the constructors' arguments."""
+        signatures = (inspect.signature(c.__init__).parameters for c in (SSMKernel, cls))
+        names = dict.fromkeys(name for signature in signatures for name in signature)
+        return [name for name in names if name not in ("self", "args", "kwargs", "init_args")]
 
     def _initial_dt(self, low: float, high: float, deterministic: bool) -> Tensor:
         if not 0 < low <= high < math.inf:
