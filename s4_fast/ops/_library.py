@@ -177,7 +177,7 @@ class _Recorded(torch.autograd.Function):
         else:
             plain = [None if g is None else g.resolve_conj().resolve_neg().contiguous() for g in grads]
             found = op._run(f"{op.name}_backward", [*plain, *tensors], [*ctx.scalars, needs], ctx.backend)
-            found = [g if n else None for g, n in zip(found, needs, strict=True)]
+            found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
 
 

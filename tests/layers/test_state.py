@@ -313,7 +313,10 @@ def test_an_unknown_path_is_refused():
 # What surrounds a layer
 
 
-@EVERY
+# An S4 layer takes half a minute.
+@pytest.mark.parametrize(
+    ("cls", "options"), [*SETTINGS[:3], *(pytest.param(*setting, marks=pytest.mark.slow) for setting in SETTINGS[3:])]
+)
 def test_compiled_in_one_graph_with_state_and_lengths(cls, options, generator):
     torch._dynamo.reset()  # it counts the recompilations of all layers together
     layer = build(cls, generator, **options)

@@ -59,7 +59,8 @@ def test_contract(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS)
 def test_phases_of_zero_and_pi(op: str, backend: str, device: str, generator: Generator) -> None:
-    x = torch.tensor([[0, 1j * math.pi, -1j * math.pi, 0.5j * math.pi, -1e-6 + 1j * math.pi]], dtype=torch.complex64)
+    x = torch.tensor([0, 1j * math.pi, -1j * math.pi, 0.5j * math.pi, -1e-6 + 1j * math.pi], dtype=torch.complex64)
+    x = x.repeat(4, 1)  # in one feature the gradient can be small by chance, and its relative error large
     tensors = {name: t.to(device) for name, t in inputs(op, x, 100_003, generator).items()}
     assert_contract(op, tensors, backend, L=100_003)
 
