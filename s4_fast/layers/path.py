@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import NamedTuple
 
 from s4_fast import dispatch
 from s4_fast.dispatch import BackendUnavailableError, Call
+from s4_fast.ssm.diagonal import DiagonalModel
 
 PATHS = ("auto", "scan", "convolution")
 
@@ -41,17 +40,7 @@ class Path(NamedTuple):
     reason: str
 
 
-class DiagonalKernel(Protocol):
-    """A diagonal SSM: ``C`` tells device and dtype, ``d_state`` is twice the number of pairs."""
-
-    d_model: int
-    d_state: int
-
-    @property
-    def C(self) -> Tensor: ...
-
-
-def choose(kernel: DiagonalKernel, batch: int, L: int) -> Path:
+def choose(kernel: DiagonalModel, batch: int, L: int) -> Path:
     """The faster path for ``kernel`` over (batch, d_model, L). Backends are chosen as for every op."""
     n, C = kernel.d_state // 2, kernel.C
     shape = {"batch": batch, "H": kernel.d_model, "n": n, "L": L}

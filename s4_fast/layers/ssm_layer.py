@@ -12,7 +12,7 @@ from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.path import PATHS, Path, choose
-from s4_fast.ops import fft_conv, ssm_scan
+from s4_fast.ops import fft_conv
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
 
 if TYPE_CHECKING:
@@ -238,12 +238,9 @@ class S4DLayer(SSMLayer):
     ) -> tuple[Tensor, Tensor | None]:
         if self._choose(u.shape[0], u.shape[-1]).name == "convolution":
             return super()._run(u, state, lengths, return_state, ahead)
-        x, B, C = self.kernel.discretize()
-        y, after = ssm_scan(u, x, B, C[0], self.D, state, return_state=True)
-        if self.bidirectional:
-            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1], None, ahead).flip(-1)[..., 1:], (0, 1))
-            if ahead is not None:
-                y = y + pad(self.kernel.response(ahead, 1)[:, 1], (u.shape[-1] - 1, 0))
+        y, after = self.kernel.scan(u, self.D, state, ahead, bidirectional=self.bidirectional)
+        if ahead is not None:
+            y = y + pad(self.kernel.response(ahead, 1)[:, 1], (u.shape[-1] - 1, 0))
         if return_state and lengths is not None:
             after = self.kernel.forward_state(u, state, lengths)
         return y, after if return_state else None

@@ -45,7 +45,7 @@ class Op:
         if _only_autograd_sees(args[:count]) and args[0].numel():
             if _is_recorded(args[:count]):
                 return _Recorded.apply(self, args[count:], backend, *args[:count])
-            return _join(self._run_forward(_plain(args[:count]), args[count:], backend))
+            return _join(self._run_forward([plain(t) for t in args[:count]], args[count:], backend))
         if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
             self._refuse_tangents(args[:count])
         pairs = [_to_pairs(t) if c else t for t, c in self._inputs(args)]
@@ -160,11 +160,11 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:
-        tensors = _plain(tensors)
+        plain_tensors = [plain(t) for t in tensors]
         ctx.set_materialize_grads(not op._several)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*plain_tensors)
         ctx.op, ctx.scalars, ctx.backend = op, scalars, backend
-        return _join(op._run_forward(tensors, scalars, backend))
+        return _join(op._run_forward(plain_tensors, scalars, backend))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -175,8 +175,8 @@ class _Recorded(torch.autograd.Function):
             found = run(*pairs, *ctx.scalars, ctx.backend, list(needs))
             found = [_from_pairs(g, c) if n else None for g, c, n in zip(found, op.complex_inputs, needs, strict=True)]
         else:
-            plain = [None if g is None else g.resolve_conj().resolve_neg().contiguous() for g in grads]
-            found = op._run(f"{op.name}_backward", [*plain, *tensors], [*ctx.scalars, needs], ctx.backend)
+            plain_grads = [None if g is None else plain(g) for g in grads]
+            found = op._run(f"{op.name}_backward", [*plain_grads, *tensors], [*ctx.scalars, needs], ctx.backend)
             found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
 
@@ -214,8 +214,9 @@ def operations_are_seen() -> bool:
     )
 
 
-def _plain(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(t.resolve_conj().resolve_neg().contiguous() for t in tensors)
+def plain(t: Tensor) -> Tensor:
+    """``t`` contiguous and without pending signs, as backends take it."""
+    return t.resolve_conj().resolve_neg().contiguous()
 
 
 def _split(outputs: Any) -> tuple[Any, ...]:

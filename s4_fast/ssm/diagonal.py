@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
-from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
+from s4_fast.ops import log_vandermonde, log_vandermonde_transpose, ssm_scan
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from s4_fast.ssm.parameters import SSMParameters, given_tensors, reversed_rows
@@ -33,6 +34,26 @@ class DiagonalModel(SSMParameters):
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         x, B, C = self.discretize(rate)
         return log_vandermonde(C * B, x, L, backend=self.backend)
+
+    def scan(
+        self,
+        u: Tensor,
+        D: Tensor,
+        state: Tensor | None = None,
+        ahead: Tensor | None = None,
+        *,
+        rate: float = 1.0,
+        bidirectional: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """``k[0] * u + D u`` (batch, d_model, L) and the state after u, by the recurrence from ``state``.
+
+        With ``bidirectional`` k[1] runs from the end, from ``ahead``, and meets each sample one later.
+        """
+        x, B, C = self.discretize(rate)
+        y, after = ssm_scan(u, x, B, C[0], D, state, return_state=True)
+        if bidirectional:
+            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1], None, ahead).flip(-1)[..., 1:], (0, 1))
+        return y, after
 
     def forward_state(
         self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s4_fast import dispatch
 from s4_fast.ops import dplr_step, ssm_step
-from s4_fast.ops._library import runs_directly
+from s4_fast.ops._library import plain, runs_directly
 
 Outputs = tuple[Tensor, Tensor]
 Prepared = Callable[[Tensor, Tensor, "Tensor | None"], Outputs]
@@ -35,7 +35,7 @@ class Stepper(ABC):
             prepared = self._prepared[asked]
             if prepared is not None and u.shape[0] and (D is None or D.is_contiguous()):
                 if not (u.is_contiguous() and state.is_contiguous()) or u.is_neg() or state.is_neg() or state.is_conj():
-                    u, state = (t.resolve_conj().resolve_neg().contiguous() for t in (u, state))
+                    u, state = map(plain, (u, state))
                 return prepared(u, state, D)
         return self._step(u, state, D)
 

@@ -12,7 +12,8 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
-from s4_fast.state_spaces.convolution import FFTConv, per_row
+from s4_fast.state_spaces.arguments import check_shape, per_row, refuse_requests
+from s4_fast.state_spaces.convolution import FFTConv
 
 
 class S4Block(AllOrNothing):
@@ -124,17 +125,13 @@ class S4Block(AllOrNothing):
                 something.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
-        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
-        if asked:
-            raise TypeError(f"S4Block takes x, lengths, state and rate; got {', '.join(asked)}")
-        if x.ndim != 3 or x.shape[1 if self.transposed else 2] != self.d_model:
-            expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
-            raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
+        refuse_requests(kwargs, "S4Block takes x, lengths, state and rate")
+        check_shape(x, self.d_model, self.transposed)
         x = x.mT if self.transposed else x
         rows = padding.rows(per_row(lengths, x.shape[0]), x)
         if rows is not None:
             x = rows.cut(x)
-        y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=None if rows is None else rows.lengths)
+        y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=rows)
         y = self._leave(y, x)
         return y.mT if self.transposed else y, after
 

@@ -13,8 +13,9 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.path import choose
-from s4_fast.ops import fft_conv, ssm_scan
+from s4_fast.ops import fft_conv
 from s4_fast.state_spaces.activation import Activation, halves
+from s4_fast.state_spaces.arguments import check_shape, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 
 
@@ -99,9 +100,7 @@ class FFTConv(AllOrNothing):
             TypeError: lengths are not integers, or x or the state has the wrong dtype.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
-        if x.ndim != 3 or x.shape[1 if self.transposed else 2] != self.d_model:
-            expected = f"(batch, {self.d_model}, length)" if self.transposed else f"(batch, length, {self.d_model})"
-            raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
+        check_shape(x, self.d_model, self.transposed)
         if state is not None and self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it has no state to start from")
         check_rate(rate)
@@ -115,7 +114,8 @@ class FFTConv(AllOrNothing):
         before = None if state is None else kernel.read_state(state, batch)
         with kernel.computed_once():
             if isinstance(kernel, SSMKernelDiag) and taps == L and self._scans(kernel, batch, L):
-                y, after = self._scan(kernel, u, before, rate)
+                y, after = kernel.scan(u, self.D[0], before, rate=rate, bidirectional=self.bidirectional)
+                y = y[:, None]
             else:
                 y = self._convolve(u, self.drop_kernel(kernel(L=taps, rate=rate)[0]))
                 if before is not None:
@@ -138,14 +138,6 @@ class FFTConv(AllOrNothing):
             and not (self.training and isinstance(self.drop_kernel, nn.Dropout))
             and choose(kernel, batch, L).name == "scan"
         )
-
-    def _scan(self, kernel: SSMKernelDiag, u: Tensor, state: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        """u (batch, d_model, length) -> (batch, 1, d_model, length), and the state after it."""
-        x, B, C = kernel.discretize(rate)
-        y, after = ssm_scan(u, x, B, C[0], self.D[0], state, return_state=True)
-        if self.bidirectional:
-            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1]).flip(-1)[..., 1:], (0, 1))
-        return y[:, None], after
 
     def _convolve(self, u: Tensor, k: Tensor) -> Tensor:
         """u (batch, d_model, length), k (channels, d_model, taps) -> (batch, channels, d_model, length)."""
@@ -196,14 +188,3 @@ class FFTConv(AllOrNothing):
 
     def extra_repr(self) -> str:
         return f"l_max={self.l_max}, channels={self.channels}, bidirectional={self.bidirectional}"
-
-
-def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
-    """``lengths`` with one entry per row, where one was given for all."""
-    if isinstance(lengths, bool):
-        raise TypeError(f"expected lengths to be integers, got {lengths}")
-    if isinstance(lengths, int):
-        return torch.full((batch,), lengths)
-    if isinstance(lengths, Tensor) and lengths.shape == (1,):
-        return lengths.expand(batch)
-    return lengths

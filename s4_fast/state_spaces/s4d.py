@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.path import choose
-from s4_fast.ops import fft_conv, ssm_scan
+from s4_fast.ops import fft_conv
 from s4_fast.ssm import initialization
 from s4_fast.ssm.diagonal import DiagonalModel
+from s4_fast.state_spaces.arguments import refuse_requests
 
 _KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
 
@@ -120,9 +121,7 @@ class S4D(AllOrNothing):
             TypeError: u is not of the parameters' dtype, or a keyword argument asks for something.
             ValueError: u has the wrong shape.
         """
-        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
-        if asked:
-            raise TypeError(f"S4D takes u alone and has no state to pass; got {', '.join(asked)}")
+        refuse_requests(kwargs, "S4D takes u alone and has no state to pass")
         features = -2 if self.transposed else -1
         if u.ndim not in (2, 3) or u.shape[features] != self.h or u.shape[-3 - features] < 1:
             sizes = f"{self.h}, length" if self.transposed else f"length, {self.h}"
@@ -133,8 +132,7 @@ class S4D(AllOrNothing):
             u = u.mT
         batch, L = u.reshape(-1, *u.shape[-2:]), u.shape[-1]
         if choose(self.kernel, batch.shape[0], L).name == "scan":
-            x, B, C = self.kernel.discretize()
-            y = ssm_scan(batch, x, B, C[0], self.D)
+            y, _ = self.kernel.scan(batch, self.D)
         else:
             y = fft_conv(batch, self.kernel(L=L), self.D)
         y = self.output_linear(self.dropout(self.activation(y))).view(u.shape)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +21,8 @@ from train_mini_s4d import MiniS4D
 
 import s4_fast
 from shared import save_tensors
+from tests.examples.running import ROOT, printed_by
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "adding_problem.py"
 SMALL = ("--seq_len=30", "--d_model=6", "--d_state=4")
 
@@ -33,11 +31,8 @@ SMALL = ("--seq_len=30", "--d_model=6", "--d_state=4")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a short run with the default output folder, and what was printed."""
     folder = tmp_path_factory.mktemp("adding")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *SMALL, "--train_samples=110", "--epochs=3", "--batch_size=50"]
-    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    options = (*SMALL, "--train_samples=110", "--epochs=3", "--batch_size=50")
+    return folder, printed_by(SCRIPT, *options, cwd=folder)
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +12,12 @@ import pytest
 import torch
 
 import s4_fast
+from tests.examples.running import ROOT, printed_by
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "digits.py"
 
 
@@ -37,11 +35,7 @@ def digits() -> ModuleType:
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("digits") / "new" / "folder"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(out)]
-    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    return out, printed_by(SCRIPT, "--smoke", "--out", str(out))
 
 
 def test_writes_checkpoints_and_picture(smoke: tuple[Path, str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,8 +19,8 @@ from safetensors.torch import load_file
 from train_mini_s4d import MiniS4D, S4DKernel, smooth_sequences, train
 
 import s4_fast
+from tests.examples.running import ROOT, printed_by
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_mini_s4d.py"
 
 
@@ -30,12 +28,8 @@ SCRIPT = ROOT / "examples" / "train_mini_s4d.py"
 def minimal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a short run of the minimal variant, and what was printed."""
     out = tmp_path_factory.mktemp("mini") / "new" / "folder"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     options = {"variant": "minimal", "d_model": 3, "d_state": 5, "seq_len": 21, "steps": 10, "out": out}
-    command = [sys.executable, str(SCRIPT), *(f"--{name}={value}" for name, value in options.items())]
-    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    return out, printed_by(SCRIPT, *(f"--{name}={value}" for name, value in options.items()))
 
 
 def test_minimal_run_writes_what_it_says(minimal: tuple[Path, str]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,11 @@ from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast import S4SequenceModel
+from tests.examples.running import ROOT, printed_by
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "stream.py"
 
 
@@ -35,12 +33,9 @@ def stream() -> ModuleType:
 def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The checkpoint and what was printed."""
     out = tmp_path_factory.mktemp("stream") / "new" / "folder"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--smoke", "--layer", request.param, "--out", str(out)]
-    result = subprocess.run(command, env=environment, cwd=out.parents[1], capture_output=True, encoding="utf-8")
-    assert result.returncode == 0, result.stderr
+    printed = printed_by(SCRIPT, "--smoke", "--layer", request.param, "--out", str(out), cwd=out.parents[1])
     assert {path.name for path in out.iterdir()} == {f"{request.param}.safetensors", "stream.png"}
-    return out / f"{request.param}.safetensors", result.stdout
+    return out / f"{request.param}.safetensors", printed
 
 
 def small_model(task: str = "regression") -> S4SequenceModel:

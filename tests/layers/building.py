@@ -1,4 +1,4 @@
-"""Layers and signals in float64 for the tests of layers, and a layer run step by step."""
+"""Layers and signals in float64 for the tests of layers, a layer run step by step, and comparisons."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast.layers.ssm_layer import SSMLayer
+from tests.helpers import relative_error
 
 
 def build(cls: type[SSMLayer], generator: torch.Generator, **options: Any) -> SSMLayer:
@@ -25,3 +26,8 @@ def run(layer: SSMLayer, u: Tensor, state: Tensor | None = None) -> tuple[Tensor
         y, state = layer.step(u[:, position], state)
         outputs.append(y)
     return torch.stack(outputs, 1), state
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
+    errors = [relative_error(g.detach(), w.detach()) for g, w in zip(got, want, strict=True)]
+    assert all(error <= tolerance for error in errors), errors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel, use_backend
 from s4_fast.layers.ssm_layer import SSMLayer
-from tests.helpers import relative_error
+from tests.layers.building import assert_close
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,11 +51,6 @@ def results(layer: nn.Module, u: Tensor, cotangent: Tensor, **options: Any) -> l
     y = layer(u, **options)
     grads = torch.autograd.grad(y, (u, *layer.parameters()), cotangent.to(y.dtype))
     return [t.detach().cpu() for t in (y, *grads)]
-
-
-def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
-    errors = [relative_error(g, w) for g, w in zip(got, want, strict=True)]
-    assert all(error <= tolerance for error in errors), errors
 
 
 @EVERY

@@ -13,8 +13,9 @@ from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
 from s4_fast.layers import path, ssm_layer
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
+from s4_fast.ssm import diagonal
 from tests.helpers import needs_native, relative_error
-from tests.layers.building import build, run, signal
+from tests.layers.building import assert_close, build, run, signal
 
 SETTINGS: list[tuple[type[SSMLayer], dict[str, Any]]] = [
     (S4DLayer, {"path": "scan"}),
@@ -45,11 +46,6 @@ def gradients(layer: nn.Module, outputs: tuple[Tensor, ...], *inputs: Tensor) ->
     cotangents = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in outputs]
     leaves = (*inputs, *layer.parameters())
     return list(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True))
-
-
-def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
-    errors = [relative_error(g.detach(), w.detach()) for g, w in zip(got, want, strict=True)]
-    assert all(error <= tolerance for error in errors), errors
 
 
 @EVERY
@@ -254,7 +250,7 @@ def test_a_bidirectional_one_has_no_state(cls, module):
 def taken(layer: S4DLayer, u: Tensor) -> str:
     """The path that a forward pass takes, seen from the ops that it calls."""
     with (
-        mock.patch.object(ssm_layer, "ssm_scan", wraps=ssm_layer.ssm_scan) as scan,
+        mock.patch.object(diagonal, "ssm_scan", wraps=diagonal.ssm_scan) as scan,
         mock.patch.object(ssm_layer, "fft_conv", wraps=ssm_layer.fft_conv) as conv,
     ):
         layer(u)

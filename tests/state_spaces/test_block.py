@@ -33,11 +33,6 @@ GATED: list[dict[str, Any]] = [
 EVERY = pytest.mark.parametrize("options", GATED, ids=str)
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)  # the blocks draw from the default generator
-
-
 def build(**options: Any) -> S4Block:
     return S4Block(8, **{"d_state": 6, "mode": "diag", **options}).double().eval()
 

@@ -18,11 +18,6 @@ from s4_fast.__main__ import main
 from s4_fast.state_spaces import S4D
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)
-
-
 @pytest.fixture
 def model() -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(2, 3, 1), S4D(3, 8), S4D(3, 4, lr=0.0))

@@ -17,11 +17,6 @@ GOLDEN = np.load(Path(__file__).parents[1] / "data" / "hippo_N8.npz")
 MODES = [key.split(".")[1:3] for key in GOLDEN if key.startswith("dplr.") and key.endswith(".A")]
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)
-
-
 def golden(key: str) -> Tensor:
     return torch.tensor(GOLDEN[key]).to(torch.complex128)
 

@@ -81,11 +81,6 @@ EVERY = pytest.mark.parametrize(
 BOTH = pytest.mark.parametrize("cls", [SSMKernelDiag, SSMKernelDPLR])
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)
-
-
 def build(cls: type[Kernel], generator: torch.Generator, move: float = 0.1, **options: Any) -> Kernel:
     """In float64, the parameters moved away from where they start.
 

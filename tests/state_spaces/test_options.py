@@ -31,11 +31,6 @@ def row(*names: str) -> Callable[[F], F]:
     return lambda test: test
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)  # the modules draw from the default generator
-
-
 def off(actual: Tensor, expected: Tensor) -> float:
     return relative_error(actual, expected.detach())
 

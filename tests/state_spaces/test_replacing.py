@@ -28,11 +28,6 @@ BLOCKS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)  # the modules draw from the default generator
-
-
 def model(*layers: nn.Module) -> nn.Module:
     """The layers between others, as in a user's model."""
     outer = nn.Module()

@@ -53,11 +53,6 @@ def path(request: pytest.FixtureRequest) -> Iterator[None]:
         choose.assert_called()
 
 
-@pytest.fixture(autouse=True)
-def seeded(seed: int) -> None:
-    torch.manual_seed(seed)
-
-
 def definition(layer: S4D, u: Tensor) -> Tensor:
     """The layer on u (batch, h, L), by the recurrence ``x_l = exp(dt A) x_(l-1) + (exp(dt A) - 1) / A u_l``."""
     kernel = layer.kernel

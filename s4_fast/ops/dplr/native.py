@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
+from s4_fast.ops._library import plain
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
 from s4_fast.ops.dplr.factors import Factors
 
@@ -54,10 +55,10 @@ def dplr_step(
     (Bt, c, H), (Bt, H, n)."""
     batch, H, n = state.shape
     y, following = u.new_empty(batch, C.shape[0], H), torch.empty_like(state, memory_format=torch.contiguous_format)
-    tensors = [_plain(t) for t in (u, state, increment, G, V, B, C)]
+    tensors = [plain(t) for t in (u, state, increment, G, V, B, C)]
     sizes = (batch, C.shape[0], G.shape[0], H, n)
     if batch:
-        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else _plain(D), y, following)
+        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else plain(D), y, following)
     return y, following
 
 
@@ -66,7 +67,7 @@ def prepared_step(
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     """:func:`dplr_step` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1."""
     (c, H, n), rank = C.shape, G.shape[0]
-    tensors = [_plain(t) for t in (increment, G, V, B, C)]
+    tensors = [plain(t) for t in (increment, G, V, B, C)]
     run = native_library.Prepared(
         "dplr_step", C.dtype, int, c, rank, H, n, Tensor, Tensor, *tensors, Tensor, Tensor, Tensor
     )
@@ -79,7 +80,3 @@ def prepared_step(
         return y, following
 
     return step
-
-
-def _plain(t: Tensor) -> Tensor:
-    return t.resolve_conj().resolve_neg().contiguous()

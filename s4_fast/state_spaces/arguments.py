@@ -1,0 +1,36 @@
+"""Checks of what the layers here are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s4_fast.layers.padding import Lengths
+
+
+def check_shape(x: Tensor, features: int, transposed: bool) -> None:
+    """Raise ValueError unless x is (batch, features, length), or (batch, length, features) where not ``transposed``."""
+    if x.ndim != 3 or x.shape[1 if transposed else 2] != features:
+        expected = f"(batch, {features}, length)" if transposed else f"(batch, length, {features})"
+        raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
+
+
+def refuse_requests(kwargs: Mapping[str, Any], taken: str) -> None:
+    """Raise TypeError where a keyword argument asks for something: is neither None nor False."""
+    asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+    if asked:
+        raise TypeError(f"{taken}; got {', '.join(asked)}")
+
+
+def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
+    """``lengths`` with one entry per row, where one was given for all."""
+    if isinstance(lengths, bool):
+        raise TypeError(f"expected lengths to be integers, got {lengths}")
+    if isinstance(lengths, int):
+        return torch.full((batch,), lengths)
+    if isinstance(lengths, Tensor) and lengths.shape == (1,):
+        return lengths.expand(batch)
+    return lengths
