@@ -5,10 +5,10 @@
  * A function returns 0, or a code other than 0 after which s4_fast_error() says what went wrong; nothing throws.
  *
  * The functions of the two families take the same arguments up to the last ones: the CPU functions end with the number
- * of threads to use, before which those of a scan take `time_major`. The CUDA functions take device pointers and end
- * with (workspace, workspace_bytes, device, stream): with workspace == NULL they only write the bytes they need to
- * *workspace_bytes (0 where they need none); otherwise they launch on the cudaStream_t `stream` of `device` and return
- * without waiting. They allocate nothing and never synchronise, so that they can be captured into a CUDA graph.
+ * of threads to use. The CUDA functions take device pointers and end with (workspace, workspace_bytes, device, stream):
+ * with workspace == NULL they only write the bytes they need to *workspace_bytes (0 where they need none); otherwise
+ * they launch on the cudaStream_t `stream` of `device` and return without waiting. They allocate nothing and never
+ * synchronise, so that they can be captured into a CUDA graph.
  *
  * Gradients follow PyTorch: the gradient of a complex number is dRe + i dIm.
  */
@@ -27,7 +27,17 @@
 extern "C" {
 #endif
 
-enum { S4_FAST_FLOAT32 = 0, S4_FAST_FLOAT64 = 1 };
+enum { S4_FAST_FLOAT32 = 0, S4_FAST_FLOAT64 = 1, S4_FAST_BFLOAT16 = 2, S4_FAST_FLOAT16 = 3 };
+
+/* How s4_fast_*_diagonal reads its arguments: the sum of those that hold. */
+enum {
+    S4_FAST_TIME_MAJOR = 1,    /* u is (batch, L, H) and y (batch, L, c, H), and so are their gradients */
+    S4_FAST_BIDIRECTIONAL = 2, /* there are c more channels of C, which run from the end */
+    S4_FAST_BILINEAR = 4,      /* the bilinear discretisation instead of the zero-order hold */
+    S4_FAST_LOG_DT = 8,        /* dt holds log dt */
+    S4_FAST_LOG_DECAY = 16,    /* A_real holds log(-Re A) */
+    S4_FAST_CONJUGATE = 32     /* A_imag holds -Im A */
+};
 
 /* The version of the package that this library was built with. */
 S4_FAST_API const char *s4_fast_version(void);
@@ -59,7 +69,7 @@ S4_FAST_API int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t
 /* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.
  * u (batch, H, L) real; x, B, C (H, n) complex; D (H,) real or NULL; state = s_{-1} (batch, H, n) complex or NULL for
  * 0; y (batch, H, L) real; final = s_{L-1} (batch, H, n) complex or NULL.
- * On a CPU, u and y, and their gradients, are (batch, L, H) where `time_major` is not 0. */
+ * u and y, and their gradients, are (batch, L, H) where `time_major` is not 0. */
 S4_FAST_API int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                  const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
                                  void *final, int64_t time_major, int64_t threads);
@@ -71,6 +81,35 @@ S4_FAST_API int s4_fast_cpu_scan_backward(int64_t dtype, int64_t batch, int64_t 
                                           const void *B, const void *C, const void *D, const void *state, void *grad_u,
                                           void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
                                           int64_t time_major, int64_t threads);
+
+/* The same from the continuous system x'(t) = A x(t) + B u(t), y(t) = 2 Re C x(t) at steps of rate dt. With
+ * z = rate dt A, formed in double:
+ *     zero-order hold: lambda = exp(z),            B_bar = rate dt B (exp(z) - 1) / z,
+ *     bilinear:        lambda = (2 + z) / (2 - z), B_bar = rate dt B / (1 - z/2).
+ * For 1 <= j <= c, the second line being there where S4_FAST_BIDIRECTIONAL is set:
+ *     s_l = lambda s_{l-1} + B_bar u_l,   y_{j,l} = 2 Re sum_n C_j s_l + D_j u_l
+ *     r_l = lambda r_{l+1} + B_bar u_l,             + 2 Re sum_n C_{c+j} r_{l+1}.
+ * `dtype` is that of all but the signals, u and y; `signal_dtype` is the same, or with S4_FAST_FLOAT32 a half type.
+ * u (batch, H, L); dt (H, dt_states) with dt_states = 1 or n; A_real, A_imag (copies, n); B (copies, n) complex, or
+ * NULL for 1; feature h takes the copy h % copies; C (c, H, n), or (2 c, H, n), complex; D (c, H) or NULL;
+ * state = s_{-1} and ahead = r_L (batch, H, n) complex, or NULL for 0; y (batch, c, H, L);
+ * final = s_{L-1} (batch, H, n) complex, or NULL. */
+S4_FAST_API int s4_fast_cpu_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
+                                     int64_t n, int64_t L, int64_t c, int64_t copies, int64_t dt_states, double rate,
+                                     const void *u, const void *dt, const void *A_real, const void *A_imag,
+                                     const void *B, const void *C, const void *D, const void *state, const void *ahead,
+                                     void *y, void *final, int64_t threads);
+
+/* The gradients of u and of what follows it, each or NULL, of the shapes and types of what they belong to, for those of
+ * y (grad_y, or NULL for 0) and of the final state (grad_final, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_diagonal_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                              int64_t H, int64_t n, int64_t L, int64_t c, int64_t copies,
+                                              int64_t dt_states, double rate, const void *grad_y,
+                                              const void *grad_final, const void *u, const void *dt, const void *A_real,
+                                              const void *A_imag, const void *B, const void *C, const void *D,
+                                              const void *state, const void *ahead, void *grad_u, void *grad_dt,
+                                              void *grad_A_real, void *grad_A_imag, void *grad_B, void *grad_C,
+                                              void *grad_D, void *grad_state, void *grad_ahead, int64_t threads);
 
 /* lambda = exp(x) as pairs of doubles, whatever dtype is: x (count,) complex. */
 S4_FAST_API int s4_fast_cpu_exp(int64_t dtype, int64_t count, const void *x, double *lambda, int64_t threads);
@@ -127,7 +166,23 @@ S4_FAST_API int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t
                                            const void *grad_y, const void *grad_final, const void *u, const void *x,
                                            const void *B, const void *C, const void *D, const void *state, void *grad_u,
                                            void *grad_x, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
-                                           void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+                                           int64_t time_major, void *workspace, int64_t *workspace_bytes,
+                                           int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
+                                      int64_t n, int64_t L, int64_t c, int64_t copies, int64_t dt_states, double rate,
+                                      const void *u, const void *dt, const void *A_real, const void *A_imag,
+                                      const void *B, const void *C, const void *D, const void *state, const void *ahead,
+                                      void *y, void *final, void *workspace, int64_t *workspace_bytes, int64_t device,
+                                      void *stream);
+S4_FAST_API int s4_fast_cuda_diagonal_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                               int64_t H, int64_t n, int64_t L, int64_t c, int64_t copies,
+                                               int64_t dt_states, double rate, const void *grad_y,
+                                               const void *grad_final, const void *u, const void *dt,
+                                               const void *A_real, const void *A_imag, const void *B, const void *C,
+                                               const void *D, const void *state, const void *ahead, void *grad_u,
+                                               void *grad_dt, void *grad_A_real, void *grad_A_imag, void *grad_B,
+                                               void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
+                                               void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_exp(int64_t dtype, int64_t count, const void *x, double *lambda, void *workspace,
                                  int64_t *workspace_bytes, int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *u, const void *state,
