@@ -1,0 +1,1 @@
+"""A diagonal SSM over a sequence, from the parameters of the continuous system."""
