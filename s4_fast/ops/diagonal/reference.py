@@ -43,11 +43,13 @@ def diagonal_ssm(
     both = [scan.ssm_scan(u, x, B_bar, C_j, D_j, begin) for C_j, D_j in zip(outputs, rows, strict=False)]
     y, after = torch.stack([y for y, _ in both], 1), both[0][1]
     if form.bidirectional:
-        # Output l has the state that the samples after it leave behind: in reversed time, the one before its own.
-        begin = nothing if ahead is None else ahead
-        late = [scan.ssm_scan(u.flip(-1), x, B_bar, C_j * torch.exp(-x), nothing, begin)[0] for C_j in outputs[len(rows) :]]
-        own = [2 * (C_j * torch.exp(-x) * B_bar).sum(-1).real[:, None] * u for C_j in outputs[len(rows) :]]
-        y = y + torch.stack([(a - b.flip(-1)).flip(-1) for a, b in zip(late, own, strict=True)], 1)
+        # Output l has the state that the samples after it leave behind: in reversed time, that before its own sample.
+        start = torch.zeros_like(after) if ahead is None else ahead
+        reversed_u = u.flip(-1)
+        for j, C_j in enumerate(outputs[len(rows) :]):
+            first = 2 * (C_j * start).sum(-1, keepdim=True).real
+            others = scan.ssm_scan(reversed_u, x, B_bar, C_j, nothing, start)[0][..., :-1]
+            y[:, j] += torch.cat((first, others), -1).flip(-1)
     return y.permute(0, 3, 1, 2) if form.time_major else y, after
 
 
