@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from s4_fast import torch_private
 from s4_fast.ssm.parameters import SSMParameters
 
 
@@ -31,7 +32,7 @@ def get_ssm_param_groups(
     ordinary: list[nn.Parameter] = []
     marked: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
     known = {
-        id(module._parameters.get(name)): mark
+        id(torch_private.own_parameters(module).get(name)): mark
         for module in model.modules()
         if isinstance(module, SSMParameters)
         for name, mark in module.marks().items()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from s4_fast import dispatch
+from s4_fast import dispatch, torch_private
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ssm import initialization
 from s4_fast.ssm.dense import DenseRecurrence
@@ -113,7 +113,7 @@ class DPLRModel(SSMParameters):
             if torch.compiler.is_compiling():
                 # No L: a symbol cannot be formatted.
                 raise RuntimeError(f"set up for length {self._length}; a longer kernel needs setup(length), eagerly")
-            if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+            if torch_private.in_data_parallel():
                 # Processes whose first inputs differ in length would make different parameters of C, and average them.
                 raise RuntimeError(
                     f"set up for length {self._length}, need {L}: call setup with the longest length of any process "
@@ -226,7 +226,7 @@ class DPLRModel(SSMParameters):
     def _read_length(self) -> None:
         """Follow the buffer, which others may have written (DistributedDataParallel does, from the first process)."""
         # A mode may have no numbers to read: that of fake tensors has none.
-        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch._C._len_torch_dispatch_stack()):
+        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch_private.has_dispatch_mode()):
             self._length = int(self.l_kernel)
 
 

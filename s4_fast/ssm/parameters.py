@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from s4_fast import torch_private
 from s4_fast.checkpoint import AllOrNothing
-from s4_fast.ops._library import operations_are_seen
+from s4_fast.ops.direct import operations_are_seen
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.stepping import Stepper
@@ -25,7 +26,6 @@ _COMPLEX = {
     torch.float64: torch.complex128,
 }
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-_address, _version = Tensor.data_ptr, Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class SSMParameters(AllOrNothing):
@@ -99,8 +99,9 @@ class SSMParameters(AllOrNothing):
 
     def _set_marks(self, marks: dict[str, dict[str, Any]]) -> None:
         self._given_marks = {**self._given_marks, **marks}
+        own = torch_private.own_parameters(self)
         for name, mark in marks.items():
-            if (parameter := self._parameters.get(name)) is not None:  # parametrizations have it elsewhere
+            if (parameter := own.get(name)) is not None:  # parametrizations have it elsewhere
                 parameter._optim = dict(mark)  # type: ignore[attr-defined]
 
     def _register(self, name: str, value: Tensor, lr: float | None, wd: float | None) -> None:
@@ -135,7 +136,7 @@ class SSMParameters(AllOrNothing):
 
     def _is_sharded(self) -> bool:
         """Whether FSDP swaps the parameters: inside its forward pass they are copies, gathered for the time."""
-        return "_is_fsdp_managed_module" in self.__dict__
+        return torch_private.is_sharded(self)
 
     def dt(self, rate: float = 1.0) -> Tensor:
         """Step sizes, (d_model, 1) or (d_model, n), at a sampling that is ``rate`` times as coarse."""
@@ -180,14 +181,14 @@ class SSMParameters(AllOrNothing):
         """
         if not self._remembers():
             return compute() if self._once is None else _found(self._once, compute)
-        if self._modules:  # those of parametrizations
+        if torch_private.own_modules(self):  # those of parametrizations
             tensors: tuple[Any, ...] = (*self.parameters(), *self.buffers())
         else:
-            tensors = (*self._parameters.values(), *self._buffers.values())
+            tensors = torch_private.own_tensors(self)
         try:
-            key = (*map(_address, tensors), *map(_version, tensors))
+            key: tuple[Any, ...] = (*map(Tensor.data_ptr, tensors), *torch_private.versions(tensors))
         except RuntimeError:  # an inference tensor has no version
-            key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+            key = tuple((t.data_ptr(), () if t.is_inference() else torch_private.versions((t,))) for t in tensors)
         if self._cache is None or self._cache[0] != key:
             # The aliases keep the memory, so that no other tensor can come to lie at its address.
             self._cache = (key, [t.detach() for t in tensors], {})

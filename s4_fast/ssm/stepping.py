@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s4_fast import dispatch
 from s4_fast.ops import dplr_step, ssm_step
-from s4_fast.ops._library import plain, runs_directly
+from s4_fast.ops.direct import plain, runs_directly
 
 Outputs = tuple[Tensor, Tensor]
 Prepared = Callable[[Tensor, Tensor, "Tensor | None"], Outputs]
