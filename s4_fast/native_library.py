@@ -84,9 +84,7 @@ def fix(cuda: bool = False) -> str:
 
 
 def refusal(device: str) -> str | None:
-    """Why the library cannot serve tensors on a device of this type, with the fixing command; or None."""
-    if device not in ("cpu", "cuda"):
-        return f"it serves cpu and cuda, not {device}"
+    """Why the library cannot serve tensors on cpu or cuda, with the fixing command; or None."""
     missing = cause(cuda=device == "cuda")
     if not missing:
         return None

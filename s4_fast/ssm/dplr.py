@@ -130,7 +130,7 @@ class DPLRModel(SSMParameters):
         # PyTorch 2.6 shows the next line in place of the message.
         self.prepare(L if rate == 1 else _rounded(rate * L))  # compiled, a longer kernel needs setup(length), eagerly
         length = self._truncation(rate)
-        automatic = self.backend is None and dispatch.requested() in (None, "auto")
+        automatic = self.backend is None and dispatch.requested("dplr_kernel") is None
         if L < length and rate == 1 and automatic and self._remembers():
             # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
             return self._cached(self._dense).kernel(L)
