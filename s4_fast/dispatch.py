@@ -1,8 +1,8 @@
 """Backends: which exist, which one runs this call, and why.
 
-An op registers, per backend, the module that implements it and a predicate that says what that module
-serves. Choosing is a pure function of the :class:`Call` and of what is asked for; nothing is imported until a backend
-is used. It costs some 2 us, which a short layer's call feels: nothing is remembered, so nothing can be out of date.
+An op registers, per backend, the module that implements it and a predicate that says what that module serves. Nothing
+is imported until a backend is used. Choosing is a pure function of the :class:`Call`, of what is asked for and of what
+is on the machine. It remembers nothing, so nothing can be out of date; a call of a layer feels every microsecond of it.
 """
 
 from __future__ import annotations

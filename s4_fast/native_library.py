@@ -212,7 +212,7 @@ def _handle() -> ctypes.CDLL:
 def _cuda_cause(description: _Description) -> str:
     if not description.architectures:
         return f"its CUDA part was not built: {description.missing.get('cuda')}"
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():  # the first is the quick one
         return "PyTorch sees no CUDA device"
     return _device_cause(torch.cuda.current_device())
 

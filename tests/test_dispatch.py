@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import s4_fast
 from s4_fast import (
@@ -119,6 +120,17 @@ def test_compiled_functions_see_the_block_they_are_called_in(stub: ModuleType) -
     with use_backend("stub"):
         assert sevens(compiled(U, K))
     torch.testing.assert_close(compiled(U, K), expected)
+
+
+def test_a_block_that_is_entered_again_compiles_nothing_again(stub: ModuleType) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(fft_conv, fullgraph=True, backend=counter)
+    for outer in ("auto", "reference", "pytorch"):
+        for _ in range(3):
+            compiled(U, K)
+            with use_backend(outer), use_backend("stub"):
+                compiled(U, K)
+    assert counter.frame_count == 2
 
 
 def test_a_block_may_stand_inside_a_compiled_function(stub: ModuleType) -> None:
