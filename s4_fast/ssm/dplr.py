@@ -226,7 +226,7 @@ class DPLRModel(SSMParameters):
     def _read_length(self) -> None:
         """Follow the buffer, which others may have written (DistributedDataParallel does, from the first process)."""
         # A mode may have no numbers to read: that of fake tensors has none.
-        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch_private.has_dispatch_mode()):
+        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch_private.dispatch_modes()):
             self._length = int(self.l_kernel)
 
 
