@@ -60,8 +60,7 @@ def diagonal_ssm_backward(
     size = (len(u), call.c * len(dt), call.u.shape[-1])
     grad_y = call.C.real.new_zeros(size) if grad_y is None else call.signal(grad_y)
     parameters = any(needs[1:6])
-    # Of u, x, B, C, D and the state.
-    wanted = (needs[0], parameters, parameters, parameters, needs[6], True)
+    wanted = (needs[0], parameters, parameters, parameters, needs[6], True)  # of u, x, B, C, D and the state
     grad_u = torch.zeros_like(call.u) if needs[0] else None
     grad_x, grad_B_bar, grad_C = torch.zeros_like(call.x), torch.zeros_like(call.x), torch.zeros_like(call.C)
     grad_D = None if D is None else torch.zeros_like(D)
@@ -81,7 +80,7 @@ def diagonal_ssm_backward(
             flipped = dy.flip(-1)
             inputs = call.reversed(j)
             of_u, of_x, of_B, of_C, _, of_start = scan.ssm_scan_backward(
-                pad(flipped[..., 1:], (0, 1)), None, *inputs, False, wanted
+                pad(flipped[..., 1:], (0, 1)), None, *inputs, False, (*wanted[:4], False, True)
             )
             _add(grad_u, None if of_u is None else of_u.flip(-1))
             _add(grad_x, of_x), _add(grad_B_bar, of_B), _add(grad_C[late], of_C)
