@@ -8,6 +8,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from s4_fast.arguments import integer, is_array
+from s4_fast.torch_private import assert_when_computed
+
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -40,7 +43,7 @@ def rows(lengths: Lengths | None, x: Tensor) -> Rows | None:
         raise ValueError(f"expected lengths of shape ({batch},), one per row, got {tuple(found.shape)}")
     inside = ((found >= 1) & (found <= longest)).all()
     if torch.compiler.is_compiling():
-        torch._assert_async(inside, "lengths: expected each to be at least 1 and at most the length of the batch")
+        assert_when_computed(inside, "lengths: expected each to be at least 1 and at most the length of the batch")
     elif not inside:
         raise ValueError(f"expected lengths from 1 to {longest}, got {found.tolist()}")
     found = found.to(x.device, torch.int64)
@@ -48,10 +51,12 @@ def rows(lengths: Lengths | None, x: Tensor) -> Rows | None:
 
 
 def _integers(lengths: Tensor | Sequence[int]) -> Tensor:
+    if is_array(lengths):
+        lengths = torch.from_numpy(lengths)
     if isinstance(lengths, Tensor):
         if lengths.dtype not in _INTEGERS:
             raise TypeError(f"expected lengths to be integers, got {lengths.dtype}")
         return lengths
-    if not isinstance(lengths, Sequence) or any(isinstance(n, bool) or not isinstance(n, int) for n in lengths):
+    if not isinstance(lengths, Sequence) or isinstance(lengths, str):
         raise TypeError(f"expected lengths to be a tensor or a sequence of integers, got {lengths!r}")
-    return torch.tensor(list(lengths), dtype=torch.int64)
+    return torch.tensor([integer("a length", n) for n in lengths], dtype=torch.int64)

@@ -12,16 +12,6 @@ _PRECISION_OF_REAL = {torch.float32: torch.float32, torch.float64: torch.float64
 _PRECISION_OF_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
-def kind(value: object) -> str:
-    """What ``value`` is, for messages."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    module = type(value).__module__.partition(".")[0]
-    if module == "numpy":
-        return "a NumPy array (torch.from_numpy makes a tensor of it)" if hasattr(value, "shape") else "a NumPy number"
-    return f"a {type(value).__name__}"
-
-
 def shape_of(**tensors: Tensor) -> str:
     return ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
 

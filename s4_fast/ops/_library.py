@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from s4_fast import dispatch
+from s4_fast import dispatch, torch_private
+from s4_fast.ops.direct import is_recorded, only_autograd_sees, operations_are_seen, plain
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Op:
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        if _only_autograd_sees(args[:count]) and args[0].numel():
-            if _is_recorded(args[:count]):
+        if only_autograd_sees(args[:count]) and args[0].numel():
+            if is_recorded(args[:count]):
                 return _Recorded.apply(self, args[count:], backend, *args[:count])
             return _join(self._run_forward([_plain(t) for t in args[:count]], args[count:], backend))
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        if not torch.compiler.is_compiling() and torch_private.has_dual_level():
             self._refuse_tangents(args[:count])
         pairs = [_to_pairs(t) if c and t is not None else t for t, c in self._inputs(args)]
         outputs = _split(getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend))
@@ -182,44 +183,6 @@ class _Recorded(torch.autograd.Function):
             found = op._run(f"{op.name}_backward", [*plain_grads, *tensors], [*ctx.scalars, needs], ctx.backend)
             found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
-
-
-def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass.
-
-    torch.library costs tens of microseconds, which is more than one step of a recurrence.
-    """
-    return _only_autograd_sees(tensors) and not _is_recorded(tensors)
-
-
-def _is_recorded(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
-    if operations_are_seen():
-        return False
-    return (
-        all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
-        and not tensors[0].is_meta  # type: ignore[union-attr]
-        and not torch._C._len_torch_function_stack()
-        and forward_ad._current_level < 0
-        and not torch._C._is_tracing()
-    )
-
-
-def operations_are_seen() -> bool:
-    """Whether a graph, a transform or a mode sees every operation, so that tensors need not hold numbers."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
-def plain(t: Tensor) -> Tensor:
-    """``t`` contiguous and without pending signs, as backends take it."""
-    return t.resolve_conj().resolve_neg().contiguous()
 
 
 def _plain(t: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s4_fast.ops._library import operations_are_seen
+from s4_fast.ops.direct import operations_are_seen
 
 
 def with_conjugates(state: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from s4_fast.layers.dropout import DropoutNd
 from s4_fast.state_spaces.activation import ACTIVATIONS, Activation
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.s4d import S4D
+from s4_fast.torch_private import HOOKS
 
 _MODES = {"SSMKernelDiag": "diag", "SSMKernelDPLR": "dplr"}
 # Options that decide what a kernel computes, by the attributes that hold them. Those of initial values are not here.
@@ -20,7 +21,6 @@ _KERNEL = (
     "rank", "n_ssm", "dt_tie", "dt_transform", "dt_fast", "real_transform", "imag_transform", "bandlimit", "backend",
     "is_real", "lr", "wd", "verbose",
 )  # fmt: skip
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Replacement(NamedTuple):
@@ -106,7 +106,7 @@ def _is_official(module: nn.Module) -> bool:
 
 def _check_hooks(layer: nn.Module) -> None:
     for name, module in layer.named_modules():
-        for kind in _HOOKS:
+        for kind in HOOKS:
             # The hook of torch.nn.utils.weight_norm, which holds no state of its own.
             hooks = [h for h in getattr(module, kind, {}).values() if type(h).__name__ != "WeightNorm"]
             if hooks:

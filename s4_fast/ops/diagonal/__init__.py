@@ -7,8 +7,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls
+from s4_fast import arguments, dispatch
+from s4_fast.ops import _native_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.diagonal import reference
 from s4_fast.ops.diagonal.form import Form, form_of
@@ -32,9 +32,10 @@ def _fake(
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     batch, H, L = u.shape if not flags & 1 else (u.shape[0], u.shape[2], u.shape[1])
-    features = C.shape[0] // (2 if flags & 2 else 1) * H
+    n = A_real.shape[1]
+    features = C.numel() // ((4 if flags & 2 else 2) * n)  # c H
     y = u.new_empty((batch, L, features) if flags & 1 else (batch, features, L))
-    return y, C.new_empty(batch, H, A_real.shape[1], 2)
+    return y, C.new_empty(batch, H, n, 2)
 
 
 _OP = Op(
@@ -173,8 +174,8 @@ def stored_diagonal_ssm(
 ) -> tuple[Tensor, Tensor]:
     """:func:`diagonal_ssm` of parameters as modules store them, real, with nothing between them and the op.
 
-    dt (H, 1) or (H, n), or log dt; A_real and A_imag (S, n), log(-Re A) and -Im A where ``form`` says so; B (S, n, 2);
-    C (channels, H, n, 2); D (c, H) or, for one channel, (H,).
+    dt (H,), (H, 1) or (H, n), or log dt; A_real and A_imag (S, n), log(-Re A) and -Im A where ``form`` says so; B
+    (S, n, 2) or (1, S, n, 2); C (channels, H, n, 2), and D (c, H), or for one channel (H, n, 2) and (H,).
 
     Returns:
         y (batch, c H, L), or (batch, L, c H) if ``form.time_major``, and the state after u.
@@ -192,15 +193,37 @@ def stored_diagonal_ssm(
     return (y.mT if turned else y), final
 
 
-def _by_definition(u: Tensor, *rest: Tensor | None | Form) -> tuple[Tensor, Tensor]:
-    *tensors, form = rest
-    assert isinstance(form, Form)
-    wide = [None if t is None else t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors]  # type: ignore[union-attr]
-    C = tensors[4]
-    assert isinstance(C, Tensor)
-    if wide[5] is not None:
-        wide[5] = wide[5].view(-1, C.shape[1])
-    y, final = reference.diagonal_ssm(u.double(), *wide, form)  # type: ignore[arg-type]
+def _by_definition(
+    u: Tensor,
+    dt: Tensor,
+    A_real: Tensor,
+    A_imag: Tensor,
+    B: Tensor | None,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    ahead: Tensor | None,
+    form: Form,
+) -> tuple[Tensor, Tensor]:
+    def wide(t: Tensor | None, *shape: int) -> Tensor | None:
+        if t is None:
+            return None
+        t = t.to(torch.complex128 if t.is_complex() else torch.float64)
+        return t.reshape(shape) if shape else t
+
+    H, n = u.shape[2 if form.time_major else 1], A_real.shape[1]
+    tensors = (
+        u.double(),
+        wide(dt, H, -1),
+        wide(A_real),
+        wide(A_imag),
+        wide(B, -1, n, 2),
+        wide(C, -1, H, n, 2),
+        wide(D, -1, H),
+        wide(state),
+        wide(ahead),
+    )
+    y, final = reference.diagonal_ssm(*tensors, form)  # type: ignore[arg-type]
     y = y.flatten(2) if form.time_major else y.flatten(1, 2)
     return y.to(u.dtype), final.to(C.dtype.to_complex())
 
@@ -225,7 +248,7 @@ def _stored(
         raise ValueError(f"{op}: unknown discretization {discretization!r}; expected one of zoh, bilinear")
     for name, t in (("A", A), ("B", B), ("C", C)):
         if t is not None and not (isinstance(t, Tensor) and t.is_complex()):
-            raise TypeError(f"{op}: expected {name} to be a complex tensor, got {_checks.kind(t)}")
+            raise TypeError(f"{op}: expected {name} to be a complex tensor, got {arguments.kind(t)}")
     if C.ndim not in (2, 3):
         raise ValueError(f"{op}: expected C of shape (H, n) or (channels, H, n), got {tuple(C.shape)}")
     pairs = [None if t is None else torch.view_as_real(t.resolve_conj()) for t in (B, C if C.ndim == 3 else C[None])]
@@ -270,27 +293,28 @@ def _fitting(
     form: Form,
 ) -> dict[str, int] | None:
     """The sizes, or None where something does not fit; on the path of every call, so without words."""
-    if not isinstance(u, Tensor) or u.ndim != 3 or C.ndim != 4 or A_real.ndim != 2:
+    if not isinstance(u, Tensor) or u.ndim != 3 or C.ndim not in (3, 4) or A_real.ndim != 2:
         return None
     dtype, device = C.dtype, u.device
     batch, H, L = u.shape
     if form.time_major:
         H, L = L, H
-    outputs, (copies, n) = C.shape[0], A_real.shape
+    outputs, (copies, n) = (C.shape[0] if C.ndim == 4 else 1), A_real.shape
     c = outputs // 2 if form.bidirectional else outputs
     fits = (
         min(L, n, copies, c) >= 1
         and (dtype is torch.float32 or dtype is torch.float64)
         and (u.dtype is dtype or (u.dtype in HALF and dtype is torch.float32))
-        and C.shape == (c * (1 + form.bidirectional), H, n, 2)
+        and outputs == c * (1 + form.bidirectional)
+        and C.shape[-3:] == (H, n, 2)
         and H % copies == 0
         and A_imag.shape == A_real.shape
-        and (dt.shape == (H, 1) or dt.shape == (H, n))
+        and (dt.shape == (H,) or dt.shape == (H, 1) or dt.shape == (H, n))
         and all(t.dtype is dtype and t.device == device for t in (dt, A_real, A_imag, C))
     )
     if not fits:
         return None
-    if B is not None and (B.shape != (copies, n, 2) or B.dtype is not dtype or B.device != device):
+    if B is not None and (B.shape[-3:] != (copies, n, 2) or B.numel() != 2 * copies * n or B.dtype is not dtype or B.device != device):
         return None
     if D is not None and (
         (D.shape != (c, H) and not (c == 1 and D.shape == (H,))) or D.dtype is not dtype or D.device != device
@@ -324,7 +348,7 @@ def _misfit(
     tensors = {name: t for name, t in given.items() if t is not None}
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
-            return TypeError(f"{op}: expected {name} to be a tensor, got {_checks.kind(t)}")
+            return TypeError(f"{op}: expected {name} to be a tensor, got {arguments.kind(t)}")
     layout = "(batch, L, H)" if form.time_major else "(batch, H, L)"
     length = u.shape[1 if form.time_major else 2] if u.ndim == 3 else 0
     if length < 1:
@@ -348,10 +372,11 @@ def _misfit(
         return ValueError(f"{op}: expected the {S} rows of A to divide the {H} features of u {tuple(u.shape)}")
     if ahead is not None and not form.bidirectional:
         return ValueError(f"{op}: ahead is for bidirectional=True")
-    if C.ndim != 4 or C.shape[1:] != (H, n, 2) or (form.bidirectional and C.shape[0] % 2) or not C.shape[0]:
+    outputs = C.shape[0] if C.ndim == 4 else 1
+    if C.ndim not in (3, 4) or C.shape[-3:] != (H, n, 2) or (form.bidirectional and outputs % 2) or not outputs:
         even = ", an even number of channels" if form.bidirectional else ""
         return ValueError(f"{op}: expected C of shape (channels, {H}, {n}){even}, got {tuple(C.shape[:-1])}")
-    c = form.channels(len(C))
+    c = form.channels(outputs)
     for name, t, shape in (("B", B, (S, n)), ("D", D, (c, H)), ("state", state, (batch, H, n)), ("ahead", ahead, (batch, H, n))):
         found = None if t is None else tuple(t.shape[:-1] if name == "B" else t.shape)
         if found is not None and found != shape:

@@ -26,13 +26,10 @@ def diagonal_ssm(
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in ``reference.py``, but y is (batch, c H, L), or (batch, L, c H)."""
-    sizes, c = _sizes(u, dt, A_real, C, flags)
-    if c == 1:
-        y = torch.empty_like(u)
-    else:
-        batch, H, L = sizes[3:6:1][0], sizes[4], sizes[6]
-        y = u.new_empty((batch, L, c * H) if flags & 1 else (batch, c * H, L))
-    final = C.new_empty((sizes[3], sizes[4], sizes[5]), dtype=C.dtype.to_complex())
+    sizes = _sizes(u, dt, A_real, C, flags)
+    batch, H, n, L, c = sizes[3:8]
+    y = torch.empty_like(u) if c == 1 else u.new_empty((batch, L, c * H) if flags & 1 else (batch, c * H, L))
+    final = C.new_empty((batch, H, n), dtype=C.dtype.to_complex())
     _FORWARD(u, *sizes, rate, u, dt, A_real, A_imag, B, C, D, state, ahead, y, final)
     return y, final
 
@@ -54,19 +51,18 @@ def diagonal_ssm_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     inputs = (u, dt, A_real, A_imag, B, C, D, state, ahead)
-    sizes, _ = _sizes(u, dt, A_real, C, flags)
+    sizes = _sizes(u, dt, A_real, C, flags)
     grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs, strict=True)]  # type: ignore[arg-type]
     _BACKWARD(u, *sizes, rate, grad_y, grad_final, *inputs, *grads)
     return tuple(grads)
 
 
-def _sizes(u: Tensor, dt: Tensor, A_real: Tensor, C: Tensor, flags: int) -> tuple[tuple[int, ...], int]:
-    """The integers that begin the arguments, and the number of channels."""
+def _sizes(u: Tensor, dt: Tensor, A_real: Tensor, C: Tensor, flags: int) -> tuple[int, ...]:
+    """The integers that begin the arguments: dtypes, flags, batch, H, n, L, c, copies, dt_states."""
     batch, H, L = u.shape
     if flags & 1:
         H, L = L, H
-    outputs = C.shape[0]
-    c = outputs // 2 if flags & 2 else outputs
     copies, n = A_real.shape
+    c = C.numel() // ((4 if flags & 2 else 2) * H * n)
     codes = native_library.DTYPES
-    return (codes[C.dtype], codes[u.dtype], flags, batch, H, n, L, c, copies, dt.shape[1]), c
+    return codes[C.dtype], codes[u.dtype], flags, batch, H, n, L, c, copies, dt.numel() // H

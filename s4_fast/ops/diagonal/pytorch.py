@@ -63,7 +63,7 @@ def diagonal_ssm_backward(
     wanted = (needs[0], parameters, parameters, parameters, needs[6], True)  # of u, x, B, C, D and the state
     grad_u = torch.zeros_like(call.u) if needs[0] else None
     grad_x, grad_B_bar, grad_C = torch.zeros_like(call.x), torch.zeros_like(call.x), torch.zeros_like(call.C)
-    grad_D = None if D is None else torch.zeros_like(D)
+    grad_D = None if D is None else torch.zeros_like(D.view(call.c, -1))
     grad_state = None if state is None else torch.zeros_like(state)
     grad_ahead = None if ahead is None else torch.zeros_like(ahead)
     for j, dy in enumerate(grad_y.chunk(call.c, 1)):
@@ -93,12 +93,12 @@ def diagonal_ssm_backward(
         grad_u = (grad_u.mT if form.time_major else grad_u).to(u.dtype)
     return (
         grad_u,
-        of_dt.to(dt.dtype),
+        of_dt.to(dt.dtype).view(dt.shape),
         of_A_real.to(A_real.dtype),
         of_A_imag.to(A_imag.dtype),
-        None if B is None else of_weight.to(B.dtype),
-        torch.view_as_real(grad_C),
-        grad_D,
+        None if B is None else of_weight.to(B.dtype).view(B.shape),
+        torch.view_as_real(grad_C).view(C.shape),
+        None if D is None or grad_D is None else grad_D.view(D.shape),
         grad_state,
         grad_ahead,
     )
@@ -120,12 +120,14 @@ class _Call:
         ahead: Tensor | None,
         form: Form,
     ) -> None:
+        H, n = u.shape[2 if form.time_major else 1], A_real.shape[1]
         self.time_major = form.time_major
-        self.C, self.c = torch.view_as_complex(C), form.channels(len(C))
+        self.C = torch.view_as_complex(C).view(-1, H, n)
+        self.c = form.channels(len(self.C))
         self.u = self.signal(u)
-        self.system = Discretized(dt, A_real, A_imag, B, form)
+        self.system = Discretized(dt.view(H, -1), A_real, A_imag, None if B is None else B.view(-1, n, 2), form)
         self.x, self.B_bar = self.system.x, self.system.B_bar
-        self.skips, self.ahead = D, ahead
+        self.skips, self.ahead = None if D is None else D.view(self.c, H), ahead
         self.nothing = self.u.new_empty(0)
         self.state = self.nothing if state is None else state
 

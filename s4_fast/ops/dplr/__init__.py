@@ -7,7 +7,8 @@ from torch import Tensor
 
 from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls, _triton_calls
-from s4_fast.ops._library import Op, runs_directly
+from s4_fast.ops._library import Op
+from s4_fast.ops.direct import runs_directly
 from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
-from s4_fast.ops._library import plain
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
+from s4_fast.ops.direct import plain
 from s4_fast.ops.dplr.factors import Factors
 
 _WIDE = torch.complex128

@@ -1,0 +1,46 @@
+"""Calls that nothing but autograd sees: they go to a backend directly, past ``torch.library``.
+
+The boundary costs tens of microseconds, which is more than one step of a recurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from s4_fast import torch_private
+
+
+def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass."""
+    return only_autograd_sees(tensors) and not is_recorded(tensors)
+
+
+def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd records what is done to them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether they are plain tensors with numbers in them, and no graph, transform or mode is at work."""
+    if operations_are_seen():
+        return False
+    return (
+        all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and not (tensors[0] is not None and tensors[0].is_meta)
+        and not torch_private.has_function_mode()
+        and not torch_private.has_dual_level()
+        and not torch_private.is_jit_tracing()
+    )
+
+
+def operations_are_seen() -> bool:
+    """Whether a graph, a transform or a mode sees every operation, so that tensors need not hold numbers."""
+    return torch.compiler.is_compiling() or torch_private.has_dispatch_mode() or torch_private.has_transform()
+
+
+def plain(t: Tensor) -> Tensor:
+    """``t`` contiguous and without pending signs, as backends take it."""
+    return t.resolve_conj().resolve_neg().contiguous()

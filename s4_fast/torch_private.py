@@ -1,0 +1,106 @@
+"""Facts that PyTorch shows only by private names: one function each, so that a new PyTorch breaks them in one place.
+
+None of them decides anything. Those of graphs and modes are asked outside compiled graphs: in one,
+``torch.compiler.is_compiling`` answers first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""The attributes in which a module keeps its hooks by handle."""
+
+_version: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+
+
+def has_function_mode() -> bool:
+    """Whether a ``TorchFunctionMode`` sees every call of PyTorch, as ``with torch.device(...)`` does."""
+    return torch._C._len_torch_function_stack() > 0
+
+
+def has_dispatch_mode() -> bool:
+    """Whether a ``TorchDispatchMode`` sees every operation, as those of fake tensors and of ``make_fx`` do."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def has_transform() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, functionalize) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_dual_level() -> bool:
+    """Whether tensors may carry tangents: ``with forward_ad.dual_level()``."""
+    return forward_ad._current_level >= 0
+
+
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` records operations."""
+    return torch._C._is_tracing()
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """How often each tensor has been written in place.
+
+    Raises:
+        RuntimeError: one of them was made in inference mode, where nothing is counted.
+    """
+    return tuple(map(_version, tensors))
+
+
+def in_data_parallel() -> bool:
+    """Whether this is the forward pass of a ``DistributedDataParallel``."""
+    return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP manages the module, by ``fully_shard`` or ``FullyShardedDataParallel``: it swaps the parameters."""
+    return "_is_fsdp_managed_module" in module.__dict__
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs anything besides its ``forward``: hooks of its own, or of all modules.
+
+    Forward and backward hooks count, and those that run before them. Compiled code keeps the answer of when it was
+    compiled, as it keeps the hooks of then where it calls a module.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or nn_module._global_backward_hooks
+        or nn_module._global_backward_pre_hooks
+    )
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters that ``module`` keeps itself, not its submodules. A parametrized one is not among them."""
+    return module._parameters
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules directly inside ``module``; parametrizations are such modules."""
+    return module._modules
+
+
+def own_tensors(module: nn.Module) -> tuple[Any, ...]:
+    """The parameters and buffers that ``module`` keeps itself, not its submodules, and None where one is None."""
+    return (*module._parameters.values(), *module._buffers.values())
+
+
+def assert_when_computed(condition: Tensor, message: str) -> None:
+    """Fail once ``condition`` is known to be False; compiled graphs and GPUs do not wait for it.
+
+    Raises:
+        RuntimeError: at once on a CPU; on a GPU the device fails later.
+    """
+    torch._assert_async(condition, message)

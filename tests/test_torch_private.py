@@ -1,0 +1,219 @@
+"""Every fact of torch_private, where it holds and where it does not: a PyTorch that breaks one fails here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.distributed.fsdp import fully_shard
+from torch.func import functionalize, grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules import module as nn_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import s4_fast
+from s4_fast import torch_private
+from tests.ranks import Ranks
+
+ONES = torch.ones(2)
+
+
+def answers(fact: Callable[[], bool], run: Callable[[Callable[[Tensor], Tensor]], Any]) -> list[bool]:
+    """What ``fact`` says before, during and after ``run`` calls the function it is given."""
+    seen: list[bool] = []
+
+    def function(t: Tensor) -> Tensor:
+        seen.append(fact())
+        return t
+
+    before = fact()
+    run(function)
+    return [before, *seen[:1], fact()]
+
+
+def inside(context: Callable[[], AbstractContextManager[Any]]) -> Callable[[Callable[[Tensor], Tensor]], Any]:
+    def run(function: Callable[[Tensor], Tensor]) -> None:
+        with context():
+            function(ONES)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fact", "run"),
+    [
+        (torch_private.has_function_mode, inside(TorchFunctionMode)),
+        (torch_private.has_function_mode, inside(lambda: torch.device("cpu"))),
+        (torch_private.has_dispatch_mode, inside(TorchDispatchMode)),
+        (torch_private.has_dispatch_mode, lambda function: make_fx(function)(ONES)),
+        (torch_private.has_dual_level, inside(forward_ad.dual_level)),
+        (torch_private.has_dual_level, lambda function: jvp(function, (ONES,), (ONES,))),
+        (torch_private.is_jit_tracing, lambda function: torch.jit.trace(function, ONES, check_trace=False)),
+        (torch_private.has_transform, lambda function: vmap(function)(ONES)),
+        (torch_private.has_transform, lambda function: grad(lambda t: function(t).sum())(ONES)),
+        (torch_private.has_transform, lambda function: functionalize(function)(ONES)),
+    ],
+)
+def test_what_sees_operations_is_told_while_it_does(fact: Callable[[], bool], run: Callable[..., Any]) -> None:
+    assert answers(fact, run) == [False, True, False]
+    assert answers(fact, inside(nullcontext)) == [False, False, False]
+
+
+def test_versions_count_what_is_written_in_place() -> None:
+    t, other = torch.ones(2), torch.ones(2)
+    before = torch_private.versions((t, other))
+    t.add_(1)
+    after = torch_private.versions((t, other))
+    assert after[0] > before[0] and after[1] == before[1]
+    assert torch_private.versions((t.detach(),)) == after[:1], "an alias shares the count"
+    t.data.add_(1)
+    assert torch_private.versions((t, other)) == after
+
+
+def test_inference_tensors_have_no_version() -> None:
+    with torch.inference_mode():
+        t = torch.ones(2)
+    with pytest.raises(RuntimeError, match="version"):
+        torch_private.versions((torch.ones(2), t))
+
+
+class Asked(nn.Module):
+    """A linear map that notes the answer of a fact at every call."""
+
+    def __init__(self, fact: Callable[[], bool]) -> None:
+        super().__init__()
+        self.linear, self.fact, self.seen = nn.Linear(2, 2), fact, [fact()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.fact())
+        return self.linear(x)
+
+
+def seen_by_wrappers() -> tuple[list[bool], list[bool]]:
+    asked = Asked(torch_private.in_data_parallel)
+    DistributedDataParallel(asked)(torch.ones(1, 2))
+    asked(torch.ones(1, 2))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    sharded = [torch_private.is_sharded(model[0])]
+    fully_shard(model[0])
+    return asked.seen, [*sharded, torch_private.is_sharded(model[0]), torch_private.is_sharded(model[1])]
+
+
+def test_wrappers_for_several_processes_are_told(groups: dict[int, Ranks]) -> None:
+    for data_parallel, sharded in groups[2].run(seen_by_wrappers):
+        assert data_parallel == [False, True, False]
+        assert sharded == [False, True, False]
+
+
+HOOKS = {
+    "forward": lambda m: m.register_forward_hook(lambda *args: None),
+    "pre-forward": lambda m: m.register_forward_pre_hook(lambda *args: None),
+    "with keywords": lambda m: m.register_forward_pre_hook(lambda *args: None, with_kwargs=True),
+    "backward": lambda m: m.register_full_backward_hook(lambda *args: None),
+    "pre-backward": lambda m: m.register_full_backward_pre_hook(lambda *args: None),
+    "forward of all": lambda m: nn_module.register_module_forward_hook(lambda *args: None),
+    "pre-forward of all": lambda m: nn_module.register_module_forward_pre_hook(lambda *args: None),
+    "backward of all": lambda m: nn_module.register_module_full_backward_hook(lambda *args: None),
+    "pre-backward of all": lambda m: nn_module.register_module_full_backward_pre_hook(lambda *args: None),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_told_until_they_are_removed(kind: str) -> None:
+    module, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert not torch_private.has_hooks(module)
+    handle = HOOKS[kind](module)
+    try:
+        assert torch_private.has_hooks(module)
+        assert torch_private.has_hooks(other) == kind.endswith("of all")
+        own = [name for name in torch_private.HOOKS if getattr(module, name)]
+        assert len(own) == (0 if kind.endswith("of all") else 1)
+    finally:
+        handle.remove()
+    assert not torch_private.has_hooks(module)
+
+
+def test_hooks_of_parts_and_of_states_are_not_run_by_a_call() -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    module[0].register_forward_hook(lambda *args: None)
+    module.register_state_dict_post_hook(lambda *args: None)
+    module.register_load_state_dict_post_hook(lambda *args: None)
+    assert not torch_private.has_hooks(module) and torch_private.has_hooks(module[0])
+
+
+class Parted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.part = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
+        self.register_buffer("count", torch.zeros(3))
+        self.register_buffer("nothing", None)
+
+
+def test_own_parts_are_those_of_no_submodule() -> None:
+    module = Parted()
+    assert list(torch_private.own_parameters(module)) == ["weight"]
+    assert list(torch_private.own_modules(module)) == ["part"]
+    weight, count, nothing = torch_private.own_tensors(module)
+    assert weight is module.weight and count is module.count and nothing is None
+    parametrize.register_parametrization(module, "weight", nn.Identity())
+    assert list(torch_private.own_parameters(module)) == []
+    assert list(torch_private.own_modules(module)) == ["part", "parametrizations"]
+
+
+@pytest.fixture
+def compiled() -> Iterator[Callable[..., Any]]:
+    torch.compiler.reset()
+    yield lambda function: torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.compiler.reset()
+
+
+def test_an_assertion_holds_or_fails_eagerly_and_compiled(compiled: Callable[..., Any]) -> None:
+    def function(t: Tensor) -> Tensor:
+        torch_private.assert_when_computed((t > 0).all(), "expected what is above 0")
+        return t + 1
+
+    for run in (function, compiled(function)):
+        assert torch.equal(run(ONES), ONES + 1)
+        with pytest.raises(RuntimeError, match="expected what is above 0"):
+            run(-ONES)
+
+
+def test_compiled_code_asks_for_hooks_modules_and_shards(compiled: Callable[..., Any]) -> None:
+    module = Parted()
+
+    def function(t: Tensor) -> Tensor:
+        for fact in (torch_private.has_hooks(module), torch_private.is_sharded(module)):
+            t = t + (10 if fact else 1)
+        for part in (*torch_private.own_parameters(module).values(), *torch_private.own_modules(module)):
+            t = t + (0 if part is None else 1)
+        return t
+
+    assert torch.equal(compiled(function)(ONES), ONES + 4)
+    module.register_forward_hook(lambda *args: None)
+    torch.compiler.reset()
+    assert torch.equal(compiled(function)(ONES), ONES + 13)
+
+
+def test_no_other_module_uses_private_names_of_pytorch() -> None:
+    package = Path(s4_fast.__file__).parent
+    private = re.compile(
+        r"\b(torch|forward_ad|nn|dist)(\.\w+)*\._[A-Za-z]|\._version\b|_forward_hooks|_global_\w+hooks"
+    )
+    found = [
+        f"{file.relative_to(package)}: {line.strip()}"
+        for file in package.rglob("*.py")
+        if file.name != "torch_private.py"
+        for line in file.read_text("utf-8").splitlines()
+        if private.search(line) and "s4_fast._version" not in line
+    ]
+    assert not found
