@@ -39,7 +39,7 @@ MODES = ("auto", "cpu", "cuda", "none")
 ARCHITECTURES = ("80", "90", "100")
 ISAS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mavx2", "-mprefer-vector-width=512"],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "portable": [],
 }
 # The last -f options hold against CXXFLAGS: contraction to FMA keeps the accuracy contract, fast-math does not.

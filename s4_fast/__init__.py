@@ -7,6 +7,7 @@ from s4_fast.layers import DropoutNd, ModelState, S4DBlock, S4DLayer, S4Layer, S
 from s4_fast.ops import (
     cauchy_bilinear,
     cauchy_mult,
+    diagonal_ssm,
     dplr_kernel,
     dplr_step,
     fft_conv,
@@ -32,6 +33,7 @@ __all__ = [
     "backends",
     "cauchy_bilinear",
     "cauchy_mult",
+    "diagonal_ssm",
     "dplr_kernel",
     "dplr_step",
     "explain",

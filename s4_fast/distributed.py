@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from s4_fast.dispatch import explain
 from s4_fast.ops import log_vandermonde_transpose, ssm_scan
+from s4_fast.time_split import SplittableSequence, TimeSplittable
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -230,11 +231,12 @@ class TimeSplit:
         u: Tensor,
         lengths: Any,
         *,
+        length: int,
         state: bool,
         needs_grad: bool,
         **same: Any,
     ) -> Slices:
-        """:func:`agree` on inputs u (batch, length, features) that ``check`` finds right, without ``lengths``.
+        """:func:`agree` on inputs u of ``length`` samples that ``check`` finds right, without ``lengths``.
 
         ``same`` are what must be the same on all ranks, beside what u has.
         """
@@ -245,7 +247,6 @@ class TimeSplit:
             check()
             return {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, **same}
 
-        length = u.shape[1] if u.ndim > 1 else 0
         return agree(op, describe, self.group, length=length, state=state, needs_grad=needs_grad)
 
     @torch.compiler.disable
@@ -298,20 +299,26 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
         ValueError: this process is not in ``group``, or ``module`` contains nothing to split.
     """
     _rank("split_time", group)
-    found = [m for m in module.modules() if hasattr(m, "time_split")]
-    if not found:
+    sequences = [(name, m) for name, m in module.named_modules() if isinstance(m, SplittableSequence)]
+    if not sequences:
         raise ValueError(f"split_time: {type(module).__name__} contains no S4D or S4 layer")
+    for name, m in sequences:
+        if refusal := m.refuses_split():
+            raise ValueError(f"split_time: {name or 'the module'}, {type(m).__name__}, cannot be split: {refusal}")
     split = TimeSplit(dist.new_group() if group is None else group)
-    for m in found:
-        m.time_split = split  # type: ignore[assignment]
+    for m in _splittable(module):
+        m.time_split = split
     return module
+
+
+def _splittable(module: nn.Module) -> list[TimeSplittable]:
+    return [m for m in module.modules() if isinstance(m, TimeSplittable)]
 
 
 def join_time(module: Module) -> Module:
     """Undo :func:`split_time`: inputs are whole sequences again. Returns ``module``."""
-    for m in module.modules():
-        if hasattr(m, "time_split"):
-            m.time_split = None  # type: ignore[assignment]
+    for m in _splittable(module):
+        m.time_split = None
     return module
 
 

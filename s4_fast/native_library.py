@@ -23,7 +23,15 @@ from s4_fast._version import __version__
 
 # Through the links of a strict editable install.
 _FOLDER = Path(__file__).resolve().parent / "_native"
-_DTYPES = {torch.float32: 0, torch.complex64: 0, torch.float64: 1, torch.complex128: 1}
+DTYPES = {  # their numbers in the header
+    torch.float32: 0,
+    torch.complex64: 0,
+    torch.float64: 1,
+    torch.complex128: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+}
+_KINDS: dict[str, Any] = {"i": ctypes.c_int64, "d": ctypes.c_double, "p": ctypes.c_void_p}
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,11 @@ def call(name: str, like: Tensor, *args: Tensor | torch.dtype | float | None) ->
         function = getattr(_handle(), f"s4_fast_cpu_{name}")
         _check(function(*converted, ctypes.c_int64(torch.get_num_threads())))
         return
-    function = getattr(_handle(), f"s4_fast_cuda_{name}")
+    _run_on_cuda(getattr(_handle(), f"s4_fast_cuda_{name}"), converted, device)
+
+
+def _run_on_cuda(function: Any, converted: list[Any], device: torch.device) -> None:
+    """Call it for the size of its workspace, and with one."""
     size = ctypes.c_int64(0)
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     where = (ctypes.byref(size), ctypes.c_int64(device.index), stream)
@@ -147,6 +159,42 @@ def call(name: str, like: Tensor, *args: Tensor | torch.dtype | float | None) ->
     # NULL asks for the size: what needs none gets a byte.
     workspace = torch.empty(max(size.value, 1), dtype=torch.uint8, device=device)
     _check(function(*converted, ctypes.c_void_p(workspace.data_ptr()), *where))
+
+
+class Function:
+    """``s4_fast_cpu_<name>`` and ``s4_fast_cuda_<name>``, declared once, at a fraction of what :func:`call` costs.
+
+    ``kinds`` has a letter per argument: i for int64_t, d for double, p for a pointer, which a call gives as a tensor or
+    None. Tensors must be contiguous, not lazily conjugated, and on the device of ``like``: nothing is checked.
+
+    Raises:
+        RuntimeError: from a call: the library cannot be loaded, or reports a failure.
+    """
+
+    def __init__(self, name: str, kinds: str) -> None:
+        self._name = name
+        self._types = [_KINDS[kind] for kind in kinds]
+        self._pointers = [i for i, kind in enumerate(kinds) if kind == "p"]
+        self._functions: dict[str, Any] = {}
+
+    def __call__(self, like: Tensor, *args: Tensor | float | None) -> None:
+        given: list[Any] = list(args)
+        for i in self._pointers:
+            if given[i] is not None:
+                given[i] = given[i].data_ptr()
+        if like.is_cpu:
+            _check(self._function("cpu", [ctypes.c_int64])(*given, torch.get_num_threads()))
+        else:
+            tail = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+            _run_on_cuda(self._function("cuda", tail), given, like.device)
+
+    def _function(self, family: str, tail: list[Any]) -> Any:
+        function = self._functions.get(family)
+        if function is None:
+            function = _handle()[f"s4_fast_{family}_{self._name}"]  # an object of its own: argtypes belong to it
+            function.argtypes = [*self._types, *tail]
+            self._functions[family] = function
+        return function
 
 
 class Prepared:
@@ -186,7 +234,7 @@ def _to_c(argument: Tensor | torch.dtype | float | None, device: torch.device) -
     if isinstance(argument, float):
         return ctypes.c_double(argument)
     if isinstance(argument, torch.dtype):
-        return ctypes.c_int64(_DTYPES[argument])
+        return ctypes.c_int64(DTYPES[argument])
     assert argument.device == device
     assert argument.is_contiguous() and not argument.is_conj() and not argument.is_neg()
     return ctypes.c_void_p(argument.data_ptr())

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from s4_fast import torch_private
-from s4_fast.ssm.parameters import SSMParameters
+from s4_fast.ssm.marks import MarkedModule
 
 
 def get_ssm_param_groups(
@@ -32,10 +31,10 @@ def get_ssm_param_groups(
     ordinary: list[nn.Parameter] = []
     marked: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
     known = {
-        id(torch_private.own_parameters(module).get(name)): mark
+        id(parameter): mark
         for module in model.modules()
-        if isinstance(module, SSMParameters)
-        for name, mark in module.marks().items()
+        if isinstance(module, MarkedModule)
+        for parameter, mark in module.marked()
     }
     for parameter in model.parameters():
         if not parameter.requires_grad:

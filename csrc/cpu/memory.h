@@ -34,4 +34,22 @@ inline std::unique_ptr<char, FreeAligned> aligned_memory(int64_t bytes) {
     return memory;
 }
 
+// The memory of one call. A little of it lies on the stack, where it costs nothing.
+class Scratch {
+   public:
+    explicit Scratch(int64_t bytes) : large_(bytes > kSmall ? aligned_memory(bytes) : nullptr) {}
+
+    char *get() { return large_ ? large_.get() : small_; }
+
+   private:
+#ifdef S4_FAST_CHECKED
+    static constexpr int64_t kSmall = 0;
+#else
+    static constexpr int64_t kSmall = 1 << 14;
+#endif
+
+    std::unique_ptr<char, FreeAligned> large_;
+    alignas(Arena::kAlignment) char small_[kSmall + 1];
+};
+
 }  // namespace s4_fast

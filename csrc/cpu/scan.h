@@ -1,5 +1,5 @@
-// The recurrence of a diagonal SSM, s_l = lambda s_{l-1} + B u_l, y_l = 2 Re sum_n C s_l + D u_l, one feature at a
-// time, or, where samples are time-major, those of a cache line together.
+// The recurrence of a diagonal SSM, s_l = lambda s_{l-1} + B u_l, y_l = 2 Re sum_n C s_l + D u_l, for several C and
+// from both ends, one feature at a time, or, where samples are time-major, those of a cache line together.
 #pragma once
 
 #include <cstdint>
@@ -8,23 +8,60 @@
 
 namespace s4_fast {
 
+struct Bfloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+// The type of the signals: that of all else, or a half type beside float.
+enum class Signal { same, bfloat16, float16 };
+
+// Where x = log lambda and B come from: they are given, or if x is null, discretised from the rest, all as in
+// s4_fast.h.
+template <class T>
+struct System {
+    const T *x = nullptr, *B = nullptr;
+    const T *dt = nullptr, *A_real = nullptr, *A_imag = nullptr;
+    int64_t copies = 0, dt_states = 0;
+    double rate = 1;
+    bool bilinear = false, log_dt = false, log_decay = false, conjugate = false;
+};
+
 // As in s4_fast.h; what may be absent is null.
 template <class T>
 struct Scan {
-    int64_t batch, H, n, L;
-    bool time_major;  // whether u, y and their gradients are (batch, L, H)
-    const T *u, *x, *B, *C, *D, *state;
+    int64_t batch, H, n, L, c;
+    bool time_major, bidirectional;
+    Signal signal;
+    System<T> system;
+    const void *u;
+    const T *C, *D, *state, *ahead;
 
-    // Where the sample l of row b and feature h is.
-    int64_t at(int64_t b, int64_t h, int64_t l) const { return time_major ? (b * L + l) * H + h : (b * H + h) * L + l; }
+    int directions() const { return bidirectional ? 2 : 1; }
+    int64_t outputs() const { return directions() * c; }
+    // The state that a direction starts from.
+    const T *start(int direction) const { return direction == 0 ? state : ahead; }
+
+    // Whole chunks of a row. Their tables cost more than they save where there are few samples.
+    int64_t chunks() const { return batch * L < kFew ? 0 : L / kChunk; }
+    int64_t rest() const { return L - chunks() * kChunk; }
+    int64_t signal_bytes() const { return signal == Signal::same ? int64_t(sizeof(T)) : 2; }
+
+    static constexpr int64_t kChunk = 32, kFew = 192;
 };
 
 template <class T>
 struct ScanBackward {
     Scan<T> forward;
-    const T *grad_y, *grad_final;
-    T *grad_u, *grad_state;
-    bool parameters;  // whether the gradients of x, B, C and D are wanted
+    const void *grad_y;
+    const T *grad_final;
+    void *grad_u;
+    T *grad_state, *grad_ahead;
+    bool parameters;  // whether gradients of any others are wanted
+
+    T *grad_start(int direction) const { return direction == 0 ? grad_state : grad_ahead; }
 };
 
 // What one worker does: the rows first <= b < last of features h <= . < h + count, count = 1 unless time-major.
@@ -32,15 +69,24 @@ struct ScanPiece {
     int64_t h, count, first, last;
 };
 
-// The gradients of one feature's x, B and C, conjugated, and of D: 6 n + 1 doubles.
-inline int64_t scan_sums(int64_t n) { return 6 * n + 1; }
+// Where the gradients of one feature are among doubles: of x, B and every C, conjugated, then of D.
+template <class T>
+struct Sums {
+    int64_t B, C, D, size;
+
+    explicit Sums(const Scan<T> &scan)
+        : B(2 * scan.n), C(2 * B), D(C + 2 * scan.outputs() * scan.n), size(D + scan.c) {}
+};
 
 // Bytes of scratch memory for pieces of `count` features, and the work on a piece. `final` may be null. The sums of the
-// features of a piece are `stride` doubles apart.
+// features of a piece are `stride` doubles apart. scan_chain takes the sums of a discretised feature from x to pairs of
+// A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null.
 S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
-                         void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scratch);
+                         void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
                          template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
                          template <class T> void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
-                                                               double *sums, int64_t stride, char *scratch);)
+                                                               double *sums, int64_t stride, char *scratch);
+                         template <class T> int64_t scan_chain_scratch(const Scan<T> &scan); template <class T>
+                         void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
 
 }  // namespace s4_fast

@@ -7,16 +7,65 @@ namespace {
 
 // What a piece of `count` features works with.
 template <class T>
-struct ForwardPiece {
-    T *local;
-    Samples<T> u, y;
-    const Forward<T> *features;
-
+class ForwardPiece {
+   public:
     ForwardPiece(Arena &memory, const Scan<T> &scan, int64_t count)
-        : local(Forward<T>::make_local(memory, scan.n)),
-          u(memory, scan, count),
-          y(memory, scan, count),
-          features(each<Forward<T>>(memory, count, [&] { return Forward<T>(memory, scan.n, local); })) {}
+        : scan_(scan),
+          local_(Forward<T>::make_local(memory, scan)),
+          steps_(Forward<T>::make_steps(memory, scan)),
+          u_(memory, scan, count, 1),
+          y_(memory, scan, count, scan.c),
+          features_(each<Forward<T>>(memory, count, [&] { return Forward<T>(memory, scan, local_, steps_); })) {}
+
+    void run(void *y, T *final, const ScanPiece &piece) {
+        for (int64_t j = 0; j < piece.count; ++j) features_[j].set(scan_, piece.h + j);
+        for (int direction = 0; direction < scan_.directions(); ++direction) {
+            u_.start(direction), y_.start(direction);
+            for (int64_t j = 0; j < piece.count; ++j) features_[j].set_outputs(scan_, piece.h + j, direction);
+            for (int64_t b = piece.first; b < piece.last; ++b) {
+                for (int64_t j = 0; j < piece.count; ++j) {
+                    const T *const start = scan_.start(direction);
+                    features_[j].state.set(start ? start + pairs(piece, b, j) : nullptr, scan_.n, padded(scan_.n));
+                }
+                row(y, piece, b, direction);
+                for (int64_t j = 0; j < piece.count && final && direction == 0; ++j) {
+                    features_[j].state.write(final + pairs(piece, b, j), scan_.n);
+                }
+            }
+        }
+    }
+
+   private:
+    int64_t pairs(const ScanPiece &piece, int64_t b, int64_t j) const {
+        return 2 * (b * scan_.H + piece.h + j) * scan_.n;
+    }
+
+    void row(void *y, const ScanPiece &piece, int64_t b, int direction) {
+        const int64_t chunks = scan_.chunks(), whole = chunks * kChunk, rest = scan_.rest(), h = piece.h;
+        for (int64_t m = 0; m < chunks; m += kBlock) {
+            const int64_t rows = chunks - m < kBlock ? chunks - m : kBlock, l = m * kChunk;
+            const Block<const T> from = u_.read(scan_.u, b, h, l, rows * kChunk);
+            const Block<T> to = y_.place(y, b, h, l);
+            const bool ends = m + rows == chunks && b + 1 < piece.last && u_.scattered();
+            const Ahead ahead =
+                ends ? Ahead{u_.row(scan_.u, b + 1, h), y_.row(y, b + 1, h), u_.row_bytes()} : Ahead::none();
+            for (int64_t j = 0; j < piece.count; ++j)
+                features_[j].chunks(rows, from.at(j, 0), to.at(j, 0), to.channel, ahead);
+            y_.write(y, b, h, l, rows * kChunk);
+        }
+        if (rest == 0) return;
+        const Block<const T> from = u_.read(scan_.u, b, h, whole, rest);
+        const Block<T> to = y_.place(y, b, h, whole);
+        for (int64_t j = 0; j < piece.count; ++j)
+            features_[j].stepped(rest, direction, from.at(j, 0), to.at(j, 0), to.channel);
+        y_.write(y, b, h, whole, rest);
+    }
+
+    const Scan<T> &scan_;
+    T *local_;
+    Rows steps_;
+    Samples<T> u_, y_;
+    const Forward<T> *features_;
 };
 
 }  // namespace
@@ -29,47 +78,16 @@ int64_t scan_scratch(const Scan<T> &scan, int64_t count) {
 }
 
 template <class T>
-void scan(const Scan<T> &scan, T *y, T *final, const ScanPiece &piece, char *scratch) {
+void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch) {
     const FlushDenormals flush;
     Arena memory(scratch);
-    ForwardPiece<T> work(memory, scan, piece.count);
-    constexpr int64_t kStep = Samples<T>::kStep;
-    for (int64_t j = 0; j < piece.count; ++j) work.features[j].set(scan, piece.h + j);
-    const int64_t chunks = scan.L / kChunk, whole = chunks * kChunk, h = piece.h;
-    for (int64_t b = piece.first; b < piece.last; ++b) {
-        const auto pairs = [&](int64_t j) { return 2 * (b * scan.H + h + j) * scan.n; };
-        for (int64_t j = 0; j < piece.count; ++j) {
-            const Forward<T> &feature = work.features[j];
-            feature.state.set(scan.state ? scan.state + pairs(j) : nullptr, scan.n, feature.nodes.np);
-        }
-        for (int64_t m = 0; m < chunks; m += kBlock) {
-            const int64_t rows = chunks - m < kBlock ? chunks - m : kBlock, l = m * kChunk;
-            const T *from = work.u.read(scan, scan.u, b, h, l, rows * kChunk);
-            T *to = work.y.place(scan, y, b, h, l);
-            const bool ends = m + rows == chunks && b + 1 < piece.last && !scan.time_major;
-            const int64_t next = scan.at(b + 1, h, 0);
-            const Ahead<T> ahead = ends ? Ahead<T>::row(scan.u + next, y + next, scan.L) : Ahead<T>::none();
-            for (int64_t j = 0; j < piece.count; ++j)
-                work.features[j].chunks(rows, from + j * kStep, to + j * kStep, ahead);
-            work.y.write(scan, y, b, h, l, rows * kChunk);
-        }
-        if (whole < scan.L) {
-            const T *from = work.u.read(scan, scan.u, b, h, whole, scan.L - whole);
-            T *to = work.y.place(scan, y, b, h, whole);
-            for (int64_t j = 0; j < piece.count; ++j) {
-                work.features[j].steps(scan.L - whole, from + j * kStep, to + j * kStep,
-                                       scan.D ? double(scan.D[h + j]) : 0);
-            }
-            work.y.write(scan, y, b, h, whole, scan.L - whole);
-        }
-        for (int64_t j = 0; j < piece.count && final; ++j) work.features[j].state.write(final + pairs(j), scan.n);
-    }
+    ForwardPiece<T>(memory, scan, piece.count).run(y, final, piece);
 }
 
 template int64_t scan_scratch(const Scan<float> &, int64_t);
 template int64_t scan_scratch(const Scan<double> &, int64_t);
-template void scan(const Scan<float> &, float *, float *, const ScanPiece &, char *);
-template void scan(const Scan<double> &, double *, double *, const ScanPiece &, char *);
+template void scan(const Scan<float> &, void *, float *, const ScanPiece &, char *);
+template void scan(const Scan<double> &, void *, double *, const ScanPiece &, char *);
 
 }  // namespace S4_FAST_ISA
 }  // namespace s4_fast

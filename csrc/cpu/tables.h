@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "half.h"
 #include "powers.h"
 
 namespace s4_fast {
@@ -33,24 +34,32 @@ inline void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
     }
 }
 
-// to[j * ldt + i] = from[i * ldf + j] for i < rows, j < columns. Not inlined: callers would grow too large to have
-// their products inlined.
-template <class T>
-__attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const T *from, int64_t ldf, T *to,
+// to[j * ldt + i] = from[i * ldf + j], or plus that if `Add`, for i < rows, j < columns. Not inlined: callers would
+// grow too large to have their products inlined.
+template <bool Add = false, class From, class To>
+__attribute__((noinline)) void transpose(int64_t rows, int64_t columns, const From *from, int64_t ldf, To *to,
                                          int64_t ldt) {
+    using T = decltype(widened(*from));
     const int64_t whole_rows = rows / kLanes<T> * kLanes<T>, whole_columns = columns / kLanes<T> * kLanes<T>;
     for (int64_t i = 0; i < whole_rows; i += kLanes<T>) {
         for (int64_t j = 0; j < whole_columns; j += kLanes<T>) {
             Vector<T> square[kLanes<T>];
 #pragma GCC unroll 16
-            for (int k = 0; k < kLanes<T>; ++k) square[k] = load(from + (i + k) * ldf + j);
+            for (int k = 0; k < kLanes<T>; ++k) square[k] = load_wide(from + (i + k) * ldf + j);
             transpose_square<T>(square);
 #pragma GCC unroll 16
-            for (int k = 0; k < kLanes<T>; ++k) store(to + (j + k) * ldt + i, square[k]);
+            for (int k = 0; k < kLanes<T>; ++k) {
+                To *const at = to + (j + k) * ldt + i;
+                store_wide(at, Add ? load_wide(at) + square[k] : square[k]);
+            }
         }
     }
     for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * ldt + i] = from[i * ldf + j];
+        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
+            To &at = to[j * ldt + i];
+            const T value = widened(from[i * ldf + j]);
+            narrow(Add ? widened(at) + value : value, at);
+        }
     }
 }
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
+from s4_fast import torch_private
+from s4_fast.arguments import refuse_unknown, signal
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
-from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
+from s4_fast.layers.sequence_module import one_sample
+from s4_fast.layers.ssm_layer import S4DLayer, S4Layer, options_of_layer
 
 LAYERS = {"s4d": S4DLayer, "s4": S4Layer}
 
@@ -26,19 +30,28 @@ class S4DBlock(AllOrNothing):
         d_state: real state size per feature.
         dropout: probability for :class:`DropoutNd` after the activation and after the mix.
         layer: ``"s4d"`` or ``"s4"``.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **options: passed to :class:`S4DLayer` or :class:`S4Layer`.
     """
 
     def __init__(
-        self, d_model: int, d_state: int | None = None, dropout: float = 0.0, *, layer: str = "s4d", **options: Any
+        self,
+        d_model: int,
+        d_state: int | None = None,
+        dropout: float = 0.0,
+        *,
+        layer: str = "s4d",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if layer not in LAYERS:
-            raise ValueError(f"unknown layer {layer!r}; expected one of {', '.join(LAYERS)}")
-        self.norm = nn.LayerNorm(d_model)
-        self.layer = LAYERS[layer](d_model, d_state, **options)
+        check_layer_options(type(self), layer, options)
+        self.layer = LAYERS[layer](d_model, d_state, device=device, dtype=dtype, **options)
+        features = self.layer.d_model
+        self.norm = nn.LayerNorm(features, device=device, dtype=dtype)
         self.dropout = DropoutNd(dropout)
-        self.mix = nn.Linear(d_model, 2 * d_model)
+        self.mix = nn.Linear(features, 2 * features, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -49,6 +62,7 @@ class S4DBlock(AllOrNothing):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(batch, length, d_model) -> the same shape, from state to state; arguments as in the layer's ``forward``."""
+        x = signal("x", x, self.mix.weight)
         rows = padding.rows(lengths, x)
         if rows is not None:
             x = rows.cut(x)
@@ -73,8 +87,18 @@ class S4DBlock(AllOrNothing):
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x (batch, d_model), state -> (batch, d_model), state. Equals :meth:`forward` without dropout."""
+        if torch_private.has_hooks(self):
+            return one_sample(self, x, state)
+        x = signal("x", x, self.mix.weight)
         y, state = self.layer.step(self.norm(x), state)
         return x + self._mix(y[:, None])[:, 0], state
 
     def _mix(self, y: Tensor) -> Tensor:
         return self.dropout(glu(self.mix(self.dropout(gelu(y))), dim=-1))
+
+
+def check_layer_options(owner: type[nn.Module], layer: str, options: dict[str, Any]) -> None:
+    """Raise where ``layer`` is unknown, or does not take ``options``; ``owner`` is what was called with them."""
+    if layer not in LAYERS:
+        raise ValueError(f"unknown layer {layer!r}; expected one of {', '.join(LAYERS)}")
+    refuse_unknown(owner.__name__, options, options_of_layer(LAYERS[layer], owner))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from s4_fast.distributed import TimeSplit
+from s4_fast.time_split import TimeSplittable
 
 
-class DropoutNd(nn.Module):
+class DropoutNd(TimeSplittable):
     """Dropout on (batch, ..., features): with ``tie`` a feature is dropped at every position at once, or at none.
 
     Tied masks leave the temporal correlations of a feature intact (the variational dropout of Gal and Ghahramani
@@ -22,8 +19,6 @@ class DropoutNd(nn.Module):
         tie: whether positions share one mask; False is ``torch.nn.Dropout``.
         transposed: whether features come second, (batch, features, ...).
     """
-
-    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = False) -> None:
         super().__init__()

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from s4_fast import torch_private
+from s4_fast.arguments import integer, signal, sizes
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
-from s4_fast.layers.block import S4DBlock
+from s4_fast.layers.block import S4DBlock, check_layer_options
 from s4_fast.layers.padding import Lengths, Rows
+from s4_fast.time_split import TimeSplittable
 
 if TYPE_CHECKING:
     from s4_fast.distributed import Slices, TimeSplit
@@ -31,7 +34,7 @@ class ModelState(NamedTuple):
         return ModelState(tuple(s.detach() for s in self.blocks), self.pooled.detach(), self.steps)
 
 
-class S4SequenceModel(AllOrNothing):
+class S4SequenceModel(TimeSplittable, AllOrNothing):
     """Encoder, ``n_layers`` :class:`S4DBlock`, norm and head, on (batch, length, d_input).
 
     Args:
@@ -44,10 +47,9 @@ class S4SequenceModel(AllOrNothing):
         task: ``"classification"``: mean over the sequence, then the head, (batch, d_output);
             ``"regression"``: the head at every step, (batch, length, d_output).
         layer: ``"s4d"`` or ``"s4"``.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **options: passed to the layers.
     """
-
-    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
 
     def __init__(
         self,
@@ -60,20 +62,24 @@ class S4SequenceModel(AllOrNothing):
         task: str = "classification",
         *,
         layer: str = "s4d",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        check_layer_options(type(self), layer, options)
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-        for name, size in (("d_input", d_input), ("d_output", d_output), ("n_layers", n_layers)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        d_input, d_model, d_output, n_layers = sizes(
+            d_input=d_input, d_model=d_model, d_output=d_output, n_layers=n_layers
+        )
         self.task, self.d_input = task, d_input
-        self.encoder = nn.Linear(d_input, d_model)
-        blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **options) for _ in range(n_layers))
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.encoder = nn.Linear(d_input, d_model, **made)
+        blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **made, **options) for _ in range(n_layers))
         self.blocks = cast("Sequence[S4DBlock]", nn.ModuleList(blocks))
-        self.norm = nn.LayerNorm(d_model)
-        self.head = nn.Linear(d_model, d_output)
+        self.norm = nn.LayerNorm(d_model, **made)
+        self.head = nn.Linear(d_model, d_output, **made)
 
     def forward(
         self,
@@ -102,6 +108,7 @@ class S4SequenceModel(AllOrNothing):
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
         slices = None
+        u = signal("u", u, self.head.weight)
         if self.time_split is None:
             self._check_sequence(u, state)
         else:
@@ -159,10 +166,8 @@ class S4SequenceModel(AllOrNothing):
             raise RuntimeError(f"only a regression model generates; this one's task is {self.task}")
         if self.head.out_features != self.d_input:
             raise ValueError(f"to generate, d_output must be d_input = {self.d_input}, got {self.head.out_features}")
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        steps = integer("steps", steps, 1)
+        u = signal("u", u, self.head.weight)
         if self.training and any(block.dropout.p for block in self.blocks):
             raise RuntimeError("dropout is active: call eval() before generate()")
         rows = padding.rows(lengths, u)
@@ -192,9 +197,13 @@ class S4SequenceModel(AllOrNothing):
             RuntimeError: the model is bidirectional.
             TypeError, ValueError: u or state is not of this model and batch.
         """
+        u = signal("u", u, self.head.weight)
         if u.ndim != 2 or u.shape[-1] != self.d_input:
             raise ValueError(f"expected u of shape (batch, {self.d_input}), got {tuple(u.shape)}")
         self._check(u, state)
+        if torch_private.has_hooks(self):
+            y, after = self.prefill(u[:, None], state)
+            return (y if self.task == "classification" else y[:, 0]), after
         x = self.encoder(u)
         states = []
         for block, s in zip(self.blocks, state.blocks, strict=True):
@@ -238,6 +247,7 @@ class S4SequenceModel(AllOrNothing):
             lambda: self._check_sequence(u, state, least=0),
             u,
             lengths,
+            length=u.shape[1] if u.ndim > 1 else 0,
             state=state is not None,
             needs_grad=any(t.requires_grad for t in (u, *self.parameters())),
             return_state=return_state,

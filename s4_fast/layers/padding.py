@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from s4_fast.arguments import integer, is_array
 from s4_fast.torch_private import assert_when_computed
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -50,10 +51,12 @@ def rows(lengths: Lengths | None, x: Tensor) -> Rows | None:
 
 
 def _integers(lengths: Tensor | Sequence[int]) -> Tensor:
+    if is_array(lengths):
+        lengths = torch.from_numpy(lengths)
     if isinstance(lengths, Tensor):
         if lengths.dtype not in _INTEGERS:
             raise TypeError(f"expected lengths to be integers, got {lengths.dtype}")
         return lengths
-    if not isinstance(lengths, Sequence) or any(isinstance(n, bool) or not isinstance(n, int) for n in lengths):
+    if not isinstance(lengths, Sequence) or isinstance(lengths, str):
         raise TypeError(f"expected lengths to be a tensor or a sequence of integers, got {lengths!r}")
-    return torch.tensor(list(lengths), dtype=torch.int64)
+    return torch.tensor([integer("a length", n) for n in lengths], dtype=torch.int64)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from s4_fast.checkpoint import AllOrNothing
+from s4_fast import torch_private
+from s4_fast.arguments import options_of, refuse_unknown, signal
 from s4_fast.layers import padding
 from s4_fast.layers.padding import Lengths
-from s4_fast.layers.path import PATHS, Path, choose
-from s4_fast.ops import fft_conv
+from s4_fast.layers.sequence_module import SequenceModule, one_sample
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
+from s4_fast.ssm.parameters import HALF
+from s4_fast.ssm.sequence import PATHS, Path, Way, as_autocast, choose
 
-if TYPE_CHECKING:
-    from s4_fast.distributed import Slices, TimeSplit
 
-
-class SSMLayer(AllOrNothing):
+class SSMLayer(SequenceModule):
     """``y = SSM(u) + D u`` per feature on (batch, length, d_model); linear, without activation or mixing.
 
     Bidirectional layers add a second kernel that runs from the end: output l sees every input.
     """
 
-    time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
+    path = "auto"
 
-    def __init__(self, kernel: DiagonalSSM | DPLRSSM, bidirectional: bool) -> None:
+    def __init__(
+        self,
+        kernel: DiagonalSSM | DPLRSSM,
+        bidirectional: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
         super().__init__()
         self.d_model, self.d_state, self.bidirectional = kernel.d_model, kernel.d_state, bidirectional
         self.kernel = kernel
-        self.D = nn.Parameter(torch.randn(kernel.d_model))
+        self.D = nn.Parameter(torch.randn(kernel.d_model, device=device, dtype=dtype))
 
     def forward(
         self,
@@ -47,7 +51,8 @@ class SSMLayer(AllOrNothing):
         and gradients are those of the whole. Detach it between them to cut the gradients off there.
 
         Args:
-            u: inputs, (batch, length, d_model). Any length >= 1, in any order of lengths.
+            u: inputs, (batch, length, d_model), in the parameters' dtype or a half type. Any length >= 1, in any order
+                of lengths. Under autocast u counts as one of autocast's dtype, as for ``nn.Linear``.
             state: the state before, (batch, d_model, d_state / 2), complex; None for zero.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``, (batch,). Outputs and state are
                 then those of each row alone, with zeros where a row has ended; what lies in the padding is not read.
@@ -61,22 +66,23 @@ class SSMLayer(AllOrNothing):
             TypeError: u or state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        slices = None
-        if self.time_split is None:
-            self._check(u, state, return_state)
+        u = as_autocast(signal("u", u, self.D))
+        if lengths is None:
+            rows = None
         else:
-            slices = self._agree(self.time_split, u, state, lengths, return_state)
-        rows = padding.rows(lengths, u)
-        if rows is not None:
+            rows = padding.rows(lengths, u)
             u = rows.cut(u)
-        u = u.mT
-        with self.kernel.computed_once():
-            if slices is None:
-                y, after = self._run(u, state, None if rows is None else rows.lengths, return_state)
-            else:
-                y, after = self._run_slice(slices, u, state, return_state)
-        # No copy after a scan, which keeps the layout of its input.
-        y = y.mT.contiguous()
+        way = Way(bidirectional=self.bidirectional, path=self.path)
+        y, after = self._through(
+            self.kernel,
+            u,
+            self.D if self.D.dtype not in HALF else self.D.float(),
+            way,
+            lambda least: self._check(u, state, return_state, least),
+            state=state,
+            rows=rows,
+            return_state=return_state,
+        )
         if rows is not None:
             y = rows.cut(y)
         if not return_state:
@@ -91,7 +97,7 @@ class SSMLayer(AllOrNothing):
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
-    def _check(self, u: Tensor, state: Tensor | None, return_state: bool, least: int = 1) -> None:
+    def _check(self, u: Tensor, state: Tensor | None, return_state: bool, least: int) -> None:
         if u.ndim != 3 or u.shape[-1] != self.d_model or u.shape[1] < least:
             expected = f"(batch, length, {self.d_model}) with length >= {least}"
             raise ValueError(f"expected u of shape {expected}, got {tuple(u.shape)}")
@@ -101,65 +107,6 @@ class SSMLayer(AllOrNothing):
             )
         if state is not None:
             self.kernel.check(u.mT, state, "length")
-
-    def _agree(
-        self, split: TimeSplit, u: Tensor, state: Tensor | None, lengths: Lengths | None, return_state: bool
-    ) -> Slices:
-        """The slices of which u is this rank's, checked on all ranks."""
-        same = {"return_state": return_state, **self.kernel.sizes(), "bidirectional": self.bidirectional}
-        return split.agree(
-            type(self).__name__,
-            lambda: self._check(u, state, return_state, least=0),
-            u,
-            lengths,
-            state=state is not None,
-            needs_grad=any(t is not None and t.requires_grad for t in (u, state, *self.parameters())),
-            **same,
-        )
-
-    def _run_slice(
-        self, slices: Slices, u: Tensor, state: Tensor | None, return_state: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`_run` for this rank's slice u, from the state before the whole sequence to that after it."""
-        kernel, L = self.kernel, u.shape[-1]
-        kernel.prepare(max(slices.lengths))  # what it changes must change alike on all ranks
-        # 0, for the graph: a rank without samples has its part in the backward pass, and gradients of 0.
-        ties = sum(t.flatten()[:0].sum() for t in (u, *self.parameters())) if L == 0 else 0
-        advance = kernel.propagator()
-        start, last = slices.carry(kernel.forward_state(u) + ties, advance, state, return_state=return_state)
-        ahead = None
-        if self.bidirectional:
-            ahead, _ = slices.carry(kernel.forward_state(u.flip(-1)) + ties, advance, reverse=True)
-        if L:
-            y, _ = self._run(u, start, None, False, ahead)
-        else:
-            y = u + start.real[..., :0] + ties
-            y = y if ahead is None else y + ahead.real[..., :0]
-        return y, last if return_state else None
-
-    def _run(
-        self,
-        u: Tensor,
-        state: Tensor | None,
-        lengths: Tensor | None,
-        return_state: bool,
-        ahead: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """u (batch, d_model, length), zero beyond the rows' ends -> y like u, the state after each row if wanted.
-
-        ``ahead`` is the state that what follows u has left behind at its end, in reversed time.
-        """
-        # One copy each way: strided operands cost more in the FFTs here and in the activation behind.
-        u, L = u.contiguous(), u.shape[-1]
-        k = self.kernel.kernel(L)
-        y = fft_conv(u, k[0], self.D)
-        if self.bidirectional:
-            y = y + fft_conv(u.flip(-1), pad(k[1], (1, -1))).flip(-1)
-        if ahead is not None:
-            y = y + self.kernel.response(ahead, L)[:, 1].flip(-1)
-        if state is not None:
-            y = y + self.kernel.free_response(state, L)[:, 0]
-        return y, self.kernel.forward_state(u, state, lengths) if return_state else None
 
     def init_state(self, batch: int) -> Tensor:
         """The zero state, (batch, d_model, d_state / 2), complex."""
@@ -176,7 +123,9 @@ class SSMLayer(AllOrNothing):
         """
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
-        y, state = self.kernel.step(u, state, self.D)
+        if torch_private.has_hooks(self):
+            return one_sample(self, u, state)
+        y, state = self.kernel.step(as_autocast(signal("u", u, self.D)), state, self.D)
         return y.squeeze(1), state
 
     def extra_repr(self) -> str:
@@ -193,6 +142,7 @@ class S4DLayer(SSMLayer):
         bidirectional: whether a second kernel runs from the end.
         path: ``"scan"`` (:func:`s4_fast.ssm_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
             faster for the shape and the device, see :meth:`explain`. Both compute the same.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **kernel: further options of :class:`s4_fast.ssm.DiagonalSSM` (``init``, ``discretization``, ``lr``, ...).
     """
 
@@ -208,42 +158,25 @@ class S4DLayer(SSMLayer):
         bidirectional: bool = False,
         path: str = "auto",
         state_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kernel: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4DLayer))
         if path not in PATHS:
             raise ValueError(f"unknown path {path!r}; expected one of {', '.join(PATHS)}")
-        ssm = DiagonalSSM(
-            d_model, _state_size(d_state, state_dim), dt_min=dt_min, dt_max=dt_max, channels=1 + bidirectional, **kernel
-        )
-        super().__init__(ssm, bidirectional)
+        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
+        ssm = DiagonalSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
+        super().__init__(ssm, bidirectional, device, dtype)
         self.path = path
 
     def explain(self, u: Tensor) -> Path:
         """The path that ``self(u)`` takes through u (batch, length, d_model), and why. Nothing is computed.
 
-        ``s4_fast.layers.path.THRESHOLDS`` holds what the automatic choice goes by, and may be changed.
+        ``s4_fast.dispatch`` holds what the automatic choice goes by.
         """
-        return self._choose(u.shape[0], u.shape[1])
-
-    def _choose(self, batch: int, L: int) -> Path:
-        return choose(self.kernel, batch, L) if self.path == "auto" else Path(self.path, "requested by path=")
-
-    def _run(
-        self,
-        u: Tensor,
-        state: Tensor | None,
-        lengths: Tensor | None,
-        return_state: bool,
-        ahead: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if self._choose(u.shape[0], u.shape[-1]).name == "convolution":
-            return super()._run(u, state, lengths, return_state, ahead)
-        y, after = self.kernel.scan(u, self.D, state, ahead, bidirectional=self.bidirectional)
-        if ahead is not None:
-            y = y + pad(self.kernel.response(ahead, 1)[:, 1], (u.shape[-1] - 1, 0))
-        if return_state and lengths is not None:
-            after = self.kernel.forward_state(u, state, lengths)
-        return y, after if return_state else None
+        way = Way(bidirectional=self.bidirectional, path=self.path)
+        return choose(self.kernel, u.shape[0], u.shape[1], way)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, path={self.path}"
@@ -257,6 +190,7 @@ class S4Layer(SSMLayer):
         d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
         dt_min, dt_max: the range of the log-uniform initial step size.
         bidirectional: whether a second kernel runs from the end.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``l_max``, ``lr``, ...).
     """
 
@@ -271,15 +205,26 @@ class S4Layer(SSMLayer):
         *,
         bidirectional: bool = False,
         state_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kernel: Any,
     ) -> None:
-        ssm = DPLRSSM(
-            d_model, _state_size(d_state, state_dim), dt_min=dt_min, dt_max=dt_max, channels=1 + bidirectional, **kernel
-        )
-        super().__init__(ssm, bidirectional)
+        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4Layer))
+        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
+        ssm = DPLRSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
+        super().__init__(ssm, bidirectional, device, dtype)
 
 
 def _state_size(d_state: int | None, state_dim: int | None) -> int:
     if d_state is not None and state_dim is not None and d_state != state_dim:
         raise ValueError(f"d_state and state_dim name the same size, got {d_state} and {state_dim}")
     return next((size for size in (d_state, state_dim) if size is not None), 64)
+
+
+def options_of_layer(layer: type[SSMLayer], *owners: type) -> list[str]:
+    """What the constructor of a layer takes, its kernel's options included, behind those of its ``owners``."""
+    takers = [c.__init__ for c in (*owners, layer, _KERNELS[layer])]  # type: ignore[misc]
+    return [name for name in options_of(*takers) if name != "channels"]
+
+
+_KERNELS: dict[type[SSMLayer], type] = {S4DLayer: DiagonalSSM, S4Layer: DPLRSSM}

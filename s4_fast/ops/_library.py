@@ -31,7 +31,7 @@ class Op:
     ``complex_inputs`` says per tensor whether it is complex, ``complex_outputs`` per output; one output is a Tensor,
     several are a tuple. ``scalars`` are schema fragments such as ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns
     the empty output or outputs for real-pair inputs. The outputs have no entries exactly where the first tensor has
-    none.
+    none. Tensors that ``optional`` names may be None.
     """
 
     name: str
@@ -40,22 +40,25 @@ class Op:
     complex_outputs: Sequence[bool]
     scalars: Sequence[str]
     fake: Callable[..., Any]
+    optional: Sequence[str] = ()
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
         if only_autograd_sees(args[:count]) and args[0].numel():
             if is_recorded(args[:count]):
                 return _Recorded.apply(self, args[count:], backend, *args[:count])
-            return _join(self._run_forward([plain(t) for t in args[:count]], args[count:], backend))
+            return _join(self._run_forward([_plain(t) for t in args[:count]], args[count:], backend))
         if not torch.compiler.is_compiling() and torch_private.has_dual_level():
             self._refuse_tangents(args[:count])
-        pairs = [_to_pairs(t) if c else t for t, c in self._inputs(args)]
+        pairs = [_to_pairs(t) if c and t is not None else t for t, c in self._inputs(args)]
         outputs = _split(getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend))
         return _join([torch.view_as_complex(t) if c else t for t, c in self._outputs(outputs)])
 
     def register(self) -> Op:
         """Define ``s4_fast::<name>`` and ``s4_fast::<name>_backward`` and return self."""
-        arguments = ", ".join([*(f"Tensor {t}" for t in self.tensors), *self.scalars, "str backend"])
+        kinds = ("Tensor?" if t in self.optional else "Tensor" for t in self.tensors)
+        tensors = (f"{kind} {t}" for kind, t in zip(kinds, self.tensors, strict=True))
+        arguments = ", ".join([*tensors, *self.scalars, "str backend"])
         grad = "Tensor?" if self._several else "Tensor"
         grads = ", ".join(f"{grad} grad_{i}" for i in range(len(self.complex_outputs)))
         outputs = ", ".join("Tensor" for _ in self.complex_outputs)
@@ -92,14 +95,14 @@ class Op:
                 return _split(run(*tensors, *rest))
         return _split(run(*tensors, *rest))
 
-    def _run_forward(self, tensors: Sequence[Tensor], scalars: Sequence[Any], backend: str) -> list[Tensor]:
+    def _run_forward(self, tensors: Sequence[Tensor | None], scalars: Sequence[Any], backend: str) -> list[Tensor]:
         return [t.contiguous() for t in self._run(self.name, tensors, scalars, backend)]
 
     def _forward(self, *args: Any) -> Any:
         *rest, backend = args
         if args[0].numel() == 0:
             return self.fake(*rest)
-        tensors = [_from_pairs(t.contiguous(), c) for t, c in self._inputs(rest)]
+        tensors = [None if t is None else _from_pairs(t.contiguous(), c) for t, c in self._inputs(rest)]
         outputs = self._run_forward(tensors, rest[len(self.tensors) :], backend)
         return _join([_to_pairs(t) if c else t for t, c in self._outputs(outputs)])
 
@@ -142,9 +145,9 @@ class Op:
         found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None for _ in ctx.rest))
 
-    def _refuse_tangents(self, tensors: Sequence[Tensor]) -> None:
+    def _refuse_tangents(self, tensors: Sequence[Tensor | None]) -> None:
         # torch.library would drop them.
-        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
             raise NotImplementedError(
                 f"forward-mode derivatives of {self.name} are not implemented by this backend; "
                 "backend='reference' has them"
@@ -161,7 +164,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:
-        plain_tensors = [plain(t) for t in tensors]
+        plain_tensors = [_plain(t) for t in tensors]
         ctx.set_materialize_grads(not op._several)
         ctx.save_for_backward(*plain_tensors)
         ctx.op, ctx.scalars, ctx.backend = op, scalars, backend
@@ -176,10 +179,14 @@ class _Recorded(torch.autograd.Function):
             found = run(*pairs, *ctx.scalars, ctx.backend, list(needs))
             found = [_from_pairs(g, c) if n else None for g, c, n in zip(found, op.complex_inputs, needs, strict=True)]
         else:
-            plain_grads = [None if g is None else plain(g) for g in grads]
+            plain_grads = [_plain(g) for g in grads]
             found = op._run(f"{op.name}_backward", [*plain_grads, *tensors], [*ctx.scalars, needs], ctx.backend)
             found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
+
+
+def _plain(t: Tensor | None) -> Tensor | None:
+    return None if t is None else plain(t)
 
 
 def _split(outputs: Any) -> tuple[Any, ...]:

@@ -13,23 +13,23 @@ from torch import Tensor
 from s4_fast import torch_private
 
 
-def runs_directly(tensors: Sequence[Tensor]) -> bool:
+def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing would see the boundary: no gradient, no graph, no transform, no mode, no subclass."""
     return only_autograd_sees(tensors) and not is_recorded(tensors)
 
 
-def is_recorded(tensors: Sequence[Tensor]) -> bool:
+def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
     """Whether autograd records what is done to them."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def only_autograd_sees(tensors: Sequence[Tensor]) -> bool:
+def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
     """Whether they are plain tensors with numbers in them, and no graph, transform or mode is at work."""
     if operations_are_seen():
         return False
     return (
-        all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
-        and not tensors[0].is_meta
+        all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and not (tensors[0] is not None and tensors[0].is_meta)
         and not torch_private.function_modes()
         and not torch_private.has_dual_level()
         and not torch_private.is_jit_tracing()

@@ -2,85 +2,129 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
-from s4_fast.ops import log_vandermonde, log_vandermonde_transpose, ssm_scan
+from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
+from s4_fast.ops.diagonal import Form, stored_diagonal_ssm
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-from s4_fast.ssm.parameters import SSMParameters, given_tensors, reversed_rows
+from s4_fast.ssm.model import SSMModel, reversed_rows
+from s4_fast.ssm.parameters import SSMParameters, given_tensors
 from s4_fast.ssm.stepping import DiagonalStepper
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
 
 
-class DiagonalModel(SSMParameters):
+class Stored(NamedTuple):
+    """The parameters of a diagonal model as :func:`s4_fast.ops.diagonal.stored_diagonal_ssm` takes them."""
+
+    dt: Tensor
+    A_real: Tensor
+    A_imag: Tensor
+    B: Tensor | None
+    C: Tensor
+    log_dt: bool = False  # dt holds log dt
+    log_decay: bool = False  # A_real holds log(-Re A)
+    conjugate: bool = False  # A_imag holds -Im A
+
+
+class DiagonalModel(SSMModel):
     """What a diagonal SSM computes from dt, A, B and C, however these are stored.
 
     ``rate`` is how many times as coarse as in training the sampling is: dt is multiplied by it.
     """
 
     discretization: str
-    backend: str | None = None
+
+    def stored(self) -> Stored:
+        """The parameters, with as little as possible between them and the op."""
+        if _stores_logarithms(type(self)):
+            names = ("inv_dt", "A_real", "A_imag", "B", "C")
+            return Stored(*map(self.read, names), log_dt=True, log_decay=True, conjugate=True)
+        A = self._A()
+        return Stored(self._dt(), A.real, A.imag, torch.view_as_real(self._B()), torch.view_as_real(self._C()))
 
     def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
-        x, B_bar = _DISCRETIZATIONS[self.discretization](self.A(), self.B_vector(), self.dt(rate))
-        return x, B_bar, self._C()
+        (x, B_bar), C = self._discretize(rate), self._C()
+        return x.to(C.dtype), B_bar.to(C.dtype), C
+
+    def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
+        """x and B_bar in complex128: float32's rounding of x would be multiplied by the number of steps."""
+        dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
+        dt, A_real, A_imag = dt.double().view(self.d_model, -1), A_real.double(), A_imag.double()
+        A = torch.complex(-A_real.exp() if log_decay else A_real, -A_imag if conjugate else A_imag)
+        weight = torch.ones_like(A) if B is None else torch.view_as_complex(B).to(A.dtype).view(A.shape)
+        dt = rate * (dt.exp() if log_dt else dt)
+        return _DISCRETIZATIONS[self.discretization](self._shared(A), self._shared(weight), dt)
 
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         x, B, C = self.discretize(rate)
         return log_vandermonde(C * B, x, L, backend=self.backend)
 
+    def scans(self) -> bool:
+        return True
+
     def scan(
         self,
         u: Tensor,
-        D: Tensor,
+        D: Tensor | None,
         state: Tensor | None = None,
         ahead: Tensor | None = None,
         *,
         rate: float = 1.0,
         bidirectional: bool = False,
+        time_major: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """``k[0] * u + D u`` (batch, d_model, L) and the state after u, by the recurrence from ``state``.
+        if torch.is_grad_enabled():
+            self._memo.forget()  # as A() does
+        stored = self.stored()
+        form = _form(time_major, bidirectional, self.discretization == "bilinear", *stored[5:], rate)
+        dt, A_real, A_imag, B, C = stored[:5]
+        return stored_diagonal_ssm(u, dt, A_real, A_imag, B, C, D, state, ahead, form, backend=self.backend)
 
-        With ``bidirectional`` k[1] runs from the end, from ``ahead``, and meets each sample one later.
-        """
-        x, B, C = self.discretize(rate)
-        y, after = ssm_scan(u, x, B, C[0], D, state, return_state=True)
-        if bidirectional:
-            y = y + pad(ssm_scan(u.flip(-1), x, B, C[1], None, ahead).flip(-1)[..., 1:], (0, 1))
-        return y, after
-
-    def forward_state(
-        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
-    ) -> Tensor:
+    def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
         L = u.shape[-1]
         if state is not None:
             self.check(u, state, "L")
         if L == 0:
             return self.init_state(u.shape[0]) if state is None else state
-        x, B, _ = self.discretize(rate)
+        wide, B = self._discretize(rate)
+        dtype = self.state_dtype()
+        x, B, u = wide.to(dtype), B.to(dtype), u.to(dtype.to_real())
         after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L, backend=self.backend)
         if state is None:
             return after
-        # In float32 the phase of x L would be lost at long L.
         count = L if lengths is None else lengths[:, None, None]
-        return torch.exp(x.to(torch.complex128) * count).to(state.dtype) * state + after
+        return torch.exp(wide * count).to(state.dtype) * state + after
 
     def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
         x, _, C = self.discretize(rate)
         return log_vandermonde(C * state[:, None], x, L, backend=self.backend)
 
     def propagator(self, rate: float = 1.0) -> Callable[[Tensor, int], Tensor]:
-        x = self.discretize(rate)[0].to(torch.complex128)
+        x, _ = self._discretize(rate)
         return lambda state, L: torch.exp(x * L) * state
 
     def _stepper(self) -> DiagonalStepper:
-        return DiagonalStepper(*self.discretize())
+        (x, B_bar), C = self._discretize(1.0), self._C()
+        return DiagonalStepper(x, B_bar.to(C.dtype), C)
+
+
+@functools.cache
+def _stores_logarithms(cls: type) -> bool:
+    """Whether a class stores what :class:`SSMParameters` says, and computes with nothing else."""
+    return all(getattr(cls, name) is getattr(SSMParameters, name) for name in ("_dt", "_A", "_B", "_C"))
+
+
+@functools.lru_cache(256)
+def _form(*args: bool | float) -> Form:
+    return Form(*args)  # type: ignore[arg-type]
 
 
 class DiagonalSSM(DiagonalModel):
@@ -97,6 +141,7 @@ class DiagonalSSM(DiagonalModel):
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A and B; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
+        device, dtype: of the parameters; None for PyTorch's defaults.
 
     Raises:
         ValueError: an unknown name, a size that does not fit, or an unstable ``A`` (Re A > 0).
@@ -115,6 +160,8 @@ class DiagonalSSM(DiagonalModel):
         n_ssm: int | None = None,
         lr: float | None = None,
         generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if discretization not in _DISCRETIZATIONS:
             raise ValueError(
@@ -125,5 +172,5 @@ class DiagonalSSM(DiagonalModel):
         else:
             A, B = given_tensors(init, "A, B")
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
-        self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator)
+        self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator, device=device, dtype=dtype)
         self.discretization = discretization

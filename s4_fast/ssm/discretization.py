@@ -7,7 +7,6 @@ Vandermonde and scan ops take, and keep their accuracy for small `dt A`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops._complex import log_bilinear
+from s4_fast.ops.diagonal.discretization import phi, phi_derivative
 
 
 def _broadcast(what: str, A: Sequence[int], B: Sequence[int], dt: Tensor | float) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tens
     """
     _check_modes(A, B, dt)
     z = dt * A
-    return z, dt * B * _phi(z)
+    return z, dt * B * _Phi.apply(z)
 
 
 class _Phi(torch.autograd.Function):
@@ -160,8 +160,7 @@ class _Phi(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        one = z.abs() < torch.finfo(z.dtype).eps  # to rounding
-        return torch.where(one, 1, expm1(z) / torch.where(one, 1, z))
+        return phi(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -170,27 +169,7 @@ class _Phi(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return grad * _phi_derivative(z).conj()
-
-
-def _phi(z: Tensor) -> Tensor:
-    return _Phi.apply(z)
-
-
-def _phi_derivative(z: Tensor) -> Tensor:
-    """`(exp(z) - phi(z)) / z`, which magnifies roundings by `1/|z|`: near 0 its series, `sum_k (k + 1) z^k / (k + 2)!`.
-
-    In float64 the quotient is good for float32 down to where two terms of the series are.
-    """
-    wide = z.to(torch.complex128)
-    bound, terms = (0.5, 16) if z.dtype == torch.complex128 else (1e-5, 2)
-    small = z.abs() < bound
-    t = torch.where(small, wide, 0)
-    series = torch.full_like(t, terms / math.factorial(terms + 1))
-    for k in range(terms - 2, -1, -1):
-        series = (k + 1) / math.factorial(k + 2) + t * series
-    wide = torch.where(small, 1, wide)
-    return torch.where(small, series, (torch.exp(wide) - _phi(wide)) / wide).to(z.dtype)
+        return grad * phi_derivative(z.to(torch.complex128)).to(z.dtype).conj()
 
 
 def check_stable(A: Tensor, name: str = "A") -> None:

@@ -10,10 +10,13 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from s4_fast import dispatch, torch_private
+from s4_fast.arguments import integer
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ssm import initialization
 from s4_fast.ssm.dense import DenseRecurrence
-from s4_fast.ssm.parameters import SSMParameters, given_tensors, new_parameter, reversed_rows, to_pairs
+from s4_fast.ssm.marks import new_parameter
+from s4_fast.ssm.model import SSMModel, reversed_rows
+from s4_fast.ssm.parameters import given_tensors, to_pairs
 from s4_fast.ssm.stepping import DPLRStepper
 
 
@@ -43,7 +46,7 @@ class DPLRRecurrence(NamedTuple):
         return DPLRRecurrence(increment.contiguous(), *(t.to(dtype).contiguous() for t in rest))
 
 
-class DPLRModel(SSMParameters):
+class DPLRModel(SSMModel):
     """What an SSM with ``A = Lambda - P P*`` computes from dt, Lambda, P, B and C, however these are stored.
 
     ``C`` holds the plain output vectors while the buffer ``l_kernel`` is 0, and from the first kernel on the truncated
@@ -58,7 +61,6 @@ class DPLRModel(SSMParameters):
     l_kernel: Tensor
     P: Tensor
     l_max: int | None = None
-    backend: str | None = None
 
     def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
@@ -71,7 +73,7 @@ class DPLRModel(SSMParameters):
 
         Differentiable in every parameter.
         """
-        return self._recurrence().to(self._complex_dtype())
+        return self._recurrence().to(self.state_dtype())
 
     def setup(self, L: int) -> None:
         """Make kernels up to length L available: C becomes C_tilde, or C_tilde of a doubled length.
@@ -87,20 +89,35 @@ class DPLRModel(SSMParameters):
         length = self._length
         if L <= length:
             return
-        if self._is_sharded():
+        if torch_private.is_sharded(self):
             raise RuntimeError(f"set up for length {length}, need {L}: call setup({L}) before FSDP shards C")
+        if not self._holds_C():
+            raise RuntimeError("C is made of other tensors (by a parametrization, or pruning): it cannot be set up")
         with torch.no_grad():
-            A_bar = self._transition(self._recurrence(plain=False))
-            row = _row(torch.view_as_complex(self.C.double()))
-            if length == 0:
-                length = L if self.l_max is None else self.l_max
-                row = row - row @ torch.linalg.matrix_power(A_bar, length)
-            while length < L:
-                row = row + row @ torch.linalg.matrix_power(A_bar, length)
-                length *= 2
-            self.C.copy_(to_pairs(_unrow(row)))
+            C, length = self._truncated(L, length, length or self.l_max or L)
+            self.C.copy_(to_pairs(C))
             self.l_kernel.fill_(length)
             self._length = length
+
+    def _holds_C(self) -> bool:
+        """Whether ``C`` is the module's own, and not what a parametrization or a hook makes at every call."""
+        C = self.C
+        return any(C is t for t in torch_private.own_tensors(self))
+
+    def _truncated(self, L: int, length: int, first: int, rate: float = 1.0) -> tuple[Tensor, int]:
+        """C_tilde for a length of at least L, in complex128, from C that is truncated for ``length``, and that length.
+
+        Where ``length`` is 0, ``first`` is the one to start with.
+        """
+        A_bar = self._transition(self._recurrence(plain=False, rate=rate))
+        row = _row(self._C().to(torch.complex128))
+        if length == 0:
+            length = first
+            row = row - row @ torch.linalg.matrix_power(A_bar, length)
+        while length < L:
+            row = row + row @ torch.linalg.matrix_power(A_bar, length)
+            length *= 2
+        return _unrow(row), length
 
     def prepare(self, L: int) -> None:
         """:meth:`setup` where it is needed, if it can be done here.
@@ -109,7 +126,7 @@ class DPLRModel(SSMParameters):
             RuntimeError: it is needed, but the call is being compiled, or runs under FSDP or in
                 DistributedDataParallel.
         """
-        if L > self._length:
+        if L > self._length and self._holds_C():
             if torch.compiler.is_compiling():
                 # No L: a symbol cannot be formatted.
                 raise RuntimeError(f"set up for length {self._length}; a longer kernel needs setup(length), eagerly")
@@ -133,18 +150,20 @@ class DPLRModel(SSMParameters):
         automatic = self.backend is None and dispatch.requested("dplr_kernel") is None
         if L < length and rate == 1 and automatic and self._remembers():
             # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
-            return self._cached(self._dense).kernel(L)
-        dt, B, P = self.dt(rate), self.B_vector()[None], self._shared(torch.view_as_complex(self.P))
-        k = dplr_kernel(dt * self.A(), P, P, B, self._C(), dt, length, backend=self.backend)[0, ..., :L]
+            return self.remembered("dense", self._dense).kernel(L)
+        C = self._C()
+        if L > length and not self._holds_C():
+            wide, length = self._truncated(L, length, L, rate)
+            C = wide.to(C.dtype)
+        dt, B, P = self.dt(rate), self.B_vector()[None], self._shared(torch.view_as_complex(self.read("P")))
+        k = dplr_kernel(dt * self.A(), P, P, B, C, dt, length, backend=self.backend)[0, ..., :L]
         return k if L <= length else pad(k, (0, L - length))  # by the roundings of rate L and l_kernel / rate
 
     def _truncation(self, rate: float) -> int:
         """The number of samples after which ``C`` cuts the kernel off; 0 where it is the plain C."""
         return self._length if rate == 1 or self._length == 0 else _rounded(self._length / rate)
 
-    def forward_state(
-        self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
-    ) -> Tensor:
+    def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
         """As for every model; what depends on the parameters alone is remembered as in :meth:`step`."""
         if state is not None:
             self.check(u, state, "L")
@@ -178,7 +197,7 @@ class DPLRModel(SSMParameters):
             t.to(wide)
             for t in (
                 self.A(),
-                self._shared(torch.view_as_complex(self.P)),
+                self._shared(torch.view_as_complex(self.read("P"))),
                 self.B_vector(),
                 self._C(),
             )
@@ -206,11 +225,11 @@ class DPLRModel(SSMParameters):
         return _unrow(torch.linalg.solve(truncation, _row(recurrence.C), left=False))
 
     def _dense_at(self, rate: float) -> DenseRecurrence:
-        return self._cached(self._dense) if rate == 1 else self._dense(rate)
+        return self.remembered("dense", self._dense) if rate == 1 else self._dense(rate)
 
     def _dense(self, rate: float = 1.0) -> DenseRecurrence:
         recurrence = self._recurrence(rate=rate)
-        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.C.dtype)
+        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.state_dtype().to_real())
 
     def _transition(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""
@@ -244,6 +263,7 @@ class DPLRSSM(DPLRModel):
         n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
+        device, dtype: of the parameters; None for PyTorch's defaults.
 
     Raises:
         ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
@@ -263,25 +283,26 @@ class DPLRSSM(DPLRModel):
         n_ssm: int | None = None,
         lr: float | None = None,
         generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        check_longest(l_max)
+        l_max = longest(l_max)
         if isinstance(init, str):
             w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
         else:
             w, P, B = given_tensors(init, "Lambda, P, B")
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self.l_max = l_max
-        self._create(w, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator)
+        self._create(w, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator, device=device, dtype=dtype)
         if P.ndim != 2 or P.shape[-1] != d_state // 2:
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
-        self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)))
-        self._set_marks({"P": self.marks()["A_real"]})
+        self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
+        self.set_marks({"P": self.marks()["A_real"]})
 
 
-def check_longest(l_max: int | None) -> None:
-    """Raise ValueError unless ``l_max`` is None or a length."""
-    if l_max is not None and not l_max >= 1:
-        raise ValueError(f"l_max must be at least 1, got {l_max}")
+def longest(l_max: Any) -> int | None:
+    """``l_max`` as an int, or None; TypeError or ValueError where it is not a length."""
+    return None if l_max is None else integer("l_max", l_max, 1)
 
 
 def _rounded(length: float) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from s4_fast import dispatch
 from s4_fast.ops import dplr_step, ssm_step
 from s4_fast.ops.direct import plain, runs_directly
+from s4_fast.ops.scan.pytorch import following
 
 Outputs = tuple[Tensor, Tensor]
 Prepared = Callable[[Tensor, Tensor, "Tensor | None"], Outputs]
@@ -59,7 +60,7 @@ def _preparing(op: str, *args: Tensor) -> ModuleType | None:
 
 
 class DiagonalStepper(Stepper):
-    """``s' = exp(x) s + B u``, ``y = 2 Re C s'``: x, B (d_model, n), C (channels, d_model, n).
+    """``s' = exp(x) s + B u``, ``y = 2 Re C s'``: x, in complex128, and B (d_model, n), C (channels, d_model, n).
 
     The product is formed in complex128, whatever the state is stored in: float32's roundings of exp(x), and of the
     product, are not random, and add up to 2e-5 over 2000 steps of a weakly damped state.
@@ -67,12 +68,12 @@ class DiagonalStepper(Stepper):
 
     def __init__(self, x: Tensor, B: Tensor, C: Tensor) -> None:
         super().__init__()
-        self.x, self.B, self.C = x, B, C
-        self.lam = torch.exp(x.to(torch.complex128))
+        self.x, self.B, self.C = x.to(C.dtype), B, C
+        self.lam = torch.exp(x)
 
     def _step(self, u: Tensor, state: Tensor, D: Tensor | None) -> Outputs:
         if dispatch.requested("ssm_step") in (None, "pytorch"):
-            state = (self.lam * state + self.B * u[..., None]).to(state.dtype)
+            state = following(u, state, self.lam, self.B)
             y = 2 * (self.C * state[:, None]).sum(-1).real
             return (y if D is None else y + (D * u)[:, None]), state
         outputs = [ssm_step(u, state, self.x, self.B, C, D) for C in self.C]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s4_fast.arguments import is_array
 from s4_fast.layers.padding import Lengths
 
 
-def check_shape(x: Tensor, features: int, transposed: bool) -> None:
-    """Raise ValueError unless x is (batch, features, length), or (batch, length, features) where not ``transposed``."""
-    if x.ndim != 3 or x.shape[1 if transposed else 2] != features:
+def check_shape(x: Tensor, features: int, transposed: bool, least: int = 0) -> None:
+    """Raise ValueError unless x is (batch, features, length), or (batch, length, features) where not ``transposed``.
+
+    ``least`` is the least length.
+    """
+    if x.ndim != 3 or x.shape[1 if transposed else 2] != features or x.shape[2 if transposed else 1] < least:
         expected = f"(batch, {features}, length)" if transposed else f"(batch, length, {features})"
-        raise ValueError(f"expected x of shape {expected}, got {tuple(x.shape)}")
+        behind = f" with length >= {least}" if least else ""
+        raise ValueError(f"expected x of shape {expected}{behind}, got {tuple(x.shape)}")
 
 
 def refuse_requests(kwargs: Mapping[str, Any], taken: str) -> None:
@@ -29,8 +35,10 @@ def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
     """``lengths`` with one entry per row, where one was given for all."""
     if isinstance(lengths, bool):
         raise TypeError(f"expected lengths to be integers, got {lengths}")
-    if isinstance(lengths, int):
-        return torch.full((batch,), lengths)
+    if is_array(lengths):
+        lengths = torch.from_numpy(lengths)
+    if isinstance(lengths, Integral):
+        return torch.full((batch,), int(lengths))
     if isinstance(lengths, Tensor) and lengths.shape == (1,):
         return lengths.expand(batch)
     return lengths

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s4_fast import torch_private
+from s4_fast.arguments import integer, signal
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
+from s4_fast.ssm.layout import turned
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
 from s4_fast.state_spaces.arguments import check_shape, per_row, refuse_requests
 from s4_fast.state_spaces.convolution import FFTConv
@@ -38,6 +41,7 @@ class S4Block(AllOrNothing):
         dropout: probability of a zero in the layer and before the last linear map.
         tie_dropout: whether all time steps share one mask.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`.
 
     Raises:
@@ -59,11 +63,15 @@ class S4Block(AllOrNothing):
         dropout: float = 0.0,
         tie_dropout: bool = False,
         transposed: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **layer_args: Any,
     ) -> None:
         super().__init__()
-        for name, factor in (("d_model", d_model), ("bottleneck", bottleneck), ("gate", gate)):
-            _check_size(name, factor)
+        d_model = integer("d_model", d_model, 1)
+        bottleneck = None if bottleneck is None else integer("bottleneck", bottleneck, 1)
+        gate = None if gate is None else integer("gate", gate, 1)
         if bottleneck is not None and d_model % bottleneck:
             raise ValueError(f"bottleneck must divide d_model, got bottleneck = {bottleneck}, d_model = {d_model}")
         if postact is not None:
@@ -97,6 +105,7 @@ class S4Block(AllOrNothing):
             self.output_linear = LinearActivation(
                 width, d_model, activation=final_act, activate=True, initializer=initializer, weight_norm=weight_norm
             )
+        self.to(device, dtype)
 
     def forward(
         self,
@@ -126,14 +135,15 @@ class S4Block(AllOrNothing):
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
         refuse_requests(kwargs, "S4Block takes x, lengths, state and rate")
+        x = signal("x", x, self.layer.D)
         check_shape(x, self.d_model, self.transposed)
-        x = x.mT if self.transposed else x
+        x = turned(x) if self.transposed else x
         rows = padding.rows(per_row(lengths, x.shape[0]), x)
         if rows is not None:
             x = rows.cut(x)
         y, after = self.layer(self._enter(x), state=state, rate=rate, lengths=rows)
         y = self._leave(y, x)
-        return y.mT if self.transposed else y, after
+        return turned(y) if self.transposed else y, after
 
     def _enter(self, x: Tensor) -> Tensor:
         return x if self.bottleneck is None else self.input_linear(x)
@@ -157,8 +167,12 @@ class S4Block(AllOrNothing):
 
         From :meth:`default_state`, and without dropout, the outputs equal those of :meth:`forward`.
         """
+        x = signal("x", x, self.layer.D)
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"expected x of shape (batch, {self.d_model}), got {tuple(x.shape)}")
+        if torch_private.has_hooks(self):
+            y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
+            return (y[..., 0] if self.transposed else y[:, 0]), after
         y, after = self.layer.step(self._enter(x), state)
         return self._leave(y, x), after
 
@@ -168,12 +182,3 @@ class S4Block(AllOrNothing):
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, bottleneck={self.bottleneck}, gate={self.gate}, transposed={self.transposed}"
-
-
-def _check_size(name: str, size: int | None) -> None:
-    if size is None and name != "d_model":
-        return
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name} must be an int, got {size!r}")
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1, got {size}")

@@ -6,20 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from s4_fast.checkpoint import AllOrNothing
+from s4_fast import torch_private
+from s4_fast.arguments import integer, signal
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
-from s4_fast.layers.path import choose
-from s4_fast.ops import fft_conv
+from s4_fast.layers.sequence_module import SequenceModule
+from s4_fast.ssm.dplr import longest
+from s4_fast.ssm.parameters import HALF
+from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.activation import Activation, halves
 from s4_fast.state_spaces.arguments import check_shape, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 
 
-class FFTConv(AllOrNothing):
+class FFTConv(SequenceModule):
     """``activation(dropout(k * x + D x))`` on (batch, d_model, length), or (batch, length, d_model).
 
     The ``FFTConv`` of state-spaces/s4 with its options and names: ``D`` (channels, d_model), and the parameters of the
@@ -38,6 +40,7 @@ class FFTConv(AllOrNothing):
         tie_dropout: whether all time steps share one mask.
         drop_kernel: probability of a zero in the kernel.
         mode, kernel: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``); two names of one option.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **kernel_args: options of :class:`~s4_fast.state_spaces.kernels.SSMKernel`.
 
     Raises:
@@ -59,25 +62,30 @@ class FFTConv(AllOrNothing):
         drop_kernel: float = 0.0,
         mode: str | None = "dplr",
         kernel: str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kernel_args: Any,
     ) -> None:
         super().__init__()
+        d_model, channels = integer("d_model", d_model, 1), integer("channels", channels, 1)
         if kernel is not None and mode not in (None, "dplr", kernel):
             raise ValueError(f"mode and kernel are two names of one option, got mode={mode!r} and kernel={kernel!r}")
         name = mode if kernel is None else kernel
         if name not in KERNELS:
             raise ValueError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")
-        self.d_model, self.channels, self.l_max = d_model, channels, l_max
+        self.d_model, self.channels, self.l_max = d_model, channels, longest(l_max)
         self.swap_channels, self.bidirectional, self.transposed = swap_channels, bidirectional, transposed
         inner = 2 * channels if halves(activation) else channels
         self.activation = Activation(activation, dim=1 if transposed else -1, size=inner * d_model)
         self.D = nn.Parameter(torch.randn(inner, d_model))
         self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
-            d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=l_max, **kernel_args
+            d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=self.l_max, **kernel_args
         )
-        drop = DropoutNd(dropout, transposed=True) if tie_dropout else nn.Dropout(dropout)
+        drop = DropoutNd(dropout, transposed=transposed) if tie_dropout else nn.Dropout(dropout)
         self.drop = nn.Identity() if dropout == 0 else drop
         self.drop_kernel = nn.Identity() if drop_kernel == 0 else nn.Dropout(drop_kernel)
+        self.to(device, dtype)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, rate: float = 1.0, lengths: Lengths | int | None = None
@@ -100,56 +108,59 @@ class FFTConv(AllOrNothing):
             TypeError: lengths are not integers, or x or the state has the wrong dtype.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
-        check_shape(x, self.d_model, self.transposed)
+        x = as_autocast(signal("x", x, self.D))
+        rate = check_rate(rate)
+        rows = None
+        if lengths is not None:
+            check_shape(x, self.d_model, self.transposed)
+            u = x.mT if self.transposed else x
+            rows = padding.rows(per_row(lengths, len(u)), u)
+            x = rows.cut(u).mT if self.transposed else rows.cut(u)
+        kernel = self.kernel
+        way = Way(
+            time_major=not self.transposed,
+            bidirectional=self.bidirectional,
+            rate=rate,
+            taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
+            change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
+        )
+        before = None if state is None else kernel.read_state(state, len(x))
+        D = self.D.float() if self.D.dtype in HALF else self.D
+        y, after = self._through(
+            kernel,
+            x,
+            D,
+            way,
+            lambda least: self._check(x, state, least),
+            state=before,
+            rows=rows,
+            return_state=state is not None,
+        )
+        if state is not None and after is not None:
+            after = kernel.write_state(after.detach() if isinstance(kernel, SSMKernelDPLR) else after, state)
+        y = self.drop(self._ordered(y, 1 if self.transposed else -1))
+        return self.activation(y), after
+
+    def _check(self, x: Tensor, state: Tensor | None, least: int) -> None:
+        check_shape(x, self.d_model, self.transposed, least)
         if state is not None and self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it has no state to start from")
-        check_rate(rate)
-        u = x if self.transposed else x.mT
-        rows = padding.rows(per_row(lengths, u.shape[0]), u.mT)
-        if rows is not None:
-            u = rows.cut(u.mT).mT
-        batch, L = u.shape[0], u.shape[-1]
-        taps = L if self.l_max is None else min(L, max(1, round(self.l_max / rate)))
-        kernel, after = self.kernel, None
-        before = None if state is None else kernel.read_state(state, batch)
-        with kernel.computed_once():
-            if isinstance(kernel, SSMKernelDiag) and taps == L and self._scans(kernel, batch, L):
-                y, after = kernel.scan(u, self.D[0], before, rate=rate, bidirectional=self.bidirectional)
-                y = y[:, None]
-            else:
-                y = self._convolve(u, self.drop_kernel(kernel(L=taps, rate=rate)[0]))
-                if before is not None:
-                    y = y + kernel.free_response(before, L, rate)
-            if state is None:
-                after = None
-            elif after is None or rows is not None:
-                after = kernel.forward_state(u, state, None if rows is None else rows.lengths, rate)
-            else:
-                after = kernel.write_state(after, state)
-        y = self.drop(self._flat(y))
-        return self.activation(y if self.transposed else y.mT), after
 
-    def _scans(self, kernel: SSMKernelDiag, batch: int, L: int) -> bool:
-        """Whether the recurrence computes the same as a kernel of length L, and faster."""
-        return (
-            kernel.disc != "dss"
-            and kernel.backend is None
-            and len(self.D) == 1
-            and not (self.training and isinstance(self.drop_kernel, nn.Dropout))
-            and choose(kernel, batch, L).name == "scan"
-        )
+    def _ordered(self, y: Tensor, dim: int) -> Tensor:
+        """Outputs with their features, in ``dim``, in the order that was asked for, from (channels, d_model)."""
+        if not self.swap_channels or len(self.D) == 1:
+            return y
+        dim = dim % y.ndim
+        return y.unflatten(dim, (-1, self.d_model)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
-    def _convolve(self, u: Tensor, k: Tensor) -> Tensor:
-        """u (batch, d_model, length), k (channels, d_model, taps) -> (batch, channels, d_model, length)."""
-        u = u.contiguous()
-        if not self.bidirectional:
-            return fft_conv(u, k, self.D)
-        forwards, backwards = k.chunk(2)
-        return fft_conv(u, forwards, self.D) + fft_conv(u.flip(-1), pad(backwards, (1, 0))).flip(-1)
-
-    def _flat(self, y: Tensor) -> Tensor:
-        """(batch, channels, d_model, ...) -> (batch, features, ...)."""
-        return (y.transpose(1, 2) if self.swap_channels else y).flatten(1, 2)
+    def refuses_split(self) -> str:
+        if self.l_max is not None:
+            return f"its kernel is cut at l_max={self.l_max}, and a recurrence has no end; l_max=None has none"
+        if isinstance(self.drop_kernel, nn.Dropout):
+            return "drop_kernel draws a mask for a kernel of the whole length"
+        if isinstance(self.kernel, SSMKernelDiag) and not self.kernel.scans():
+            return "disc='dss' has no recurrence"
+        return ""
 
     def setup_length(self, L: int) -> None:
         """Make kernels up to length L available; see the kernel's method."""
@@ -170,12 +181,16 @@ class FFTConv(AllOrNothing):
         """
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
+        if torch_private.has_hooks(self):
+            y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
+            return (y[..., 0] if self.transposed else y[:, 0]), after
+        x = as_autocast(signal("x", x, self.D))
         if len(self.D) == 1:
             y, after = self.kernel.step(x, state, self.D[0])
         else:
             y, after = self.kernel.step(x, state)
-            y = y + self.D * x[:, None]
-        return self.activation(self._flat(y)), after
+            y = (y + self.D * x[:, None]).to(y.dtype)
+        return self.activation(self._ordered(y.flatten(1), 1)), after
 
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """The kernel's zero state, (*batch_shape, d_model, states), on ``device``, or where the parameters are."""

@@ -6,19 +6,22 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s4_fast.arguments import integer, number
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops._complex import expm1
 from s4_fast.ssm import initialization, with_conjugates, without_conjugates
-from s4_fast.ssm.diagonal import DiagonalModel
+from s4_fast.ssm.diagonal import DiagonalModel, Stored
 from s4_fast.ssm.discretization import check_stable
-from s4_fast.ssm.dplr import DPLRModel, check_longest
-from s4_fast.ssm.parameters import SSMParameters, to_pairs
+from s4_fast.ssm.dplr import DPLRModel, longest
+from s4_fast.ssm.model import SSMModel
+from s4_fast.ssm.parameters import to_pairs
 from s4_fast.state_spaces.initialization import UnknownArgumentError, initial
 from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
 
@@ -30,7 +33,7 @@ _OFFICIAL_BACKENDS = {"cuda": None, "keops": "keops", "naive": "pytorch", "auto"
 _GROUPS = ("A", "B", "C", "dt")
 
 
-class SSMKernel(SSMParameters):
+class SSMKernel(SSMModel):
     r"""What the official S4D and S4 kernels have in common: a kernel, its recurrence, and their options.
 
     ``x' = A x + B u, y = 2 Re C x`` for each of ``d_model`` features. Parameters, with ``n = d_state // 2`` stored
@@ -70,7 +73,6 @@ class SSMKernel(SSMParameters):
     is_real = False
     low_rank = False
     l_max: int | None
-    backend: str | None
     obsolete = ("omega", "z")
 
     def __init__(
@@ -99,7 +101,7 @@ class SSMKernel(SSMParameters):
         backend: str = "cuda",
         **init_args: Any,
     ) -> None:
-        check_longest(l_max)
+        l_max = longest(l_max)
         for option, transform in (
             ("dt_transform", dt_transform), ("real_transform", real_transform), ("imag_transform", imag_transform),
         ):  # fmt: skip
@@ -107,8 +109,7 @@ class SSMKernel(SSMParameters):
         if backend not in _OFFICIAL_BACKENDS and backend not in BACKENDS:
             known = ", ".join(dict.fromkeys((*_OFFICIAL_BACKENDS, *BACKENDS)))
             raise ValueError(f"unknown backend {backend!r}; expected one of {known}")
-        if isinstance(d_state, bool) or not isinstance(d_state, int):
-            raise TypeError(f"d_state must be an int, got {d_state!r}")
+        d_state = integer("d_state", d_state)
         init = _one_init(init, measure)
         rates, decays = _by_group("lr", lr), _by_group("wd", wd)
         n = d_state // 2
@@ -131,14 +132,14 @@ class SSMKernel(SSMParameters):
             # The conjugate, as the original: a seed gives the same numbers.
             C = torch.randn(channels, d_model, n, dtype=torch.get_default_dtype().to_complex(), device="cpu").conj()
         inv_dt = untransformed(dt, dt_transform, "dt")
-        self._register("inv_dt", inv_dt.asinh() if dt_fast else inv_dt, rates["dt"], decays["dt"])
-        self._register("C", C.real if self.is_real else to_pairs(C), rates["C"], None)
-        self._register("B", B[None].real if self.is_real else to_pairs(B[None]), rates["B"], decays["B"])
-        self._register("A_real", untransformed(-A.real, real_transform, "-Re A"), rates["A"], decays["A"])
+        self.add_parameter("inv_dt", inv_dt.asinh() if dt_fast else inv_dt, rates["dt"], decays["dt"])
+        self.add_parameter("C", C.real if self.is_real else to_pairs(C), rates["C"], None)
+        self.add_parameter("B", B[None].real if self.is_real else to_pairs(B[None]), rates["B"], decays["B"])
+        self.add_parameter("A_real", untransformed(-A.real, real_transform, "-Re A"), rates["A"], decays["A"])
         if not self.is_real:
-            self._register("A_imag", untransformed(-A.imag, imag_transform, "-Im A"), rates["A"], decays["A"])
+            self.add_parameter("A_imag", untransformed(-A.imag, imag_transform, "-Im A"), rates["A"], decays["A"])
         if self.low_rank:
-            self._register("P", to_pairs(P), rates["A"], decays["A"])
+            self.add_parameter("P", to_pairs(P), rates["A"], decays["A"])
         if verbose:
             log.info("%s: d_model=%d, states=%d, l_max=%s", type(self).__name__, d_model, n, l_max)
 
@@ -170,18 +171,19 @@ class SSMKernel(SSMParameters):
         return self.d_state // 2
 
     def _dt(self) -> Tensor:
-        return transformed(self.inv_dt.sinh() if self.dt_fast else self.inv_dt, self.dt_transform)
+        inv_dt = self.read("inv_dt")
+        return transformed(inv_dt.sinh() if self.dt_fast else inv_dt, self.dt_transform)
 
     def _A(self) -> Tensor:
-        real = -transformed(self.A_real, self.real_transform)
-        imag = torch.zeros_like(real) if self.is_real else -transformed(self.A_imag, self.imag_transform)
+        real = -transformed(self.read("A_real"), self.real_transform)
+        imag = torch.zeros_like(real) if self.is_real else -transformed(self.read("A_imag"), self.imag_transform)
         return torch.complex(real, imag)
 
     def _B(self) -> Tensor:
-        return torch.complex(self.B[0], torch.zeros_like(self.B[0])) if self.is_real else super()._B()
+        return _as_complex(self.read("B")[0]) if self.is_real else super()._B()
 
     def _C(self) -> Tensor:
-        C = torch.complex(self.C, torch.zeros_like(self.C)) if self.is_real else super()._C()
+        C = _as_complex(self.read("C")) if self.is_real else super()._C()
         if self.bandlimit is None:
             return C
         frequencies = self.dt() * self.A().imag.abs() / (2 * math.pi)
@@ -203,10 +205,14 @@ class SSMKernel(SSMParameters):
             TypeError: the state has the wrong dtype.
             ValueError: the state has the wrong shape, or L or the rate is not positive.
         """
-        check_rate(rate)
+        rate = check_rate(rate)
         L = self._whole(rate) if L is None else L
         k = self.kernel(L, rate)
         return k, None if state is None else self.free_response(self.read_state(state), L, rate)
+
+    def seen_kernel(self, L: int, rate: float = 1.0) -> Tensor:
+        k: Tensor = self(L=L, rate=rate)[0]
+        return k
 
     def _whole(self, rate: float) -> int:
         if self.l_max is None:
@@ -221,7 +227,7 @@ class SSMKernel(SSMParameters):
 
         The states are one of each conjugate pair, complex; with ``is_real`` they are real.
         """
-        dtype = self.C.dtype if self.is_real else self._complex_dtype()
+        dtype = self.state_dtype().to_real() if self.is_real else self.state_dtype()
         return torch.zeros(*batch_shape, self.d_model, self._states(), dtype=dtype, device=self.C.device)
 
     def _states(self) -> int:
@@ -239,7 +245,8 @@ class SSMKernel(SSMParameters):
         if state.shape[-1] == self.d_state and not self.is_real:
             state = without_conjugates(state)
         pairs = self._widened(state)
-        self.check(self.C.new_empty(len(pairs) if batch is None else batch, self.d_model), pairs)
+        u = pairs.real.new_empty(len(pairs) if batch is None else batch, self.d_model)
+        self.check(u, pairs)
         return pairs
 
     def write_state(self, pairs: Tensor, like: Tensor) -> Tensor:
@@ -251,9 +258,10 @@ class SSMKernel(SSMParameters):
     def _widened(self, state: Tensor) -> Tensor:
         if not self.is_real:
             return state
-        if state.dtype != self.C.dtype:
-            raise TypeError(f"expected state to be {self.C.dtype} (is_real), got {state.dtype}")
-        return torch.complex(state, torch.zeros_like(state))
+        expected = self.state_dtype().to_real()
+        if state.dtype != expected:
+            raise TypeError(f"expected state to be {expected} (is_real), got {state.dtype}")
+        return _as_complex(state)
 
     def forward_state(
         self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
@@ -261,14 +269,14 @@ class SSMKernel(SSMParameters):
         """The state, like ``state``, after u (batch, d_model, L), or after ``lengths`` (batch,) samples of the rows."""
         if state is None:
             state = self.default_state(u.shape[0])
-        return self.write_state(super().forward_state(u, self.read_state(state), lengths, rate), state)
+        return self.write_state(self.state_after(u, self.read_state(state), lengths, rate), state)
 
     def _setup_step(self, mode: str = "dense") -> None:
         """Compute what :meth:`step` needs of the parameters, which it would do by itself."""
         if mode not in _STEP_MODES:
             raise ValueError(f"unknown step mode {mode!r}; expected one of {', '.join(_STEP_MODES)}")
         with torch.no_grad():
-            self._cached(self._stepper)
+            self.remembered("stepper", self._stepper)
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: u (batch, d_model), state -> y (batch, channels, d_model), the next state.
@@ -307,13 +315,23 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
         super().__init__(*args, d_state=d_state, **kwargs)
         self.disc = self.discretization = disc
 
+    def stored(self) -> Stored:
+        options = (self.dt_transform, self.dt_fast, self.real_transform, self.imag_transform)
+        if options != ("exp", False, "exp", "none") or self.is_real or self.bandlimit is not None:
+            return super().stored()
+        names = ("inv_dt", "A_real", "A_imag", "B", "C")
+        return Stored(*map(self.read, names), log_dt=True, log_decay=True, conjugate=True)
+
+    def scans(self) -> bool:
+        return self.disc != "dss"
+
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         return self._normalized(L, rate) if self.disc == "dss" else super().kernel(L, rate)
 
-    def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
         if self.disc == "dss":
             raise RuntimeError("disc='dss' normalises the kernel by its length: there is no recurrence, and no state")
-        return super().discretize(rate)
+        return super()._discretize(rate)
 
     def _normalized(self, L: int, rate: float) -> Tensor:
         """``Re sum_n C B (exp(z) - 1) / (A (exp(z L) - 1)) exp(z l)``, z = dt A, with 1 / x as x* / (|x|^2 + 1e-7).
@@ -416,10 +434,16 @@ KERNELS = {
 }
 
 
-def check_rate(rate: float) -> None:
-    """Raise ValueError unless the sampling rate is positive."""
+def check_rate(rate: Any) -> float:
+    """A sampling rate as a float; TypeError or ValueError unless it is a positive number."""
+    rate = number("rate", rate)
     if not 0 < rate < math.inf:
         raise ValueError(f"expected a rate above 0, got {rate}")
+    return rate
+
+
+def _as_complex(t: Tensor) -> Tensor:
+    return torch.complex(t, torch.zeros_like(t))
 
 
 def _one_init(init: str | Sequence[str] | None, measure: str | None) -> str | Sequence[str]:
@@ -442,7 +466,7 @@ def _by_group(option: str, given: float | Mapping[str, float | None] | None) -> 
     else:
         found = dict.fromkeys(_GROUPS, given)
     for value in found.values():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError(f"{option} must be a number or a mapping of {', '.join(_GROUPS)} to numbers, got {value!r}")
         if value is not None and not value >= 0:
             raise ValueError(f"{option} must be at least 0, got {value}")

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4_fast.checkpoint import AllOrNothing
+from s4_fast.arguments import integer, number, refuse_unknown, signal
 from s4_fast.layers.dropout import DropoutNd
-from s4_fast.layers.path import choose
-from s4_fast.ops import fft_conv
+from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
-from s4_fast.ssm.diagonal import DiagonalModel
+from s4_fast.ssm.diagonal import DiagonalModel, Stored
+from s4_fast.ssm.layout import turned
+from s4_fast.ssm.parameters import HALF
+from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.arguments import refuse_requests
 
 _KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
@@ -43,40 +45,54 @@ class S4DKernel(DiagonalModel):
     def __init__(
         self, d_model: int, N: int = 64, dt_min: float = 0.001, dt_max: float = 0.1, lr: float | None = None
     ) -> None:
-        if N < 2:
-            raise ValueError(f"N must be at least 2, got {N}")
-        if lr is not None and not lr >= 0:
+        N = integer("N", N, 2)
+        if lr is not None and not number("lr", lr) >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
         super().__init__(d_model, N // 2 * 2, channels=1, n_ssm=None)
         dtype = torch.get_default_dtype()
         log_dt = initialization.log_dt((d_model,), dt_min, dt_max, dtype=dtype)
         A, _ = initialization.diagonal("lin", self.d_state)
         self.C = nn.Parameter(torch.view_as_real(torch.randn(d_model, A.shape[-1], dtype=dtype.to_complex())))
-        self._register("log_dt", log_dt, lr, 0.0)
-        self._register("log_A_real", (-A.real).log().expand(d_model, -1), lr, 0.0)
-        self._register("A_imag", A.imag.expand(d_model, -1), lr, 0.0)
+        self.add_parameter("log_dt", log_dt, lr, 0.0)
+        self.add_parameter("log_A_real", (-A.real).log().expand(d_model, -1), lr, 0.0)
+        self.add_parameter("A_imag", A.imag.expand(d_model, -1), lr, 0.0)
+
+    def stored(self) -> Stored:
+        return Stored(
+            self.read("log_dt"),
+            self.read("log_A_real"),
+            self.read("A_imag"),
+            None,
+            self.read("C"),
+            log_dt=True,
+            log_decay=True,
+        )
 
     def _dt(self) -> Tensor:
-        return self.log_dt.exp()[:, None]
+        return self.read("log_dt").exp()[:, None]
 
     def _A(self) -> Tensor:
-        return torch.complex(-self.log_A_real.exp(), self.A_imag)
+        return torch.complex(-self.read("log_A_real").exp(), self.read("A_imag"))
 
     def _B(self) -> Tensor:
-        return torch.ones_like(torch.view_as_complex(self.C))
+        return torch.ones_like(self._C()[0])
 
     def _C(self) -> Tensor:
-        return torch.view_as_complex(self.C)[None]
+        return torch.view_as_complex(self.read("C"))[None]
 
-    def forward(self, L: int) -> Tensor:
+    def forward(self, L: int) -> Tensor:  # type: ignore[override]
         """The first L samples of the kernel, (d_model, L), differentiable in every parameter."""
         return self.kernel(L)[0]
 
+    def seen_kernel(self, L: int, rate: float = 1.0) -> Tensor:
+        found: Tensor = self(L)
+        return found[None]
 
-class S4D(AllOrNothing):
+
+class S4D(SequenceModule):
     """``GLU(W dropout(gelu(SSM(u) + D u)))`` on (batch, d_model, length), or (batch, length, d_model).
 
-    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.layers.path`).
+    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.ssm.sequence`).
     The same seed gives the initial weights of the original on the CPU, but for rounding. Names and shapes in the
     ``state_dict`` are the original's: those of :class:`S4DKernel` under ``kernel``, ``D`` and ``output_linear.0``.
 
@@ -85,6 +101,7 @@ class S4D(AllOrNothing):
         d_state: real state size N per feature.
         dropout: probability that :class:`s4_fast.DropoutNd` drops a feature, at all positions at once.
         transposed: whether features come before the positions.
+        device, dtype: of the parameters; None for PyTorch's defaults.
         **kernel_args: ``dt_min``, ``dt_max`` and ``lr`` of :class:`S4DKernel`.
 
     Raises:
@@ -93,21 +110,26 @@ class S4D(AllOrNothing):
     """
 
     def __init__(
-        self, d_model: int, d_state: int = 64, dropout: float = 0.0, transposed: bool = True, **kernel_args: Any
+        self,
+        d_model: int,
+        d_state: int = 64,
+        dropout: float = 0.0,
+        transposed: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kernel_args: Any,
     ) -> None:
         super().__init__()
-        unknown = [name for name in kernel_args if name not in _KERNEL_OPTIONS]
-        if unknown:
-            raise TypeError(
-                f"unknown option {', '.join(unknown)}; S4D takes d_model, d_state, dropout, transposed, "
-                f"{', '.join(_KERNEL_OPTIONS)}"
-            )
+        refuse_unknown("S4D", kernel_args, ("d_model", "d_state", "dropout", "transposed", *_KERNEL_OPTIONS))
+        d_model, d_state = integer("d_model", d_model, 1), integer("d_state", d_state)
         self.h, self.n, self.d_output, self.transposed = d_model, d_state, d_model, transposed
         self.D = nn.Parameter(torch.randn(d_model))
         self.kernel = S4DKernel(d_model, N=d_state, **kernel_args)
         self.activation = nn.GELU()
         self.dropout = nn.Identity() if dropout == 0 else DropoutNd(dropout, transposed=True)
         self.output_linear = nn.Sequential(nn.Conv1d(d_model, 2 * d_model, kernel_size=1), nn.GLU(dim=-2))
+        self.to(device, dtype)
 
     def forward(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         """u of shape (batch, d_model, length), or without the batch; with d_model last if not ``transposed``.
@@ -122,18 +144,22 @@ class S4D(AllOrNothing):
             ValueError: u has the wrong shape.
         """
         refuse_requests(kwargs, "S4D takes u alone and has no state to pass")
+        u = as_autocast(signal("u", u, self.D))
+        single = u.ndim == 2
+        batch = u[None] if single else u
+        way = Way(time_major=not self.transposed)
+        skip = self.D.float() if self.D.dtype in HALF else self.D
+        y, _ = self._through(self.kernel, batch, skip, way, lambda least: self._check(u, least))
+        # The map takes (batch, d_model, length).
+        y = y if self.transposed else turned(y)
+        y = self.output_linear(self.dropout(self.activation(y)))
+        y = y if self.transposed else turned(y)
+        return (y[0] if single else y), None
+
+    def _check(self, u: Tensor, least: int) -> None:
         features = -2 if self.transposed else -1
-        if u.ndim not in (2, 3) or u.shape[features] != self.h or u.shape[-3 - features] < 1:
+        if u.ndim not in (2, 3) or u.shape[features] != self.h or u.shape[-3 - features] < least:
             sizes = f"{self.h}, length" if self.transposed else f"length, {self.h}"
             raise ValueError(
-                f"expected u of shape (batch, {sizes}) or ({sizes}) with length >= 1, got {tuple(u.shape)}"
+                f"expected u of shape (batch, {sizes}) or ({sizes}) with length >= {least}, got {tuple(u.shape)}"
             )
-        if not self.transposed:
-            u = u.mT
-        batch, L = u.reshape(-1, *u.shape[-2:]), u.shape[-1]
-        if choose(self.kernel, batch.shape[0], L).name == "scan":
-            y, _ = self.kernel.scan(batch, self.D)
-        else:
-            y = fft_conv(batch, self.kernel(L=L), self.D)
-        y = self.output_linear(self.dropout(self.activation(y))).view(u.shape)
-        return y if self.transposed else y.mT, None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
-from s4_fast.backend_table import Threshold
-from s4_fast.layers import path, ssm_layer
+from s4_fast.backend_table import SCAN_THRESHOLDS, Threshold
+from s4_fast.layers import ssm_layer
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
 from s4_fast.ssm import diagonal
@@ -282,7 +282,7 @@ def test_the_path_is_chosen_by_length_and_can_be_overridden(backend, n, least):
         assert taken(layer, short) == layer.explain(short).name == "convolution"
         assert taken(layer, long) == layer.explain(long).name == "scan"
         assert f"n = {n}" in layer.explain(long).reason and f"L = {least}" in layer.explain(long).reason
-        with mock.patch.dict(path.THRESHOLDS, {("cpu", backend): Threshold(n, 1)}):
+        with mock.patch.dict(SCAN_THRESHOLDS, {("cpu", backend): Threshold(n, 1)}):
             assert taken(layer, short) == "scan"
         layer.path = "scan"
         assert taken(layer, short) == "scan" and "path=" in layer.explain(short).reason

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import glu, linear
 
-from s4_fast.layers import path as layers_path
+from s4_fast.ssm import sequence
 from s4_fast.ssm import diagonal
 from s4_fast.state_spaces import FFTConv, SSMKernelDiag, SSMKernelDPLR, convolution
 from tests.helpers import normal, relative_error
@@ -171,7 +171,7 @@ def linear_part(layer: FFTConv, x: Tensor, rate: float = 1.0) -> Tensor:
 
 
 def chosen(path: str) -> Any:
-    return mock.patch.object(convolution, "choose", return_value=layers_path.Path(path, "a test"))
+    return mock.patch.object(sequence, "faster", return_value=sequence.Path(path, "a test"))
 
 
 @EACH_MODE

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, linear
 
 from s4_fast import get_ssm_param_groups
-from s4_fast.layers.path import Path
+from s4_fast.ssm import sequence
 from s4_fast.state_spaces import S4D, S4DKernel, s4d
 from tests.helpers import normal, relative_error
 
@@ -48,7 +48,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture
 def path(request: pytest.FixtureRequest) -> Iterator[None]:
     """The way through the sequence that `request.param` names."""
-    with mock.patch.object(s4d, "choose", return_value=Path(request.param, "a test")) as choose:
+    with mock.patch.object(sequence, "faster", return_value=sequence.Path(request.param, "a test")) as choose:
         yield
         choose.assert_called()
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from typing import NamedTuple
+
+_FLAGS = ("time_major", "bidirectional", "bilinear", "log_dt", "log_decay", "conjugate")
 
 
-@dataclass(frozen=True)
-class Form:
-    """The options of :func:`s4_fast.diagonal_ssm` as its backends take them.
+class Form(NamedTuple):
+    """The options of a diagonal SSM as its backends take them."""
 
-    ``flags`` is their sum in the native library's header (``S4_FAST_TIME_MAJOR`` and the following).
-    """
-
-    time_major: bool = False  # u is (batch, L, H) and y (batch, L, c, H)
+    time_major: bool = False  # u is (batch, L, H) and y (batch, L, c H)
     bidirectional: bool = False  # the last half of C's channels runs from the end
     bilinear: bool = False  # instead of zero-order hold
     log_dt: bool = False  # dt holds log dt
@@ -22,9 +21,15 @@ class Form:
 
     @property
     def flags(self) -> int:
-        names = ("time_major", "bidirectional", "bilinear", "log_dt", "log_decay", "conjugate")
-        return sum(1 << i for i, name in enumerate(names) if getattr(self, name))
+        """The flags of the native library's header, ``S4_FAST_TIME_MAJOR`` and the following, as a sum."""
+        return sum(1 << i for i, name in enumerate(_FLAGS) if getattr(self, name))
 
     def channels(self, of_C: int) -> int:
         """The number of outputs per feature, for that many channels of C."""
         return of_C // 2 if self.bidirectional else of_C
+
+
+@functools.cache
+def form_of(flags: int, rate: float) -> Form:
+    """The form with these flags."""
+    return Form(*(bool(flags >> i & 1) for i in range(len(_FLAGS))), rate)

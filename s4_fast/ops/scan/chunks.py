@@ -26,22 +26,22 @@ _ROWS = 1024
 
 
 class Chunks:
-    """The tables of (H, n) nodes, given by their powers lambda^(2^k), for chunks of up to T samples.
+    """The tables of (H, n) nodes, given by their powers lambda^(2^k), for chunks of up to T samples, in C's precision.
 
     Signals are (H, batch, M, r): M chunks of r samples, where M = 1 unless r = T, a power of two.
     """
 
     def __init__(self, powers: Sequence[Tensor], B: Tensor, C: Tensor, D: Tensor, T: int) -> None:
         self.B, self.C, self.T = B.to(torch.complex128), C.to(torch.complex128), T
-        self.dtype = B.dtype
+        self.dtype = C.dtype
         self.carried = powers[(T - 1).bit_length() :]
-        self.power = power_table(powers[: T.bit_length()], T + 1, B, torch.complex128).transpose(0, 1)
+        self.power = power_table(powers[: T.bit_length()], T + 1, C, torch.complex128).transpose(0, 1)
         input_powers = self.B[:, None] * self.power[:, :T]
         lags = 2 * torch.bmm(input_powers, self.C[..., None])[..., 0].real
         if D.numel():
             lags[:, 0] += D
         # Row j holds K[t - j]: windows of K behind T - 1 zeros.
-        self.toeplitz = pad(lags.to(B.real.dtype), (T - 1, 0)).unfold(-1, T, 1).flip(1)
+        self.toeplitz = pad(lags.to(C.real.dtype), (T - 1, 0)).unfold(-1, T, 1).flip(1)
         self.falling = input_powers.to(self.dtype).flip(1)  # B lambda^(T-1-j)
         self.rising = (2 * self.C[:, None] * self.power[:, 1:]).to(self.dtype)  # 2 C lambda^(t+1)
 

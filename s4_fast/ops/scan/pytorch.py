@@ -93,9 +93,14 @@ def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tenso
     lambda and its product with the state are complex128: float32's roundings of both are not random, and add up over
     the steps of a weakly damped state.
     """
-    following = (torch.exp(x.to(_WIDE)) * state + B * u[..., None]).to(state.dtype)
-    y = 2 * (C * following).sum(-1).real
-    return (torch.addcmul(y, D, u) if D.numel() else y), following
+    after = following(u, state, torch.exp(x.to(_WIDE)), B)
+    y = 2 * (C * after).sum(-1).real
+    return (torch.addcmul(y, D, u) if D.numel() else y), after
+
+
+def following(u: Tensor, state: Tensor, decay: Tensor, B: Tensor) -> Tensor:
+    """The state after u (Bt, H), for ``decay`` = exp(x) in complex128."""
+    return (decay * state + B * u[..., None]).to(state.dtype)
 
 
 def ssm_step_backward(

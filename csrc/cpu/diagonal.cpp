@@ -1,0 +1,116 @@
+// A scan from the continuous parameters of its system.
+#include "../include/s4_fast.h"
+#include "arguments.h"
+#include "scan_call.h"
+
+namespace s4_fast {
+namespace {
+
+// All that both calls are told.
+struct Diagonal {
+    int64_t dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states;
+    double rate;
+    const void *u, *dt, *A_real, *A_imag, *B, *C, *D, *state, *ahead;
+
+    bool has(int64_t flag) const { return (flags & flag) != 0; }
+
+    template <class T>
+    Scan<T> scan() const {
+        const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
+        System<T> system;
+        system.B = real(B), system.dt = real(dt), system.A_real = real(A_real), system.A_imag = real(A_imag);
+        system.copies = copies, system.dt_states = dt_states, system.rate = rate;
+        system.bilinear = has(S4_FAST_BILINEAR), system.log_dt = has(S4_FAST_LOG_DT);
+        system.log_decay = has(S4_FAST_LOG_DECAY), system.conjugate = has(S4_FAST_CONJUGATE);
+        const Signal signal = signal_dtype == S4_FAST_BFLOAT16  ? Signal::bfloat16
+                              : signal_dtype == S4_FAST_FLOAT16 ? Signal::float16
+                                                                : Signal::same;
+        return {batch,
+                H,
+                n,
+                L,
+                c,
+                has(S4_FAST_TIME_MAJOR),
+                has(S4_FAST_BIDIRECTIONAL),
+                signal,
+                system,
+                u,
+                real(C),
+                real(D),
+                real(state),
+                real(ahead)};
+    }
+};
+
+// body(T()) if the arguments are valid.
+template <class Body>
+int checked(const char *function, const Diagonal &of, std::initializer_list<const void *> pointers, Body body) {
+    constexpr int64_t kFlags = 2 * S4_FAST_CONJUGATE - 1;
+    return for_dtype(function, of.dtype,
+                     {{"batch", of.batch},
+                      {"H", of.H},
+                      {"n", of.n},
+                      {"L", of.L},
+                      {"c", of.c},
+                      {"copies", of.copies},
+                      {"dt_states", of.dt_states}},
+                     pointers, [&](auto zero) {
+                         const bool half = of.signal_dtype == S4_FAST_BFLOAT16 || of.signal_dtype == S4_FAST_FLOAT16;
+                         if (of.signal_dtype != of.dtype && !(half && of.dtype == S4_FAST_FLOAT32)) {
+                             return fail("%s: signal_dtype %lld does not go with dtype %lld", function,
+                                         (long long)of.signal_dtype, (long long)of.dtype);
+                         }
+                         if ((of.flags & ~kFlags) != 0)
+                             return fail("%s: unknown flags %lld", function, (long long)of.flags);
+                         if (of.H % of.copies != 0) {
+                             return fail("%s: copies must divide H = %lld, got %lld", function, (long long)of.H,
+                                         (long long)of.copies);
+                         }
+                         if (of.dt_states != 1 && of.dt_states != of.n) {
+                             return fail("%s: dt_states must be 1 or n = %lld, got %lld", function, (long long)of.n,
+                                         (long long)of.dt_states);
+                         }
+                         return body(zero);
+                     });
+}
+
+}  // namespace
+}  // namespace s4_fast
+
+using namespace s4_fast;
+
+extern "C" int s4_fast_cpu_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
+                                    int64_t n, int64_t L, int64_t c, int64_t copies, int64_t dt_states, double rate,
+                                    const void *u, const void *dt, const void *A_real, const void *A_imag,
+                                    const void *B, const void *C, const void *D, const void *state, const void *ahead,
+                                    void *y, void *final, int64_t threads) {
+    const Diagonal of = {dtype, signal_dtype, flags,  batch,  H, n, L, c,     copies, dt_states, rate,
+                         u,     dt,           A_real, A_imag, B, C, D, state, ahead};
+    return checked("diagonal", of, {u, dt, A_real, A_imag, C, y}, [&](auto zero) {
+        using T = decltype(zero);
+        return run_scan(of.scan<T>(), y, static_cast<T *>(final), threads);
+    });
+}
+
+extern "C" int s4_fast_cpu_diagonal_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                             int64_t H, int64_t n, int64_t L, int64_t c, int64_t copies,
+                                             int64_t dt_states, double rate, const void *grad_y, const void *grad_final,
+                                             const void *u, const void *dt, const void *A_real, const void *A_imag,
+                                             const void *B, const void *C, const void *D, const void *state,
+                                             const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real,
+                                             void *grad_A_imag, void *grad_B, void *grad_C, void *grad_D,
+                                             void *grad_state, void *grad_ahead, int64_t threads) {
+    const Diagonal of = {dtype, signal_dtype, flags,  batch,  H, n, L, c,     copies, dt_states, rate,
+                         u,     dt,           A_real, A_imag, B, C, D, state, ahead};
+    return checked("diagonal_backward", of, {u, dt, A_real, A_imag, C}, [&](auto zero) {
+        using T = decltype(zero);
+        const auto real = [](void *pointer) { return static_cast<T *>(pointer); };
+        ScanGradients<T> to;
+        to.dt = real(grad_dt), to.A_real = real(grad_A_real), to.A_imag = real(grad_A_imag);
+        to.B = real(grad_B), to.C = real(grad_C), to.D = real(grad_D);
+        const ScanBackward<T> scan = {of.scan<T>(), grad_y,           static_cast<const T *>(grad_final),
+                                      grad_u,       real(grad_state), real(grad_ahead),
+                                      to.any()};
+        return run_scan_backward(scan, to, threads);
+    });
+}

@@ -1,0 +1,114 @@
+"""What users pass to constructors and calls: sizes, numbers and options, as PyTorch takes them, or one clear error."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kind(value: object) -> str:
+    """What ``value`` is, for messages."""
+    if isinstance(value, Tensor):
+        return f"a tensor, {str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if is_array(value):
+        return "a NumPy array (torch.from_numpy makes a tensor of it)"
+    name = type(value).__name__
+    return f"an {name}" if name[:1] in "aeio" else f"a {name}"
+
+
+def is_array(value: object) -> bool:
+    """Whether ``value`` is a NumPy array; asked without importing NumPy."""
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
+
+
+def signal(name: str, value: Any, like: Tensor) -> Tensor:
+    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``like`` is on another device.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if is_array(value):
+        return torch.from_numpy(value).to(like.device)
+    raise TypeError(f"expected {name} to be a tensor, got {kind(value)}")
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """``value`` as an int: an int, or what stands for one without loss, such as a NumPy integer.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is less than ``least``.
+    """
+    if isinstance(value, (bool, float, str)) or is_array(value):
+        raise TypeError(f"{name} must be an int, got {value!r}" if not is_array(value) else _not(name, "an int", value))
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(_not(name, "an int", value)) from None
+    if least is not None and found < least:
+        raise ValueError(f"{name} must be at least {least}, got {found}")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a float: a real number, of NumPy or in a tensor of one entry too.
+
+    Raises:
+        TypeError: it is not a number.
+    """
+    single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if isinstance(value, bool) or not (single or isinstance(value, Real)):
+        raise TypeError(_not(name, "a number", value))
+    return float(value)
+
+
+def _not(name: str, expected: str, value: Any) -> str:
+    return f"{name} must be {expected}, got {kind(value)}"
+
+
+def sizes(**given: Any) -> tuple[int, ...]:
+    """Integers of at least 1.
+
+    Raises:
+        TypeError: one is not an integer.
+        ValueError: one is less than 1.
+    """
+    return tuple(integer(name, value, 1) for name, value in given.items())
+
+
+def state_size(d_state: Any) -> int:
+    """``d_state`` as an even int of at least 2."""
+    (found,) = sizes(d_state=d_state)
+    if found % 2:
+        raise ValueError(f"d_state must be even (conjugate pairs are stored as halves), got {found}")
+    return found
+
+
+def options_of(*takers: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that ``takers`` take, in their order, each once."""
+    names: dict[str, None] = {}
+    for taker in takers:
+        for name, parameter in inspect.signature(taker).parameters.items():
+            if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                names[name] = None
+    return list(names)
+
+
+def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise TypeError where ``given`` has an option that is not in ``known``.
+
+    The message names ``owner``, the layer that was called, and lists what it takes.
+    """
+    known = list(known)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        word = "option" if len(unknown) == 1 else "options"
+        raise TypeError(f"{owner}: unknown {word} {', '.join(unknown)}; it takes {', '.join(known)}")

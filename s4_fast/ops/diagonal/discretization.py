@@ -1,0 +1,92 @@
+"""The discretisation of a diagonal SSM and its adjoint, in complex128."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, conj_physical
+
+from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops.diagonal.form import Form
+
+_WIDE = torch.complex128
+
+
+def phi(z: Tensor) -> Tensor:
+    """``(exp(z) - 1) / z``, and 1 at 0."""
+    one = z.abs() < torch.finfo(z.dtype).eps  # to rounding
+    return torch.where(one, 1, expm1(z) / torch.where(one, 1, z))
+
+
+def phi_derivative(z: Tensor) -> Tensor:
+    """``(exp(z) - phi(z)) / z``, which magnifies roundings by ``1/|z|``: near 0 its series, ``sum (k+1) z^k / (k+2)!``.
+
+    For z in complex128.
+    """
+    small = z.abs() < 0.5
+    t = torch.where(small, z, 0)
+    series = torch.full_like(t, _SERIES[-1])
+    for coefficient in reversed(_SERIES[:-1]):
+        series = coefficient + t * series
+    far = torch.where(small, 1, z)
+    return torch.where(small, series, (torch.exp(far) - phi(far)) / far)
+
+
+def _series(terms: int) -> list[float]:
+    coefficients, factorial = [], 1.0
+    for k in range(terms):
+        factorial *= k + 2
+        coefficients.append((k + 1) / factorial)
+    return coefficients
+
+
+_SERIES = _series(16)
+
+
+class Discretized:
+    """``x = log(lambda)`` and ``B_bar = step hold(z) B``, z = step A, of dt (H, 1) or (H, n), A_real, A_imag (S, n), B
+    (S, n, 2) or None for 1. Feature h takes the copy h % S of A and B.
+
+    Zero-order hold: ``x = z`` and ``hold = (exp(z) - 1) / z`` (S4D, section 2). Bilinear: ``x = log((2 + z) / (2 - z))``
+    and ``hold = 1 / (1 - z/2)`` (S4, equation 3).
+    """
+
+    def __init__(self, dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor | None, form: Form) -> None:
+        self.form, self.copies = form, len(dt) // len(A_real)
+        wide = dt.double()
+        self.step = form.rate * (wide.exp() if form.log_dt else wide)
+        real, imag = A_real.double(), A_imag.double()
+        self.A = torch.complex(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
+        self.A = self.A.repeat(self.copies, 1)
+        self.z = self.step * self.A
+        self.B = None if B is None else torch.view_as_complex(B).to(_WIDE).repeat(self.copies, 1)
+        self.hold = 1 / (1 - self.z / 2) if form.bilinear else phi(self.z)
+        self.x = log_bilinear(self.z) if form.bilinear else self.z
+        self.B_bar = self.step * self.hold if self.B is None else self.step * self.hold * self.B
+
+    def gradients(self, grad_x: Tensor, grad_B_bar: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of dt, A_real, A_imag and B, float64 (B as pairs), for those of x and B_bar (H, n).
+
+        ``grad_z = grad_x x'* + grad_B_bar (step hold' B)*``, ``grad_A = step grad_z``, ``grad_B = grad_B_bar (step
+        hold)*``, ``grad_step = Re sum_n grad_z A* + grad_B_bar (hold B)*``.
+        """
+        form, z = self.form, self.z
+        held = grad_B_bar if self.B is None else grad_B_bar * conj_physical(self.B)
+        slope = self.hold.square() / 2 if form.bilinear else phi_derivative(z)
+        grad_z = grad_x / conj_physical(1 - z.square() / 4) if form.bilinear else grad_x
+        grad_z = grad_z + held * conj_physical(self.step * slope)
+        grad_step = (grad_z * conj_physical(self.A) + held * conj_physical(self.hold)).real
+        if self.step.shape[1] == 1:
+            grad_step = grad_step.sum(1, keepdim=True)
+        grad_A = self._of_copies(self.step * grad_z)
+        grad_B = self._of_copies(grad_B_bar * conj_physical(self.step * self.hold))
+        own = self.A[: len(grad_A)]
+        return (
+            grad_step * (self.step if form.log_dt else form.rate),
+            grad_A.real * own.real if form.log_decay else grad_A.real,
+            -grad_A.imag if form.conjugate else grad_A.imag,
+            torch.view_as_real(grad_B),
+        )
+
+    def _of_copies(self, t: Tensor) -> Tensor:
+        """(H, n) -> (S, n): the sum over the features that share a copy."""
+        return t.unflatten(0, (self.copies, -1)).sum(0)
