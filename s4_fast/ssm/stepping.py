@@ -9,7 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from s4_fast import dispatch
+from s4_fast import backend_requests, dispatch
+from s4_fast.backend_requests import Request
 from s4_fast.ops import dplr_step, ssm_step
 from s4_fast.ops.direct import plain, runs_directly
 from s4_fast.ops.scan.pytorch import following
@@ -27,11 +28,11 @@ class Stepper(ABC):
     """
 
     def __init__(self) -> None:
-        self._prepared: dict[str | None, Prepared | None] = {}  # by what is asked for; None where an op does it
+        self._prepared: dict[Request | None, Prepared | None] = {}  # by what is asked for; None where an op does it
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None) -> Outputs:
         if not torch.is_grad_enabled() and runs_directly((u, state) if D is None else (u, state, D)):
-            asked = dispatch.requested()
+            asked = backend_requests.find()
             if asked not in self._prepared:
                 self._prepared[asked] = self._prepare(u, state)
             prepared = self._prepared[asked]
