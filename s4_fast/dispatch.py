@@ -1,36 +1,32 @@
 """Backends: which exist, which one runs this call, and why.
 
-An op registers, per backend, the module that implements it and a predicate that says what that module
-serves. Choosing is a pure function of the :class:`Call`; nothing is imported until a backend is used.
+An op registers, per backend, the module that implements it and a predicate that says what that module serves. Nothing
+is imported until a backend is used. Choosing is a pure function of the :class:`Call`, of what is asked for and of what
+is on the machine. It remembers nothing, so nothing can be out of date; a call of a layer feels every microsecond of it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-BACKENDS = ("reference", "pytorch", "keops", "triton", "native")
-ENVIRONMENT_VARIABLE = "S4_FAST_BACKEND"
-
-_AUTOMATIC_ORDER = ("native", "triton", "pytorch")
+from s4_fast import backend_requests
+from s4_fast.backend_requests import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
+from s4_fast.backend_requests import Request
+from s4_fast.backend_requests import use_backend as use_backend
+from s4_fast.backend_table import AUTOMATIC_ORDER, BACKENDS, check_name
 
 
 class BackendUnavailableError(RuntimeError):
     """An explicitly requested backend cannot serve the call. The message names the cause and the fix."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What the choice of a backend may depend on.
 
     ``shape`` holds the op's canonical sizes by name, ``grads`` the inputs whose gradient is needed.
@@ -43,25 +39,29 @@ class Call:
     grads: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The backend that runs a call, and why it was chosen."""
 
     backend: str
     reason: str
 
 
+def _serves_everything(call: Call) -> str | None:
+    return None
+
+
+def _always(call: Call) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """One backend of one op.
-
-    ``module`` is imported at first use. ``refuses(call)`` returns why the backend cannot serve the call,
-    or None; ``preferred(call)`` says whether the automatic choice may take it.
-    """
+    """One backend of one op; see :func:`register`."""
 
     module: str
-    refuses: Callable[[Call], str | None]
-    preferred: Callable[[Call], bool]
+    refuses: Callable[[Call], str | None] = _serves_everything
+    preferred: Callable[[Call], bool] = _always
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,49 +74,8 @@ class Status:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class _Requirement:
-    """``missing()`` says what a backend lacks on this machine, or returns the empty string.
-
-    ``fix()`` is the command that provides it, or the empty string where none does.
-    """
-
-    missing: Callable[[], str]
-    fix: Callable[[], str]
-
-
-def _package(name: str) -> Callable[[], str]:
-    return lambda: "" if importlib.util.find_spec(name) else f"the package {name!r} is not installed"
-
-
-def _cxx_compiler() -> str:
-    """KeOps compiles with ``$CXX`` or ``g++`` (``clang++`` on macOS), at its first use of a formula."""
-    names = [os.environ.get("CXX"), "g++", *(["clang++"] if sys.platform == "darwin" else [])]
-    found = any(name and shutil.which(name) for name in names)
-    return "" if found else "it compiles its formulas, and there is no C++ compiler"
-
-
-def _native_library(function: str) -> Callable[[], str]:
-    """``cause`` or ``fix`` of the native library, which is loaded when it is asked for."""
-    return lambda: getattr(importlib.import_module("s4_fast.native_library"), function)()
-
-
-_REQUIREMENTS = {
-    "keops": (
-        _Requirement(_package("pykeops"), lambda: "pip install 's4_fast[keops]'"),
-        _Requirement(_cxx_compiler, lambda: "apt-get install g++ (or set CXX to another C++ compiler)"),
-    ),
-    "triton": (_Requirement(_package("triton"), lambda: "pip install 's4_fast[triton]'"),),
-    "native": (_Requirement(_native_library("cause"), _native_library("fix")),),
-}
-
 _implementations: dict[str, dict[str, Implementation]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
-_override: list[str | None] = [None]
-
-
-def _serves_everything(call: Call) -> str | None:
-    return None
 
 
 def register_op(op: str, describe: Callable[..., Call]) -> None:
@@ -131,10 +90,27 @@ def register(
     module: str,
     *,
     refuses: Callable[[Call], str | None] = _serves_everything,
-    preferred: Callable[[Call], bool] = lambda call: True,
+    preferred: Callable[[Call], bool] = _always,
+    offers: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """Declare that ``module`` implements ``op`` for ``backend``."""
-    _implementations[op][backend] = Implementation(module, refuses, preferred)
+    """Declare that ``module`` implements ``op`` for ``backend``.
+
+    Args:
+        op: the name of an op that :func:`register_op` has declared.
+        backend: a name of the table of backends (:mod:`s4_fast.backend_table`).
+        module: the module's name; it is imported at first use.
+        refuses: why the backend cannot serve a call, or None. Devices that the table does not name are refused before.
+        preferred: whether the automatic choice may take it for a call.
+        offers: what the module does beyond the op, by name, with the types of devices on which it does:
+            see :func:`offers`.
+
+    Raises:
+        ValueError: there is no such op or backend; the known ones are named.
+    """
+    if op not in _implementations:
+        raise ValueError(f"unknown op {op!r} in register(); expected one of {', '.join(_implementations)}")
+    check_name(backend, "register()")
+    _implementations[op][backend] = Implementation(module, refuses, preferred, offers or {})
 
 
 def ops() -> tuple[str, ...]:
@@ -147,21 +123,24 @@ def implementations(op: str) -> tuple[str, ...]:
     return tuple(_implementations[op])
 
 
+def offers(op: str, backend: str, feature: str, device: str) -> bool:
+    """Whether the module of ``backend`` for ``op`` has ``feature`` on devices of this type, as it has registered."""
+    return device in _implementations[op][backend].offers.get(feature, ())
+
+
 @torch.compiler.assume_constant_result
 def _missing(backend: str) -> str:
     """Why ``backend`` cannot be used on this machine, or the empty string."""
-    for requirement in _REQUIREMENTS.get(backend, ()):
+    for requirement in BACKENDS[backend].requirements:
         if cause := requirement.missing():
             return cause
-    if not any(backend in table for table in _implementations.values()):
-        return "this version of s4_fast has no implementation for it"
     return ""
 
 
 @torch.compiler.assume_constant_result
 def _fix(backend: str) -> str:
     """The command that provides the first thing ``backend`` lacks on this machine, or the empty string."""
-    return next((requirement.fix() for requirement in _REQUIREMENTS.get(backend, ()) if requirement.missing()), "")
+    return next((requirement.fix() for requirement in BACKENDS[backend].requirements if requirement.missing()), "")
 
 
 def backends() -> dict[str, Status]:
@@ -174,77 +153,80 @@ def backends() -> dict[str, Status]:
     return found
 
 
-def _check_name(backend: str, where: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r} in {where}; expected one of {', '.join(BACKENDS)}")
+def requested(op: str | None = None) -> str | None:
+    """The backend that :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
 
-
-@contextmanager
-def use_backend(backend: str) -> Iterator[None]:
-    """Run every op in this block with ``backend``; ``"auto"`` restores the automatic choice.
-
-    The setting is process-wide, as ``torch.backends.cudnn.flags`` is, so compiled functions see it too.
+    With ``op`` it is None as well where that backend is only preferred, and does not implement ``op``.
 
     Raises:
-        ValueError: ``backend`` is not a backend's name.
+        ValueError: the name is not a backend's.
+        BackendUnavailableError: the backend does not implement ``op``, nor could it be used on this machine if it did.
     """
-    if backend != "auto":
-        _check_name(backend, "use_backend()")
-    previous = _override[0]
-    _override[0] = backend
-    try:
-        yield
-    finally:
-        _override[0] = previous
+    request = backend_requests.find()
+    if request is None:
+        return None
+    if op is not None and not request.strict and request.backend not in _implementations[op]:
+        _check_usable(op, request)
+        return None
+    return request.backend
 
 
-def requested() -> str | None:
-    """What :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None or "auto" for the automatic choice."""
-    return _override[0] if _override[0] is not None else os.environ.get(ENVIRONMENT_VARIABLE) or None
+def _check_usable(op: str, request: Request) -> None:
+    if cause := _missing(request.backend):
+        fix = _fix(request.backend)
+        _fail(op, request, f"{cause}; run: {fix}" if fix else cause)
 
 
-def _requested(argument: str | None) -> tuple[str | None, str]:
-    if argument is not None:
-        return argument, "backend="
-    where = "use_backend()" if _override[0] is not None else f"the environment variable {ENVIRONMENT_VARIABLE}"
-    return requested(), where
+def _fail(op: str, request: Request, cause: str) -> None:
+    raise BackendUnavailableError(f"backend {request.backend!r} (from {request.where}) cannot run {op}: {cause}")
 
 
-def _refusal(call: Call, backend: str) -> str:
-    """Why ``backend`` cannot serve ``call``, with the fixing command where there is one; else empty."""
-    cause = _missing(backend)
-    if cause:
-        fix = _fix(backend)
-        return f"{cause}; run: {fix}" if fix else cause
-    implementation = _implementations[call.op].get(backend)
-    if implementation is None:
-        have = ", ".join(_implementations[call.op])
-        return f"it does not implement {call.op}; backends that do: {have}"
-    return implementation.refuses(call) or ""
+def _refusal(call: Call, backend: str, implementation: Implementation) -> str | None:
+    """Why ``backend``, which is there, does not serve ``call``; or None."""
+    devices = BACKENDS[backend].devices
+    if devices and call.device not in devices:
+        return f"it serves {' and '.join(devices)}, not {call.device}"
+    return implementation.refuses(call)
 
 
 def choose(call: Call, backend: str | None = None) -> Choice:
     """The backend that runs ``call``.
 
-    Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. An
-    explicit choice is never replaced by another one.
+    Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
+    a strict block, asks for is never replaced by another one; what the others ask for runs where it serves the call.
 
     Raises:
         ValueError: the requested name is not a backend.
-        BackendUnavailableError: the requested backend cannot serve this call.
+        BackendUnavailableError: the requested backend cannot be used on this machine, or cannot serve this call and
+            must not be replaced.
     """
-    requested, where = _requested(backend)
-    if requested is not None and requested != "auto":
-        _check_name(requested, where)
-        refusal = _refusal(call, requested)
-        if refusal:
-            raise BackendUnavailableError(f"backend {requested!r} (from {where}) cannot run {call.op}: {refusal}")
-        return Choice(requested, f"requested by {where}")
-    for name in _AUTOMATIC_ORDER:
-        implementation = _implementations[call.op].get(name)
-        if implementation is None or not implementation.preferred(call) or _refusal(call, name):
+    request = backend_requests.find(backend)
+    if request is None:
+        return _automatic(call, "")
+    _check_usable(call.op, request)
+    implementation = _implementations[call.op].get(request.backend)
+    if implementation is None:
+        if request.strict:
+            have = ", ".join(_implementations[call.op])
+            _fail(call.op, request, f"it does not implement {call.op}; backends that do: {have}")
+        return _automatic(call, f"{request.where} prefers {request.backend}, which does not implement {call.op}; ")
+    refusal = _refusal(call, request.backend, implementation)
+    if not refusal:
+        return Choice(request.backend, f"requested by {request.where}")
+    if request.strict:
+        _fail(call.op, request, refusal)
+    return _automatic(call, f"{request.where} prefers {request.backend}, which refuses this call ({refusal}); ")
+
+
+def _automatic(call: Call, preface: str) -> Choice:
+    table = _implementations[call.op]
+    for name in AUTOMATIC_ORDER:
+        implementation = table.get(name)
+        if implementation is None or not implementation.preferred(call):
             continue
-        return Choice(name, f"automatic: first of {', '.join(_AUTOMATIC_ORDER)} that serves {call.op} here")
+        if _missing(name) or _refusal(call, name, implementation):
+            continue
+        return Choice(name, f"{preface}automatic: first of {', '.join(AUTOMATIC_ORDER)} that serves {call.op} here")
     raise AssertionError(f"no backend serves {call.op}")  # pytorch serves everything
 
 

@@ -53,7 +53,7 @@ def examine(console: Console) -> int:
     console.print(_pairs(native_library.describe()))
     forced = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
     if forced:
-        console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={forced} decides which backend runs", style="yellow")
+        console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={forced} asks for a backend", style="yellow")
     with console.status("measuring"):
         findings = [finding for device in devices for case in CASES for finding in check(case, device)]
     console.print(_accuracy(findings))

@@ -92,9 +92,7 @@ def fix(cuda: bool = False) -> str:
 
 
 def refusal(device: str) -> str | None:
-    """Why the library cannot serve tensors on a device of this type, with the fixing command; or None."""
-    if device not in ("cpu", "cuda"):
-        return f"it serves cpu and cuda, not {device}"
+    """Why the library cannot serve tensors on cpu or cuda, with the fixing command; or None."""
     missing = cause(cuda=device == "cuda")
     if not missing:
         return None
@@ -262,7 +260,7 @@ def _handle() -> ctypes.CDLL:
 def _cuda_cause(description: _Description) -> str:
     if not description.architectures:
         return f"its CUDA part was not built: {description.missing.get('cuda')}"
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():  # the first is the quick one
         return "PyTorch sees no CUDA device"
     return _device_cause(torch.cuda.current_device())
 

@@ -1,4 +1,4 @@
-"""Facts that PyTorch shows only by private names: one function each, so that a new PyTorch breaks them in one place.
+"""Facts that PyTorch shows only by private names: one name each here, so that a new PyTorch breaks them in one place.
 
 None of them decides anything. Those of graphs and modes are asked outside compiled graphs: in one,
 ``torch.compiler.is_compiling`` answers first.
@@ -17,32 +17,26 @@ from torch.nn.modules import module as nn_module
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """The attributes in which a module keeps its hooks by handle."""
 
+# Bound and not wrapped: a step of a recurrence asks all of them, and a wrapper costs as much as the answer.
+
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many ``TorchFunctionMode`` see every call of PyTorch, as ``with torch.device(...)`` does."""
+
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many ``TorchDispatchMode`` see every operation, as those of fake tensors and of ``make_fx`` do."""
+
+innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+"""The transform of ``torch.func`` (vmap, grad, jvp, functionalize) at work, None where none is."""
+
+is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether ``torch.jit.trace`` records operations."""
+
 _version: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
-
-
-def has_function_mode() -> bool:
-    """Whether a ``TorchFunctionMode`` sees every call of PyTorch, as ``with torch.device(...)`` does."""
-    return torch._C._len_torch_function_stack() > 0
-
-
-def has_dispatch_mode() -> bool:
-    """Whether a ``TorchDispatchMode`` sees every operation, as those of fake tensors and of ``make_fx`` do."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
-def has_transform() -> bool:
-    """Whether a transform of ``torch.func`` (vmap, grad, jvp, functionalize) is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def has_dual_level() -> bool:
     """Whether tensors may carry tangents: ``with forward_ad.dual_level()``."""
     return forward_ad._current_level >= 0
-
-
-def is_jit_tracing() -> bool:
-    """Whether ``torch.jit.trace`` records operations."""
-    return torch._C._is_tracing()
 
 
 def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:

@@ -1,21 +1,38 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import s4_fast
-from s4_fast import BackendUnavailableError, dispatch, explain, fft_conv, log_vandermonde, use_backend
+from s4_fast import (
+    BackendUnavailableError,
+    S4SequenceModel,
+    backend_requests,
+    backend_table,
+    dispatch,
+    explain,
+    fft_conv,
+    log_vandermonde,
+    use_backend,
+)
+from s4_fast.backend_table import BACKENDS, Backend
 from s4_fast.dispatch import ENVIRONMENT_VARIABLE
-from tests.helpers import keops_missing, needs_keops
+from tests.helpers import keops_missing, needs_keops, needs_native, relative_error
 
 U, K = torch.randn(2, 3, 8), torch.randn(3, 8)
+X = torch.zeros(1, 2, dtype=torch.complex64)
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +53,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         preferred=lambda call: call.shape["H"] == 100,
     )
     monkeypatch.setitem(dispatch._implementations, "fft_conv", table)
-    monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, "stub"))
-    monkeypatch.setattr(dispatch, "_AUTOMATIC_ORDER", ("stub", *dispatch._AUTOMATIC_ORDER))
+    monkeypatch.setitem(BACKENDS, "stub", Backend())
+    monkeypatch.setattr(dispatch, "AUTOMATIC_ORDER", ("stub", *dispatch.AUTOMATIC_ORDER))
     return module
 
 
@@ -105,6 +122,17 @@ def test_compiled_functions_see_the_block_they_are_called_in(stub: ModuleType) -
     torch.testing.assert_close(compiled(U, K), expected)
 
 
+def test_a_block_that_is_entered_again_compiles_nothing_again(stub: ModuleType) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(fft_conv, fullgraph=True, backend=counter)
+    for outer in ("auto", "reference", "pytorch"):
+        for _ in range(3):
+            compiled(U, K)
+            with use_backend(outer), use_backend("stub"):
+                compiled(U, K)
+    assert counter.frame_count == 2
+
+
 def test_a_block_may_stand_inside_a_compiled_function(stub: ModuleType) -> None:
     @torch.compile(fullgraph=True, backend="aot_eager")
     def function(u: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +143,174 @@ def test_a_block_may_stand_inside_a_compiled_function(stub: ModuleType) -> None:
     inside, outside = function(U, K)
     assert sevens(inside)
     torch.testing.assert_close(outside, fft_conv(U, K))
+
+
+def test_blocks_of_threads_may_be_left_in_any_order() -> None:
+    first, second, third = (use_backend(name) for name in ("reference", "pytorch", "keops"))
+    with ThreadPoolExecutor(1) as elsewhere:
+        first.__enter__()
+        elsewhere.submit(second.__enter__).result()
+        assert chosen() == "pytorch" == elsewhere.submit(chosen).result()
+        first.__exit__(None, None, None)
+        assert chosen() == "pytorch"
+        third.__enter__()
+        elsewhere.submit(second.__exit__, None, None, None).result()
+        assert dispatch.requested() == "keops"
+        third.__exit__(None, None, None)
+    assert chosen() == "pytorch" and dispatch.requested() is None
+
+
+def test_blocks_of_many_threads_leave_nothing_behind() -> None:
+    barrier = threading.Barrier(8)
+
+    def enter_and_leave(seed: int) -> None:
+        rng = random.Random(seed)
+        barrier.wait()
+        for _ in range(300):
+            blocks = [use_backend(rng.choice(["reference", "pytorch", "auto"])) for _ in range(3)]
+            for block in blocks:
+                block.__enter__()
+            rng.shuffle(blocks)
+            for block in blocks:
+                block.__exit__(None, None, None)
+                dispatch.requested()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(enter_and_leave, range(8)))
+    assert backend_requests._blocks == () and dispatch.requested() is None
+
+
+def test_a_compiled_block_does_not_bring_back_one_that_another_thread_leaves(stub: ModuleType) -> None:
+    outer, right = use_backend("reference"), stub.fft_conv
+
+    def leaving(*args: Tensor) -> Tensor:
+        if dispatch.requested() is not None:
+            outer.__exit__(None, None, None)
+        return right(*args)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(u: Tensor, k: Tensor) -> Tensor:
+        with use_backend("stub"):
+            return fft_conv(u, k)
+
+    stub.fft_conv = leaving  # type: ignore[attr-defined]
+    outer.__enter__()
+    assert sevens(function(U, K))
+    assert dispatch.requested() is None
+
+
+# --------------------------------------------------------------------------------------------- backends preferred
+
+
+def prefer_by_block(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(backend_requests, "_innermost", backend_requests.Request(name, "use_backend()", False))
+    return "use_backend()"
+
+
+def prefer_by_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, name)
+    return f"the environment variable {ENVIRONMENT_VARIABLE}"
+
+
+BOTH_WAYS = pytest.mark.parametrize("prefer", [prefer_by_block, prefer_by_environment])
+
+
+@BOTH_WAYS
+def test_what_a_preferred_backend_does_not_serve_is_chosen_automatically(
+    prefer: Callable[..., str], stub: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = prefer("stub", monkeypatch)
+    assert sevens(fft_conv(U, K)) and explain(fft_conv, U, K).reason == f"requested by {where}"
+    double, kernels = U.double(), K.double()
+    found = explain(fft_conv, double, kernels)
+    assert found.backend == "pytorch" and not sevens(fft_conv(double, kernels))
+    assert found.reason.startswith(f"{where} prefers stub, which refuses this call (it has no float64); automatic: ")
+    found = explain(log_vandermonde, X, X, 3)
+    assert found.backend in ("native", "pytorch") and log_vandermonde(X, X, 3).shape == (1, 3)
+    assert found.reason.startswith(f"{where} prefers stub, which does not implement log_vandermonde; automatic: ")
+
+
+@BOTH_WAYS
+@pytest.mark.usefixtures("no_keops")
+def test_a_preferred_backend_that_is_missing_raises_for_every_op(
+    prefer: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefer("keops", monkeypatch)
+    for call in (lambda: log_vandermonde(X, X, 3), lambda: fft_conv(U, K), lambda: dispatch.requested("fft_conv")):
+        with pytest.raises(BackendUnavailableError, match=r"pykeops' is not installed; run: pip install"):
+            call()
+
+
+def test_compiled_functions_replace_what_a_preferred_backend_does_not_serve(stub: ModuleType) -> None:
+    compiled = torch.compile(fft_conv, fullgraph=True, backend="aot_eager")
+    for u, k in ((U, K), (U.double(), K.double())):
+        with use_backend("stub"):
+            torch.testing.assert_close(compiled(u, k), fft_conv(u, k))
+        torch.testing.assert_close(compiled(u, k), fft_conv(u, k))
+
+
+def test_what_is_requested_of_an_op(stub: ModuleType) -> None:
+    assert dispatch.requested() is dispatch.requested("fft_conv") is None
+    with use_backend("stub"):
+        assert dispatch.requested() == dispatch.requested("fft_conv") == "stub"
+        assert dispatch.requested("ssm_scan") is None
+    with use_backend("stub", strict=True):
+        assert dispatch.requested("ssm_scan") == "stub"
+    with use_backend("stub"), use_backend("auto"):
+        assert dispatch.requested() is None
+
+
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
+@pytest.mark.parametrize(
+    "backend",
+    ["reference", "pytorch", pytest.param("native", marks=needs_native), pytest.param("keops", marks=needs_keops)],
+)
+def test_a_whole_model_runs_on_a_preferred_backend(layer: str, backend: str) -> None:
+    torch.manual_seed(0)
+    model = S4SequenceModel(2, 4, 3, 2, 8, layer=layer)
+    u = torch.randn(3, 40, 2)
+    with torch.no_grad():
+        expected = model(u)
+    with use_backend(backend):
+        got = model(u)
+        got.sum().backward()
+        with torch.no_grad():
+            _, state = model.prefill(u[:, :-1])
+            last, _ = model.step(u[:, -1], state)
+    assert relative_error(got.detach(), expected) < 1e-4
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert last.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------ registrations
+
+
+def test_unknown_names_are_not_registered() -> None:
+    known = ", ".join(dispatch.ops())
+    with pytest.raises(ValueError, match=rf"unknown op 'fft' in register\(\); expected one of {known}$"):
+        dispatch.register("fft", "pytorch", "nowhere")
+    known = "reference, pytorch, keops, triton, native"
+    with pytest.raises(ValueError, match=rf"unknown backend 'Native' in register\(\); expected one of {known}$"):
+        dispatch.register("fft_conv", "Native", "nowhere")
+    assert dispatch.implementations("fft_conv") == ("reference", "pytorch")
+
+
+def test_what_a_module_offers_is_told_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch._implementations, "fft_conv", {})
+    dispatch.register("fft_conv", "reference", "nowhere")
+    dispatch.register("fft_conv", "pytorch", "nowhere", offers={"encores": ("cpu",)})
+    assert dispatch.offers("fft_conv", "pytorch", "encores", "cpu")
+    assert not dispatch.offers("fft_conv", "pytorch", "encores", "cuda")
+    assert not dispatch.offers("fft_conv", "pytorch", "flowers", "cpu")
+    assert not dispatch.offers("fft_conv", "reference", "encores", "cpu")
+
+
+def test_the_table_of_backends_is_whole() -> None:
+    assert backend_table.AUTOMATIC_ORDER == ("native", "triton", "pytorch")
+    assert {row.turn for row in BACKENDS.values()} == {None, 1, 2, 3}
+    assert not BACKENDS["pytorch"].devices and not BACKENDS["pytorch"].requirements
+    for (device, name), pays in backend_table.SCAN_THRESHOLDS.items():
+        assert BACKENDS[name].scan[device] == pays and name in dispatch.implementations("ssm_scan")
 
 
 # ---------------------------------------------------------------------------------------------- the automatic choice
@@ -147,38 +343,54 @@ def test_an_explicit_choice_is_not_replaced_where_it_cannot_serve(stub: ModuleTy
         BackendUnavailableError, match=r"'stub' \(from backend=\) cannot run fft_conv: it has no float64"
     ):
         fft_conv(U.double(), K.double(), backend="stub")
-    x = torch.zeros(1, 2, dtype=torch.complex64)
+    with (
+        use_backend("stub", strict=True),
+        pytest.raises(BackendUnavailableError, match=r"'stub' \(from use_backend\(\)\) .* it has no float64"),
+    ):
+        fft_conv(U.double(), K.double())
     message = r"'stub' \(from use_backend\(\)\) cannot run log_vandermonde: it does not implement log_vandermonde; "
-    with use_backend("stub"), pytest.raises(BackendUnavailableError, match=message + "backends that do: reference,"):
-        log_vandermonde(x, x, 3)
+    with (
+        use_backend("stub", strict=True),
+        pytest.raises(BackendUnavailableError, match=message + "backends that do: reference,"),
+    ):
+        log_vandermonde(X, X, 3)
 
 
-def test_a_backend_without_any_op_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, "abacus"))
-    with pytest.raises(BackendUnavailableError, match=r"'abacus' .* this version of s4_fast has no implementation"):
-        fft_conv(U, K, backend="abacus")
+def test_a_device_that_a_backend_does_not_run_on_is_named() -> None:
+    u, k = U.to("meta"), K.to("meta")
+    x = X.to("meta")
+    assert explain(log_vandermonde, x, x, 3).backend == "pytorch"
+    assert explain(fft_conv, u, k, backend="reference").backend == "reference"
+    for name in ("native", "triton", "keops"):
+        if not dispatch.backends()[name].cause:
+            with pytest.raises(BackendUnavailableError, match=f"'{name}' .*: it serves cpu and cuda, not meta"):
+                explain(log_vandermonde, x, x, 3, backend=name)
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    x = torch.zeros(1, 2, dtype=torch.complex64)
+@pytest.fixture
+def no_keops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pykeops", raising=False)
+    monkeypatch.setattr(backend_table.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("no_keops")
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     message = r"^backend 'keops' .*: the package 'pykeops' is not installed; run: pip install 's4_fast\[keops\]'$"
     with pytest.raises(BackendUnavailableError, match=message):
-        log_vandermonde(x, x, 3, backend="keops")
+        log_vandermonde(X, X, 3, backend="keops")
     status = dispatch.backends()["keops"]
     assert (status.usable, status.cause) == (False, "the package 'pykeops' is not installed")
     assert status.fix == "pip install 's4_fast[keops]'"
 
 
 def test_a_missing_compiler_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(dispatch.shutil, "which", lambda name: None)
-    x = torch.zeros(1, 2, dtype=torch.complex64)
+    monkeypatch.setattr(backend_table.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_table.shutil, "which", lambda name: None)
     with pytest.raises(
         BackendUnavailableError, match=r"'keops' .* there is no C\+\+ compiler; run: apt-get install g\+\+"
     ):
-        log_vandermonde(x, x, 3, backend="keops")
-    monkeypatch.setattr(dispatch.shutil, "which", lambda name: "/opt/bin/c++" if name == "c++" else None)
+        log_vandermonde(X, X, 3, backend="keops")
+    monkeypatch.setattr(backend_table.shutil, "which", lambda name: "/opt/bin/c++" if name == "c++" else None)
     monkeypatch.setenv("CXX", "c++")
     assert dispatch.backends()["keops"].usable
 
@@ -242,7 +454,7 @@ def test_what_is_asked_of_a_backend_includes_the_gradients_it_must_give() -> Non
 
 def test_backends_lists_all_of_them_with_what_they_implement() -> None:
     status = dispatch.backends()
-    assert tuple(status) == dispatch.BACKENDS
+    assert tuple(status) == tuple(BACKENDS)
     assert status["pytorch"].usable
     assert set(status["pytorch"].ops) == set(dispatch.ops())
     assert set(status["keops"].ops) == {"log_vandermonde", "log_vandermonde_transpose", "cauchy_mult"}

@@ -28,17 +28,21 @@ from tests.ranks import Ranks
 ONES = torch.ones(2)
 
 
-def answers(fact: Callable[[], bool], run: Callable[[Callable[[Tensor], Tensor]], Any]) -> list[bool]:
+def has_transform() -> bool:
+    return torch_private.innermost_transform() is not None
+
+
+def answers(fact: Callable[[], Any], run: Callable[[Callable[[Tensor], Tensor]], Any]) -> list[bool]:
     """What ``fact`` says before, during and after ``run`` calls the function it is given."""
     seen: list[bool] = []
 
     def function(t: Tensor) -> Tensor:
-        seen.append(fact())
+        seen.append(bool(fact()))
         return t
 
-    before = fact()
+    before = bool(fact())
     run(function)
-    return [before, *seen[:1], fact()]
+    return [before, *seen[:1], bool(fact())]
 
 
 def inside(context: Callable[[], AbstractContextManager[Any]]) -> Callable[[Callable[[Tensor], Tensor]], Any]:
@@ -52,19 +56,19 @@ def inside(context: Callable[[], AbstractContextManager[Any]]) -> Callable[[Call
 @pytest.mark.parametrize(
     ("fact", "run"),
     [
-        (torch_private.has_function_mode, inside(TorchFunctionMode)),
-        (torch_private.has_function_mode, inside(lambda: torch.device("cpu"))),
-        (torch_private.has_dispatch_mode, inside(TorchDispatchMode)),
-        (torch_private.has_dispatch_mode, lambda function: make_fx(function)(ONES)),
+        (torch_private.function_modes, inside(TorchFunctionMode)),
+        (torch_private.function_modes, inside(lambda: torch.device("cpu"))),
+        (torch_private.dispatch_modes, inside(TorchDispatchMode)),
+        (torch_private.dispatch_modes, lambda function: make_fx(function)(ONES)),
         (torch_private.has_dual_level, inside(forward_ad.dual_level)),
         (torch_private.has_dual_level, lambda function: jvp(function, (ONES,), (ONES,))),
         (torch_private.is_jit_tracing, lambda function: torch.jit.trace(function, ONES, check_trace=False)),
-        (torch_private.has_transform, lambda function: vmap(function)(ONES)),
-        (torch_private.has_transform, lambda function: grad(lambda t: function(t).sum())(ONES)),
-        (torch_private.has_transform, lambda function: functionalize(function)(ONES)),
+        (has_transform, lambda function: vmap(function)(ONES)),
+        (has_transform, lambda function: grad(lambda t: function(t).sum())(ONES)),
+        (has_transform, lambda function: functionalize(function)(ONES)),
     ],
 )
-def test_what_sees_operations_is_told_while_it_does(fact: Callable[[], bool], run: Callable[..., Any]) -> None:
+def test_what_sees_operations_is_told_while_it_does(fact: Callable[[], Any], run: Callable[..., Any]) -> None:
     assert answers(fact, run) == [False, True, False]
     assert answers(fact, inside(nullcontext)) == [False, False, False]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from importlib import metadata
@@ -27,6 +28,11 @@ def refuses(call: Call) -> str | None:
 @torch.compiler.assume_constant_result
 def version() -> tuple[int, ...]:
     """Major and minor version of the installed Triton."""
+    return _version()
+
+
+@functools.cache
+def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in metadata.version("triton").split(".")[:2])
 
 
@@ -44,9 +50,22 @@ def preferred(call: Call) -> bool:
 
 @torch.compiler.assume_constant_result
 def _capability() -> tuple[int, int]:
-    return torch.cuda.get_device_capability()
+    return _capability_of(torch.cuda.current_device())
+
+
+@functools.cache
+def _capability_of(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+# Environments in which a compiler was found: looking takes tens of microseconds. One that is missing is looked for
+# again, as it may be installed meanwhile.
+_with_compiler: set[tuple[str | None, str | None]] = set()
 
 
 @torch.compiler.assume_constant_result
 def _has_compiler() -> bool:
-    return any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang"))
+    where = os.environ.get("CC"), os.environ.get("PATH")
+    if where not in _with_compiler and any(name and shutil.which(name) for name in (where[0], "gcc", "clang")):
+        _with_compiler.add(where)
+    return where in _with_compiler

@@ -30,7 +30,7 @@ def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
     return (
         all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
         and not (tensors[0] is not None and tensors[0].is_meta)
-        and not torch_private.has_function_mode()
+        and not torch_private.function_modes()
         and not torch_private.has_dual_level()
         and not torch_private.is_jit_tracing()
     )
@@ -38,7 +38,11 @@ def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
 
 def operations_are_seen() -> bool:
     """Whether a graph, a transform or a mode sees every operation, so that tensors need not hold numbers."""
-    return torch.compiler.is_compiling() or torch_private.has_dispatch_mode() or torch_private.has_transform()
+    return (
+        torch.compiler.is_compiling()
+        or torch_private.dispatch_modes() > 0
+        or torch_private.innermost_transform() is not None
+    )
 
 
 def plain(t: Tensor) -> Tensor:

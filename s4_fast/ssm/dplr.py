@@ -147,7 +147,7 @@ class DPLRModel(SSMModel):
         # PyTorch 2.6 shows the next line in place of the message.
         self.prepare(L if rate == 1 else _rounded(rate * L))  # compiled, a longer kernel needs setup(length), eagerly
         length = self._truncation(rate)
-        automatic = self.backend is None and dispatch.requested() in (None, "auto")
+        automatic = self.backend is None and dispatch.requested("dplr_kernel") is None
         if L < length and rate == 1 and automatic and self._remembers():
             # dplr_kernel makes all of l_kernel samples; of a few, remembered powers make no more than those.
             return self.remembered("dense", self._dense).kernel(L)
@@ -245,7 +245,7 @@ class DPLRModel(SSMModel):
     def _read_length(self) -> None:
         """Follow the buffer, which others may have written (DistributedDataParallel does, from the first process)."""
         # A mode may have no numbers to read: that of fake tensors has none.
-        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch_private.has_dispatch_mode()):
+        if not (torch.compiler.is_compiling() or self.l_kernel.is_meta or torch_private.dispatch_modes()):
             self._length = int(self.l_kernel)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast import dispatch, torch_private
+from s4_fast.backend_table import SCAN_THRESHOLDS
 from s4_fast.dispatch import BackendUnavailableError, Call
 from s4_fast.ops import fft_conv
 from s4_fast.ssm.layout import turned
@@ -69,8 +70,7 @@ def faster(model: SSMModel, batch: int, L: int) -> Path:
     wanted = model.backend or dispatch.requested() or "auto"
     if wanted not in ("auto", backend):
         return Path("convolution", f"backend {wanted} has no scan")
-    from s4_fast.layers.path import THRESHOLDS
-    threshold = THRESHOLDS.get((C.device.type, backend))
+    threshold = SCAN_THRESHOLDS.get((C.device.type, backend))
     if threshold is None:
         return Path(
             "convolution", f"automatic: the scan has not been measured on {C.device.type} with backend {backend}"

@@ -1,9 +1,10 @@
-"""One step of a module's recurrence: by the native library with arguments converted once, or by an op."""
+"""One step of a module's recurrence: by a backend that converts its arguments once, or by an op."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Stepper(ABC):
     """
 
     def __init__(self) -> None:
-        self._prepared: dict[str | None, Prepared | None] = {}  # by what is asked for; None where it is not native
+        self._prepared: dict[str | None, Prepared | None] = {}  # by what is asked for; None where an op does it
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None) -> Outputs:
         if not torch.is_grad_enabled() and runs_directly((u, state) if D is None else (u, state, D)):
@@ -46,11 +47,16 @@ class Stepper(ABC):
 
     @abstractmethod
     def _prepare(self, u: Tensor, state: Tensor) -> Prepared | None:
-        """The native step if that is what would run, whatever the batch."""
+        """The step of the backend that would run, if it prepares steps, whatever the batch."""
 
 
-def _is_native(op: str, *args: Tensor) -> bool:
-    return args[0].device.type == "cpu" and runs_directly(args) and dispatch.explain(op, *args).backend == "native"
+def _preparing(op: str, *args: Tensor) -> ModuleType | None:
+    """The module that would run, if it prepares steps; a graph or transform would not follow those."""
+    if not runs_directly(args):
+        return None
+    backend = dispatch.explain(op, *args).backend
+    prepares = dispatch.offers(op, backend, "prepared_step", args[0].device.type)
+    return dispatch.load(op, backend) if prepares else None
 
 
 class DiagonalStepper(Stepper):
@@ -66,7 +72,7 @@ class DiagonalStepper(Stepper):
         self.lam = torch.exp(x)
 
     def _step(self, u: Tensor, state: Tensor, D: Tensor | None) -> Outputs:
-        if dispatch.requested() in (None, "auto", "pytorch"):
+        if dispatch.requested("ssm_step") in (None, "pytorch"):
             state = following(u, state, self.lam, self.B)
             y = 2 * (self.C * state[:, None]).sum(-1).real
             return (y if D is None else y + (D * u)[:, None]), state
@@ -74,10 +80,8 @@ class DiagonalStepper(Stepper):
         return torch.stack([y for y, _ in outputs], 1), outputs[0][1]
 
     def _prepare(self, u: Tensor, state: Tensor) -> Prepared | None:
-        if not _is_native("ssm_step", u, state, self.x, self.B, self.C[0]):
-            return None
-        native = dispatch.load("ssm_step", "native")
-        return native.prepared_step(self.lam, self.B, self.C)
+        module = _preparing("ssm_step", u, state, self.x, self.B, self.C[0])
+        return None if module is None else module.prepared_step(self.lam, self.B, self.C)
 
 
 class DPLRStepper(Stepper):
@@ -91,6 +95,5 @@ class DPLRStepper(Stepper):
         return dplr_step(u, state, *self.coefficients, D)
 
     def _prepare(self, u: Tensor, state: Tensor) -> Prepared | None:
-        if not _is_native("dplr_step", u, state, *self.coefficients):
-            return None
-        return dispatch.load("dplr_step", "native").prepared_step(*self.coefficients)
+        module = _preparing("dplr_step", u, state, *self.coefficients)
+        return None if module is None else module.prepared_step(*self.coefficients)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
-from s4_fast.layers import path, ssm_layer
+from s4_fast.backend_table import SCAN_THRESHOLDS, Threshold
+from s4_fast.layers import ssm_layer
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
 from s4_fast.ssm import diagonal
@@ -281,7 +282,7 @@ def test_the_path_is_chosen_by_length_and_can_be_overridden(backend, n, least):
         assert taken(layer, short) == layer.explain(short).name == "convolution"
         assert taken(layer, long) == layer.explain(long).name == "scan"
         assert f"n = {n}" in layer.explain(long).reason and f"L = {least}" in layer.explain(long).reason
-        with mock.patch.dict(path.THRESHOLDS, {("cpu", backend): path.Threshold(n, 1)}):
+        with mock.patch.dict(SCAN_THRESHOLDS, {("cpu", backend): Threshold(n, 1)}):
             assert taken(layer, short) == "scan"
         layer.path = "scan"
         assert taken(layer, short) == "scan" and "path=" in layer.explain(short).reason
@@ -296,7 +297,7 @@ def test_the_native_scan_is_preferred_for_the_usual_sizes():
 
 
 def test_a_backend_without_a_scan_takes_the_convolution():
-    with use_backend("triton"):
+    with use_backend("triton", strict=True):
         found = S4DLayer(2, 4).explain(torch.zeros(1, 10**6, 2))
     assert found.name == "convolution" and "diagonal_ssm" in found.reason
 

@@ -252,7 +252,6 @@ def test_the_cuda_part_has_causes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert native_library.cause(cuda=True).startswith("its CUDA part was not built: nvcc is not on the PATH")
     assert native_library.refusal("cpu") is None
     assert "S4_FAST_BUILD=cuda" in str(native_library.refusal("cuda"))
-    assert native_library.refusal("mps") == "it serves cpu and cuda, not mps"
 
     handle, description = native_library._loaded()
     with_cuda = native_library._Description(**vars(description) | {"architectures": ["80"]})

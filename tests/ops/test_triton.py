@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from s4_fast import dispatch
+from s4_fast.dispatch import Call
 from s4_fast.ops import _triton_calls
 
 KERNELS = Path(__file__).with_name("triton_kernels.py")
@@ -31,3 +32,18 @@ def test_kernels(selected: str, session_seed: int) -> None:
     command = [sys.executable, "-m", "pytest", str(KERNELS), "-m", selected, "-p", "no:cacheprovider"]
     run = subprocess.run(command, env=environment, cwd=KERNELS.parents[2], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(bool(torch.version.hip), reason="PyTorch for AMD is refused before")
+def test_a_c_compiler_is_looked_for_until_it_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    call = Call("cauchy_mult", "cuda", torch.float32, {"n": 4, "L": 9, "symmetric": 1})
+    compiler = tmp_path / "my-cc"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "my-cc")
+    for _ in range(2):
+        assert "there is no C compiler; run: apt-get install gcc" in str(_triton_calls.refuses(call))
+    compiler.touch(mode=0o755)
+    for _ in range(2):
+        assert _triton_calls.refuses(call) is None
+    monkeypatch.setenv("CC", "another")
+    assert "there is no C compiler" in str(_triton_calls.refuses(call))

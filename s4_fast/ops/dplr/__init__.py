@@ -223,4 +223,6 @@ dispatch.register("dplr_kernel", "native", f"{__name__}.native", refuses=_native
 dispatch.register_op("dplr_step", _prepare_step)
 dispatch.register("dplr_step", "reference", f"{__name__}.reference")
 dispatch.register("dplr_step", "pytorch", f"{__name__}.pytorch")
-dispatch.register("dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step)
+dispatch.register(
+    "dplr_step", "native", f"{__name__}.native", refuses=_native_refuses_step, offers={"prepared_step": ("cpu",)}
+)

@@ -147,7 +147,7 @@ def ssm_step(
 
 
 def _reads_time_major(backend: str, u: Tensor) -> bool:
-    return backend == "native" and u.device.type == "cpu"
+    return dispatch.offers("ssm_scan", backend, "time_major", u.device.type)
 
 
 def _real(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,7 +214,7 @@ def _prepare(
 
 dispatch.register_op("ssm_scan", _prepare_scan)
 dispatch.register_op("ssm_step", _prepare_step)
-for _op in ("ssm_scan", "ssm_step"):
+for _op, _offers in (("ssm_scan", {"time_major": ("cpu",)}), ("ssm_step", {"prepared_step": ("cpu",)})):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
-    dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses)
+    dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses, offers=_offers)
