@@ -120,6 +120,13 @@ S4_FAST_API int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_
                                  const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
                                  int64_t threads);
 
+/* The gradients of u, state, x, B, C and D, each or NULL, of the shapes and types of what they belong to, for those of
+ * y (grad_y, or NULL for 0) and of the next state (grad_next, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_step_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *grad_y,
+                                          const void *grad_next, const void *u, const void *state, const double *lambda,
+                                          const void *B, const void *C, const void *D, void *grad_u, void *grad_state,
+                                          void *grad_x, void *grad_B, void *grad_C, void *grad_D, int64_t threads);
+
 /* ---- Diagonal plus low rank (S4) ------------------------------------------------------------------------------- */
 
 /* The spectrum k[b, c, h, f], f = 0 .. L/2, of a DPLR kernel: the Schur complement M_00 - M_01 M_11^-1 M_10 of
@@ -146,6 +153,15 @@ S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, i
                                       const void *u, const void *state, const double *increment, const void *G,
                                       const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                       int64_t threads);
+
+/* The gradients of u, state, increment (in doubles), G, V, B, C and D, each or NULL, for those of y (grad_y, or NULL
+ * for 0) and of the next state (grad_next, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_dplr_step_backward(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H,
+                                               int64_t n, const void *grad_y, const void *grad_next, const void *u,
+                                               const void *state, const double *increment, const void *G, const void *V,
+                                               const void *B, const void *C, const void *D, void *grad_u,
+                                               void *grad_state, double *grad_increment, void *grad_G, void *grad_V,
+                                               void *grad_B, void *grad_C, void *grad_D, int64_t threads);
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 

@@ -42,7 +42,7 @@ class Op:
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
-        if _only_autograd_sees(args[:count]) and args[0].numel():
+        if only_autograd_sees(args[:count]) and args[0].numel():
             if _is_recorded(args[:count]):
                 return _Recorded.apply(self, args[count:], backend, *args[:count])
             return _join(self._run_forward([plain(t) for t in args[:count]], args[count:], backend))
@@ -186,14 +186,15 @@ def runs_directly(tensors: Sequence[Tensor]) -> bool:
 
     torch.library costs tens of microseconds, which is more than one step of a recurrence.
     """
-    return _only_autograd_sees(tensors) and not _is_recorded(tensors)
+    return only_autograd_sees(tensors) and not _is_recorded(tensors)
 
 
 def _is_recorded(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _only_autograd_sees(tensors: Sequence[Tensor]) -> bool:
+def only_autograd_sees(tensors: Sequence[Tensor]) -> bool:
+    """Whether no graph, transform, mode or subclass would see the operations."""
     if operations_are_seen():
         return False
     return (

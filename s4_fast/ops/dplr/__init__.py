@@ -7,7 +7,7 @@ from torch import Tensor
 
 from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls, _triton_calls
-from s4_fast.ops._library import Op, runs_directly
+from s4_fast.ops._library import Op, only_autograd_sees
 from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
@@ -99,7 +99,8 @@ def dplr_step(
         B: input vector, ``(H, n)``.
         C: output vectors, ``(c, H, n)``.
         D: skip coefficients, ``(H,)``, real, or None.
-        backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in gradients or graphs.
+        backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in graphs and
+            transforms, nor on CUDA devices in gradients.
 
     Returns:
         ``y`` ``(batch, c, H)``, real, and the next state. Differentiable in every tensor.
@@ -172,10 +173,8 @@ def _prepare_step(
     if G.shape != V.shape:
         raise ValueError(f"{op}: expected G and V of one shape, got {_checks.shape_of(G=G, V=V)}")
     shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
-    grads = _checks.needs_grad(**tensors)
-    if not grads and not runs_directly(tuple(tensors.values())):
-        grads = tuple(tensors)  # tangents, transforms and modes must see the operations, too
-    return dispatch.Call(op, device, dtype, shape, grads)
+    watched = not only_autograd_sees(tuple(tensors.values()))
+    return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors), watched)
 
 
 def _native_refuses_kernel(call: dispatch.Call) -> str | None:
@@ -191,8 +190,10 @@ def _native_refuses_kernel(call: dispatch.Call) -> str | None:
 def _native_refuses_step(call: dispatch.Call) -> str | None:
     if torch.compiler.is_compiling():
         return "its step is not part of compiled graphs"
-    if call.grads:
-        return f"its step has no gradients or transforms, and {', '.join(call.grads)} need them"
+    if call.watched:
+        return "its step has no tangents and takes no part in transforms and modes"
+    if call.grads and call.device != "cpu":
+        return f"its step has no gradients on {call.device}, and {', '.join(call.grads)} need them"
     return _native_calls.refuses(call) or _native_refuses_rank(call.shape["rank"], _MAX_RANK["cpu"])
 
 
