@@ -76,7 +76,7 @@ void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
             const int64_t at = batch * H + h;
             const T *s = step.state + at * width;
             T *next = step.next + at * width;
-            double overlaps[kMaxRank];  // of s, which next may overwrite
+            double overlaps[S4_FAST_CPU_DPLR_STEP_RANK];  // of s, which next may overwrite
             for (int64_t r = 0; r < step.rank; ++r) overlaps[r] = overlap(step.V + (r * H + h) * width, s, n);
             const T u = step.u[at], skipped = step.D ? step.D[h] * u : 0;
             advance(s, step.increment + h * width, step.G + h * width, step.rank, H * width, overlaps,

@@ -1,7 +1,6 @@
 #include "dplr_step_backward.h"
 
 #include "arguments.h"
-#include "dplr.h"
 #include "memory.h"
 #include "parallel.h"
 
@@ -19,8 +18,9 @@ int64_t scratch_bytes(const DplrStepSizes &sizes, int64_t features) {
 template <class T>
 int dplr_step_backward(const DplrStepBackward<T> &of, int64_t threads) {
     const DplrStepSizes &s = of.sizes;
-    if (s.rank > kMaxRank)
-        return fail("dplr_step_backward: rank must be at most %d, got %lld", int(kMaxRank), (long long)s.rank);
+    if (s.rank > S4_FAST_CPU_DPLR_STEP_RANK)
+        return fail("dplr_step_backward: rank must be at most %d, got %lld", int(S4_FAST_CPU_DPLR_STEP_RANK),
+                    (long long)s.rank);
     const FeatureGroups groups(s.batch, s.H, s.n, 2 + 2 * s.rank + s.c);
     threads = groups.worth(threads);
     const int64_t bytes = scratch_bytes(s, groups.each);

@@ -5,8 +5,8 @@
 // grad_D = u sum_c dy_c.
 #include "dplr_step_backward.h"
 
+#include "../include/s4_fast.h"
 #include "arena.h"
-#include "dplr.h"
 #include "interleaved.h"
 
 namespace s4_fast {
@@ -116,7 +116,7 @@ class Row {
     const Scratch &scratch_;
     const int64_t n_, h_, row_, batch_, at_;
     const double u_;
-    double sum_dy_ = 0, overlaps_[kMaxRank], pulls_[kMaxRank];
+    double sum_dy_ = 0, overlaps_[S4_FAST_CPU_DPLR_STEP_RANK], pulls_[S4_FAST_CPU_DPLR_STEP_RANK];
 };
 
 // The sums of one feature, times `re` and `im`, as the gradient `to`, which may be null.
