@@ -173,6 +173,17 @@ void every_way(const std::string &what, double tolerance, const std::vector<Outp
     s4_fast_cpu_use(nullptr);
 }
 
+// body(outputs) for all of them, and for each alone.
+template <class Body>
+void for_all_or_one(const std::vector<Output> &every, Body body) {
+    body(every);
+    for (std::size_t one = 0; one < every.size(); ++one) {
+        std::vector<Output> outputs;
+        for (std::size_t i = 0; i < every.size(); ++i) outputs.push_back(i == one ? every[i] : none(every[i].name));
+        body(outputs);
+    }
+}
+
 struct Sizes {
     int64_t batch, H, n, L;
 };
@@ -365,6 +376,45 @@ void test_step(bool wide, Sizes s, bool optional) {
     }
 }
 
+void test_step_backward(bool wide, Sizes s, bool optional) {
+    const ScanInputs in(wide, {s.batch, s.H, s.n, 1}, optional);
+    const int64_t states = s.batch * s.H * s.n;
+    const Array lambda = Array::random(true, 2 * s.H * s.n), state = Array::random(wide, 2 * states);
+    const Array grad_y = Array::random(wide, s.batch * s.H), grad_next = Array::random(wide, optional ? 2 * states : 0);
+    Reals grad_u(std::size_t(s.batch * s.H)), grad_D(std::size_t(s.H));
+    Complexes grad_state(std::size_t(states)), grad_x(std::size_t(s.H * s.n)), grad_B(grad_x.size()),
+        grad_C(grad_x.size());
+    for (int64_t row = 0; row < s.batch * s.H; ++row) {
+        const int64_t h = row % s.H;
+        const double u = in.u[row], dy = grad_y[row];
+        grad_u[std::size_t(row)] = optional ? in.D[h] * dy : 0;
+        grad_D[std::size_t(h)] += dy * u;
+        for (int64_t i = 0; i < s.n; ++i) {
+            const std::size_t parameter = std::size_t(h * s.n + i), node = std::size_t(row * s.n + i);
+            const Complex factor = lambda.pair(h * s.n + i), B = in.B.pair(h * s.n + i);
+            const Complex kept = factor * state.pair(row * s.n + i);
+            const Complex q =
+                2 * dy * std::conj(in.C.pair(h * s.n + i)) + (optional ? grad_next.pair(row * s.n + i) : 0);
+            grad_u[std::size_t(row)] += (std::conj(B) * q).real();
+            grad_state[node] = std::conj(factor) * q;
+            grad_x[parameter] += q * std::conj(kept), grad_B[parameter] += u * q;
+            grad_C[parameter] += 2 * dy * std::conj(kept + u * B);
+        }
+    }
+    const std::vector<Output> every = {{"grad_u", wide, grad_u},       {"grad_state", wide, flat(grad_state)},
+                                       {"grad_x", wide, flat(grad_x)}, {"grad_B", wide, flat(grad_B)},
+                                       {"grad_C", wide, flat(grad_C)}, {"grad_D", wide, grad_D}};
+    for_all_or_one(every, [&](const std::vector<Output> &outputs) {
+        every_way(describe("step_backward", wide, s, optional), tolerance(wide), outputs,
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_step_backward(wide, s.batch, s.H, s.n, grad_y.data(), grad_next.data(),
+                                                       in.u.data(), state.data(), lambda.doubles(), in.B.data(),
+                                                       in.C.data(), in.D.data(), to[0].data(), to[1].data(),
+                                                       to[2].data(), to[3].data(), to[4].data(), to[5].data(), threads);
+                  });
+    });
+}
+
 // ---------------------------------------------------------------------------------------------------------------- DPLR
 
 // v, w and shift of a DPLR kernel, and its spectrum by the formula of the header.
@@ -519,6 +569,74 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
     }
 }
 
+void test_dplr_step_backward(bool wide, Sizes s, bool optional) {
+    const int64_t rank = optional ? 3 : 1, c = optional ? 2 : 1;
+    const auto pairs = [&](int64_t count) { return Array::random(wide, 2 * count * s.H * s.n); };
+    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), B = pairs(1);
+    const Array G = pairs(rank), V = pairs(rank), C = pairs(c), D = Array::random(wide, optional ? s.H : 0);
+    const Array increment = Array::random(true, 2 * s.H * s.n), grad_y = Array::random(wide, s.batch * c * s.H),
+                grad_next = Array::random(wide, optional ? state.count() : 0);
+    Reals grad_u(std::size_t(s.batch * s.H)), grad_D(std::size_t(s.H));
+    Complexes grad_state(std::size_t(s.batch * s.H * s.n)), grad_increment(std::size_t(s.H * s.n)),
+        grad_B(grad_increment.size()), grad_G(std::size_t(rank * s.H * s.n)), grad_V(grad_G.size()),
+        grad_C(std::size_t(c * s.H * s.n)), next(std::size_t(s.n)), q(next.size());
+    for (int64_t row = 0; row < s.batch * s.H; ++row) {
+        const int64_t h = row % s.H, first = row * s.n, own = h * s.n;
+        const auto at = [&](int64_t k, int64_t i) { return (k * s.H + h) * s.n + i; };
+        const auto dy = [&](int64_t k) { return grad_y[(row / s.H * c + k) * s.H + h]; };
+        for (int64_t k = 0; k < c; ++k) {
+            grad_u[std::size_t(row)] += optional ? D[h] * dy(k) : 0;
+            grad_D[std::size_t(h)] += u[row] * dy(k);
+        }
+        for (int64_t i = 0; i < s.n; ++i) {
+            const Complex s_i = state.pair(first + i), a = increment.pair(own + i);
+            Complex &grad = q[std::size_t(i)];
+            grad = optional ? grad_next.pair(first + i) : 0;
+            for (int64_t k = 0; k < c; ++k) grad += 2 * dy(k) * std::conj(C.pair(at(k, i)));
+            next[std::size_t(i)] = s_i + a * s_i + B.pair(own + i) * u[row];
+            grad_u[std::size_t(row)] += (std::conj(B.pair(own + i)) * grad).real();
+            grad_state[std::size_t(first + i)] = grad + std::conj(a) * grad;
+            grad_increment[std::size_t(own + i)] += grad * std::conj(s_i);
+            grad_B[std::size_t(own + i)] += grad * u[row];
+        }
+        for (int64_t r = 0; r < rank; ++r) {
+            double overlap = 0, pull = 0;
+            for (int64_t i = 0; i < s.n; ++i) {
+                overlap += 2 * (V.pair(at(r, i)) * state.pair(first + i)).real();
+                pull -= (std::conj(G.pair(at(r, i))) * q[std::size_t(i)]).real();
+            }
+            for (int64_t i = 0; i < s.n; ++i) {
+                next[std::size_t(i)] -= overlap * G.pair(at(r, i));
+                grad_G[std::size_t(at(r, i))] -= overlap * q[std::size_t(i)];
+                grad_V[std::size_t(at(r, i))] += 2 * pull * std::conj(state.pair(first + i));
+                grad_state[std::size_t(first + i)] += 2 * pull * std::conj(V.pair(at(r, i)));
+            }
+        }
+        for (int64_t k = 0; k < c; ++k) {
+            for (int64_t i = 0; i < s.n; ++i)
+                grad_C[std::size_t(at(k, i))] += 2 * dy(k) * std::conj(next[std::size_t(i)]);
+        }
+    }
+    const std::vector<Output> every = {{"grad_u", wide, grad_u},
+                                       {"grad_state", wide, flat(grad_state)},
+                                       {"grad_increment", true, flat(grad_increment)},
+                                       {"grad_G", wide, flat(grad_G)},
+                                       {"grad_V", wide, flat(grad_V)},
+                                       {"grad_B", wide, flat(grad_B)},
+                                       {"grad_C", wide, flat(grad_C)},
+                                       {"grad_D", wide, grad_D}};
+    for_all_or_one(every, [&](const std::vector<Output> &outputs) {
+        every_way(describe("dplr_step_backward", wide, s, optional), tolerance(wide), outputs,
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_dplr_step_backward(
+                          wide, s.batch, c, rank, s.H, s.n, grad_y.data(), grad_next.data(), u.data(), state.data(),
+                          increment.doubles(), G.data(), V.data(), B.data(), C.data(), D.data(), to[0].data(),
+                          to[1].data(), to[2].doubles(), to[3].data(), to[4].data(), to[5].data(), to[6].data(),
+                          to[7].data(), threads);
+                  });
+    });
+}
+
 // ------------------------------------------------------------------------------------------------ callers and
 // processes
 
@@ -611,7 +729,7 @@ int main(int count, char **arguments) {
     alarm(900);  // ends a process whose threads wait for each other
     const bool all = count > 1 && std::strcmp(arguments[1], "all") == 0;
     const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr},
-               steps[] = {test_step, test_dplr_step};
+               steps[] = {test_step, test_step_backward, test_dplr_step, test_dplr_step_backward};
     for (int64_t n : {1, 3, 17, 33}) {
         for (int64_t batch : {1, 3}) {
             if (!all && n * batch != 9) continue;
@@ -626,7 +744,7 @@ int main(int count, char **arguments) {
     // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
     for_both_types(test_time_major_scan, {4, 2, 2, 16500});
-    for (Test test : {test_dplr, test_dplr_step}) for_both_types(test, {1, 1, 2, 5000});
+    for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);
     if (all) test_time_major_scan(true, {1, 11, 130, 3100}, true);

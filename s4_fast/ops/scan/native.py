@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
-from s4_fast.ops.scan.pytorch import ssm_step_backward
+from s4_fast.ops.scan import pytorch
 
 __all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
 
@@ -59,6 +59,27 @@ def ssm_scan_backward(
 def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """u (Bt, H), state (Bt, H, n), x, B, C (H, n), D (H,) or empty -> y (Bt, H), the state after (Bt, H, n)."""
     return step(u, state, exponentials(x), B, C, D)
+
+
+def ssm_step_backward(
+    grad_y: Tensor | None,
+    grad_next: Tensor | None,
+    u: Tensor,
+    state: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    if not u.is_cpu:
+        return pytorch.ssm_step_backward(grad_y, grad_next, u, state, x, B, C, D, needs)
+    tensors = (u, state, x, B, C, D)
+    grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+    given = [None if g is None else _given(g) for g in grads]
+    inputs = (grad_y, grad_next, u, state, exponentials(x), B, C, _given(D))
+    native_library.call("step_backward", u, u.dtype, *state.shape, *inputs, *given)
+    return tuple(grads)
 
 
 def exponentials(x: Tensor) -> Tensor:
