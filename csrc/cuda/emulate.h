@@ -22,6 +22,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
