@@ -116,10 +116,13 @@ S4_FAST_INLINE Chained chain(const Model<R> &model, const State &state, Wide gra
     const Wide z = state.z, weight = state.weight;
     const bool bilinear = model.has(S4_FAST_BILINEAR);
     const Wide slope = bilinear ? 0.5 * (weight * weight) : hold_slope(z);
+    // The derivative of z weight(z), whose two terms cancel where little is left after a step.
+    const Wide whole = bilinear ? weight * weight : exp(z.re) * turn<double>(phase(z.im));
     const Wide node_slope = bilinear ? divide({4, 0}, Wide{2 - z.re, -z.im} * Wide{2 + z.re, z.im}) : Wide{1, 0};
-    const Wide grad_z = grad_x * conj(node_slope) + grad_enter * conj(state.step * (slope * state.B));
-    const double grad_step = real_product(grad_z, conj(state.A)) + real_product(grad_enter, conj(weight * state.B));
-    Chained grad{state.step * grad_z, grad_enter * conj(state.step * weight), grad_step};
+    const Wide of_node = grad_x * conj(node_slope);
+    const Wide grad_z = of_node + grad_enter * conj(state.step * (slope * state.B));
+    Chained grad{state.step * grad_z, grad_enter * conj(state.step * weight),
+                 real_product(of_node, conj(state.A)) + real_product(grad_enter, conj(whole * state.B))};
     grad.A.re *= model.has(S4_FAST_LOG_DECAY) ? state.A.re : 1.0;
     grad.A.im *= model.has(S4_FAST_CONJUGATE) ? -1.0 : 1.0;
     grad.dt *= model.has(S4_FAST_LOG_DT) ? state.step : model.rate;

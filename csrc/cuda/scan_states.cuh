@@ -2,6 +2,8 @@
 // would be wrong by 2^-24, and the response at lag t by t times as much.
 #pragma once
 
+#include <numeric>
+
 #include "scan_chunks.cuh"
 
 namespace s4_fast {
@@ -84,7 +86,7 @@ struct LocalTables {
 };
 
 // states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for K states and a share of the tiles.
-// Where a block has all chunks of its feature in one segment it carries them too (`whole`), which saves a launch.
+// Where a block has all chunks of its rows, in one segment, it carries them too (`whole`), which saves a launch.
 template <class R>
 __global__ void __launch_bounds__(THREADS, 4)
     scan_local_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, bool whole, const Node<R> *nodes,
@@ -131,7 +133,9 @@ __global__ void __launch_bounds__(THREADS, 4)
     }
     if (!whole) return;
     __syncthreads();
-    for (int64_t entry = threadIdx.x; entry < scan.batch * K; entry += THREADS) {
+    const int64_t from = share * shares.each * M / scan.chunks * K;
+    const int64_t until = end * M / scan.chunks < scan.batch ? end * M / scan.chunks * K : scan.batch * K;
+    for (int64_t entry = from + threadIdx.x; entry < until; entry += THREADS) {
         const int64_t row = entry / K * scan.H + h, state = first + entry % K;
         if (state >= scan.n) continue;
         carry_within(scan, run, row, 0, 1, state, wide[h * scan.n + state], initial_state(run, row * scan.n + state));
@@ -203,11 +207,25 @@ Recurrence<R> &add(Call &call, const Scan &scan, Recurrences<R> &runs, Recurrenc
     return runs.each[runs.count++] = run;
 }
 
+inline bool has_whole_rows(const Scan &scan, const Shares &shares) {
+    return shares.count == 1 || shares.each * M % scan.chunks == 0;
+}
+
+// Shares of the tiles for each of `others`: of whole rows, if that leaves enough blocks to keep most of a GPU busy.
+inline Shares local_shares(const Scan &scan, int64_t others) {
+    const Shares even(tiles(scan), ENOUGH_BLOCKS / others);
+    const int64_t unit = scan.chunks / std::gcd(scan.chunks, int64_t(M));
+    Shares whole = even;
+    whole.each = divide_up(even.each, unit) * unit;
+    whole.count = divide_up(tiles(scan), whole.each);
+    return whole.count == even.count || whole.count * others >= ENOUGH_BLOCKS / 2 ? whole : even;
+}
+
 template <class R>
 void find_states(Call &call, const Scan &scan, const Tables<R> &tables, const Recurrences<R> &runs) {
     const int64_t rows = scan.batch * scan.H, blocks = divide_up(scan.n, K), segments = segments_of(scan);
-    const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * runs.count));
-    const bool whole = segments == 1 && shares.count == 1;
+    const Shares shares = local_shares(scan, scan.H * blocks * runs.count);
+    const bool whole = segments == 1 && has_whole_rows(scan, shares);
     call.launch("scan_local_kernel", scan_local_kernel<R>, runs.count * shares.count * scan.H * blocks, THREADS,
                 sizeof(LocalTables<R>), scan, shares, tiles(scan), blocks, whole, tables.nodes, tables.wide, runs);
     if (whole) return;
