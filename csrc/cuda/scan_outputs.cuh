@@ -20,6 +20,11 @@ struct Outputs {
     int64_t channels, next_direction;  // from a direction's `leave` to the next one's
 };
 
+// Where the outputs of a chunk begin, in (batch, channels, H, L) and as they lie.
+struct Row {
+    int64_t start, target;
+};
+
 template <class R>
 struct OutputTables {
     static constexpr int T = CHUNK<R>;
@@ -28,8 +33,23 @@ struct OutputTables {
     Samples<R, M, T> samples;
     R response[2 * T];
     Chunk chunks[M];
+    Row rows[M];
     Node<R> nodes[K];
 };
+
+// Of the chunk that this thread has found.
+template <bool ADJOINT, class R, class S>
+S4_FAST_INLINE void find_row(OutputTables<R> &tables, const Scan &scan, const Outputs<R, S> &outputs, int64_t channel) {
+    if (threadIdx.x >= M) return;
+    const Chunk &chunk = tables.chunks[threadIdx.x];
+    const int64_t start = ADJOINT ? chunk.u : chunk.y + channel * scan.channel();
+    int64_t target = start;
+    if (outputs.time_major) {  // from (batch, channels, H, L) to (batch, L, channels, H)
+        const int64_t features = scan.H * outputs.channels, l = start % scan.L, row = start / scan.L;
+        target = (row / features * scan.L + l) * features + row % features;
+    }
+    tables.rows[threadIdx.x] = {start, target};
+}
 
 // sums[a][b] += Re sum_k states lambda^{length-1-t}, for t = j + b THREAD_COLUMNS and rows that need not be whole: each
 // has powers of its own.
@@ -77,8 +97,9 @@ __global__ void __launch_bounds__(THREADS, 4)
                        const __grid_constant__ Outputs<R, S> outputs) {
     constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;
     auto &tables = shared_memory<OutputTables<R>>();
-    const int64_t h = blockIdx.x % scan.H, channel = ADJOINT ? 0 : blockIdx.x / scan.H % outputs.channels;
-    const int64_t share = blockIdx.x / (scan.H * outputs.channels);
+    const unsigned H = unsigned(scan.H), channels = ADJOINT ? 1 : unsigned(outputs.channels);  // no more than blocks
+    const unsigned h = blockIdx.x % H, channel = ADJOINT ? 0 : blockIdx.x / H % channels;
+    const int64_t share = blockIdx.x / H / channels;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t first = 0; first < scan.n; first += K) {
@@ -91,6 +112,7 @@ __global__ void __launch_bounds__(THREADS, 4)
         for (int64_t tile = share * shares.each; tile < end; ++tile) {
             __syncthreads();
             find_chunks(tables.chunks, scan, h, tile);
+            find_row<ADJOINT>(tables, scan, outputs, channel);
             __syncthreads();
             bool whole = true;
 #pragma unroll
@@ -143,25 +165,20 @@ __global__ void __launch_bounds__(THREADS, 4)
                 }
             }
             const bool complete = first + K >= scan.n;
+            const int64_t step = outputs.time_major ? scan.H * outputs.channels : 1;
 #pragma unroll
             for (int a = 0; a < RM; ++a) {
-                const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
-                const int64_t start = ADJOINT ? chunk.u : chunk.y + channel * scan.channel();
-                int64_t target = start, step = 1;
-                if (outputs.time_major) {  // from (batch, channels, H, L) to (batch, L, channels, H)
-                    step = scan.H * outputs.channels;
-                    const int64_t l = start % scan.L, row = start / scan.L;
-                    target = (row / step * scan.L + l) * step + row % step;
-                }
+                const int row = i + a * THREAD_ROWS, length = tables.chunks[row].length;
+                const Row at = tables.rows[row];
 #pragma unroll
                 for (int b = 0; b < RT; ++b) {
                     const int t = j + b * THREAD_COLUMNS;
-                    if (t >= chunk.length) continue;
-                    const R sum = first == 0 ? sums[a][b] : outputs.partial[start + t] + sums[a][b];
+                    if (t >= length) continue;
+                    const R sum = first == 0 ? sums[a][b] : outputs.partial[at.start + t] + sums[a][b];
                     if (complete)
-                        store_value(outputs.out[target + t * step], sum);
+                        store_value(outputs.out[at.target + t * step], sum);
                     else
-                        outputs.partial[start + t] = sum;
+                        outputs.partial[at.start + t] = sum;
                 }
             }
         }

@@ -505,7 +505,7 @@ def test_a_workspace_that_is_too_small(emulated: Emulated) -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_no_sanitizer_complains() -> None:
-    """This file again, with the kernels compiled for the address and undefined-behaviour sanitizers."""
+    """These tests again, with the kernels compiled for the address and undefined-behaviour sanitizers."""
     found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     preload = found.stdout.strip()
     if not os.path.isabs(preload):
@@ -516,8 +516,9 @@ def test_no_sanitizer_complains() -> None:
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
     }
-    every_kernel = "order or (emulated and (weak or dplr or cauchy or step)) and not long"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, __file__]
+    every_kernel = "order or (emulated and (weak or dplr or cauchy or step or optional or half)) and not long"
+    files = [__file__, str(ROOT / "tests/native/test_cuda_diagonal.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "[100%]" in result.stdout
