@@ -21,8 +21,6 @@ inline void check_rank(const char *function, int64_t rank) {
                                  std::to_string(S4_FAST_CUDA_DPLR_RANK));
 }
 
-using Wide = Complex<double>;
-
 S4_FAST_INLINE Wide inverse(Wide a) { return (1.0 / (a.re * a.re + a.im * a.im)) * conj(a); }
 
 // 1/d and 1/d' at the node of `half` = cos + i sin of theta/2.

@@ -187,8 +187,8 @@ S4_FAST_API int s4_fast_cuda_moments(int64_t dtype, int64_t c, int64_t H, int64_
                                      int64_t *workspace_bytes, int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                   const void *x, const void *B, const void *C, const void *D, const void *state,
-                                  void *y, void *final, void *workspace, int64_t *workspace_bytes, int64_t device,
-                                  void *stream);
+                                  void *y, void *final, int64_t time_major, void *workspace, int64_t *workspace_bytes,
+                                  int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
                                            const void *grad_y, const void *grad_final, const void *u, const void *x,
                                            const void *B, const void *C, const void *D, const void *state, void *grad_u,
