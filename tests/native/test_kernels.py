@@ -257,12 +257,14 @@ def test_lengths_beyond_32_bits_are_served() -> None:
 
 
 # The arguments between dtype and threads in s4_fast.h: sizes, pointers that must be given, that may be NULL, doubles,
-# other integers.
+# the type of signals, other integers.
 SIGNATURES = {
     "vandermonde": "ssss pp d p",
     "moments": "ssss pp po",
     "scan": "ssss pppp oo po i",
     "scan_backward": "ssss po pppp oo pooooo i",
+    "diagonal": "ti sssssss d pppp o p ooo po",
+    "diagonal_backward": "ti sssssss d oo pppp o p ooo ooooooooo",
     "exp": "s pp",
     "step": "sss ppppp o pp",
     "dplr_spectrum": "ssssss pppp",
@@ -276,10 +278,12 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
     handle, kinds = native_library._handle(), SIGNATURES[name].replace(" ", "")
     memory = [ctypes.create_string_buffer(1024) for _ in kinds]
     good = {"s": lambda i: ctypes.c_int64(1), "i": lambda i: ctypes.c_int64(0), "d": lambda i: ctypes.c_double(1)}
+    good["t"] = good["i"]
     arguments = [good.get(kind, lambda i: memory[i])(i) for i, kind in enumerate(kinds)]
 
     def refusal(dtype: int = 0, at: int = -1, value: object = None) -> str:
         changed = [value if i == at else argument for i, argument in enumerate(arguments)]
+        changed = [ctypes.c_int64(dtype) if kind == "t" else c for kind, c in zip(kinds, changed, strict=True)]
         code = getattr(handle, f"s4_fast_cpu_{name}")(ctypes.c_int64(dtype), *changed, ctypes.c_int64(1))
         return native_library._error(handle) if code else ""
 
