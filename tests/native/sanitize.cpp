@@ -338,6 +338,107 @@ void test_scan_of(bool wide, Sizes s, bool optional, bool time_major) {
 void test_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, false); }
 void test_time_major_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, true); }
 
+// The inputs of a diagonal layer, whose options come from the bits of `variant`; what it writes, but for y of signals
+// that are not halves, must only be finite.
+void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
+    const auto given = [&](int bit, int64_t count) { return Array::random(wide, variant >> bit & 1 ? count : 0); };
+    const int64_t flags = variant & 63, c = 1 + variant % 3, copies = variant & 64 ? s.H : 1,
+                  columns = variant & 128 ? s.n : 1;
+    const bool both = flags & S4_FAST_BIDIRECTIONAL, time_major = flags & S4_FAST_TIME_MAJOR, half = signal >= 2;
+    const int64_t outputs = both ? 2 * c : c, samples = s.batch * s.H * s.L, nodes = s.H * s.n;
+    // Two halves lie in the memory of a float, whose value is finite if that of the second is.
+    const auto signals = [&](int64_t count) { return half ? count / 2 : count; };
+    Array u = Array::random(wide, signals(samples)), grad_y = Array::random(wide, signals(samples * c));
+    for (Array *array : {&u, &grad_y}) {
+        for (int64_t i = 0; i < array->count() && half; ++i) {
+            uint16_t *const halves = static_cast<uint16_t *>(array->data()) + 2 * i;
+            halves[0] = halves[1];
+        }
+    }
+    const Array dt = Array::random(wide, s.H * columns), A_real = Array::random(wide, copies * s.n),
+                A_imag = Array::random(wide, copies * s.n), C = Array::random(wide, 2 * outputs * nodes);
+    for (const Array *array : {&dt, &A_real}) {
+        const bool logarithm = flags & (array == &dt ? S4_FAST_LOG_DT : S4_FAST_LOG_DECAY);
+        for (int64_t i = 0; i < array->count(); ++i) {
+            const double size = 0.01 + 0.1 * std::abs((*array)[i]);
+            const_cast<Array *>(array)->set(i, logarithm ? std::log(size) : array == &dt ? size : -size);
+        }
+    }
+    const Array B = given(0, 2 * copies * s.n), D = given(2, c * s.H), state = given(3, 2 * s.batch * nodes),
+                ahead = given(4, 2 * s.batch * nodes), grad_final = given(5, 2 * s.batch * nodes);
+    const double rate = 0.5;
+
+    Reals y(std::size_t(samples * c));
+    const auto at = [&](int64_t b, int64_t k, int64_t channels, int64_t h, int64_t l) {
+        return time_major ? ((b * s.L + l) * channels + k) * s.H + h : ((b * channels + k) * s.H + h) * s.L + l;
+    };
+    for (int64_t b = 0; b < s.batch && !half; ++b) {
+        for (int64_t h = 0; h < s.H; ++h) {
+            for (int64_t k = 0; k < c && D.given(); ++k) {
+                for (int64_t l = 0; l < s.L; ++l)
+                    y[std::size_t(at(b, k, c, h, l))] += D[k * s.H + h] * u[at(b, 0, 1, h, l)];
+            }
+            for (int64_t i = 0; i < s.n; ++i) {
+                const int64_t copy = h % copies * s.n + i;
+                const double by = dt[columns == 1 ? h : h * s.n + i], decay = A_real[copy], turn = A_imag[copy];
+                const double step = rate * (flags & S4_FAST_LOG_DT ? std::exp(by) : by);
+                const Complex A(flags & S4_FAST_LOG_DECAY ? -std::exp(decay) : decay,
+                                flags & S4_FAST_CONJUGATE ? -turn : turn);
+                const Complex z = step * A, weight = B.given() ? B.pair(copy) : 1;
+                const bool bilinear = flags & S4_FAST_BILINEAR;
+                const Complex lambda = bilinear ? (2.0 + z) / (2.0 - z) : std::exp(z);
+                const Complex input = step * weight * (bilinear ? 2.0 / (2.0 - z) : (lambda - 1.0) / z);
+                for (int64_t k = 0; k < outputs; ++k) {
+                    const Array &start = k < c ? state : ahead;
+                    const Complex of_C = C.pair(k * nodes + h * s.n + i);
+                    Complex now = start.given() ? start.pair((b * s.H + h) * s.n + i) : 0;
+                    for (int64_t t = 0; t < s.L; ++t) {
+                        const int64_t l = k < c ? t : s.L - 1 - t;
+                        double &to = y[std::size_t(at(b, k % c, c, h, l))];
+                        if (k >= c) to += 2 * (of_C * now).real();
+                        now = lambda * now + input * u[at(b, 0, 1, h, l)];
+                        if (k < c) to += 2 * (of_C * now).real();
+                    }
+                }
+            }
+        }
+    }
+    char name[64];
+    std::snprintf(name, sizeof name, "diagonal %lld of signals %lld", (long long)variant, (long long)signal);
+    const std::string what = describe(name, wide, s, false);
+    const auto like = [&](const char *of, const Array &array) {
+        return Output{of, wide, Reals(std::size_t(array.count())), false};
+    };
+    every_way(what, tolerance(wide), {half ? like("y", grad_y) : Output{"y", wide, y}, like("final", grad_final)},
+              [&](const Arrays &to, int64_t threads) {
+                  return s4_fast_cpu_diagonal(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns, rate,
+                                              u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(), C.data(),
+                                              D.data(), state.data(), ahead.data(), to[0].data(), to[1].data(),
+                                              threads);
+              });
+    every_way(what + " backward", tolerance(wide),
+              {like("grad_u", u), like("grad_dt", dt), like("grad_A_real", A_real), like("grad_A_imag", A_imag),
+               like("grad_B", B), like("grad_C", C), like("grad_D", D), like("grad_state", state),
+               like("grad_ahead", Array(wide, both ? ahead.count() : 0))},
+              [&](const Arrays &to, int64_t threads) {
+                  return s4_fast_cpu_diagonal_backward(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns,
+                                                       rate, variant & 256 ? nullptr : grad_y.data(), grad_final.data(),
+                                                       u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(),
+                                                       C.data(), D.data(), state.data(), ahead.data(), to[0].data(),
+                                                       to[1].data(), to[2].data(), to[3].data(), to[4].data(),
+                                                       to[5].data(), to[6].data(), to[7].data(), to[8].data(), threads);
+              });
+}
+
+void test_diagonal(bool wide, Sizes s, bool optional) {
+    // Numbers that go through all bits.
+    for (int64_t i = optional; i < 8; i += 2) {
+        const int64_t variant = (i * 73 + s.L) & 511;
+        test_diagonal_of(wide, s, variant, wide);
+        if (!wide && s.batch * s.H * s.L % 2 == 0) test_diagonal_of(wide, s, variant, 2 + i / 2 % 2);
+    }
+}
+
 void test_step(bool wide, Sizes s, bool optional) {
     const Array x = Array::nodes(wide, s.H * s.n);
     Array lambda(true, 2 * s.H * s.n);
@@ -737,13 +838,14 @@ int main(int count, char **arguments) {
                 if (!all && L < 100) continue;
                 for (Test test : sequences) for_both_types(test, {batch, 2, n, L});
                 if (n == 3) for_both_types(test_time_major_scan, {batch, 21, n, L});
+                if (n == 3) for_both_types(test_diagonal, {batch, 18, n, L});
             }
             for (Test test : steps) for_both_types(test, {batch, 5, n, 1});
         }
     }
     // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
-    for_both_types(test_time_major_scan, {4, 2, 2, 16500});
+    for (Test test : {test_time_major_scan, test_diagonal}) for_both_types(test, {4, 2, 2, 16500});
     for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);
