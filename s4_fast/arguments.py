@@ -47,9 +47,9 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         TypeError: it is not an integer.
         ValueError: it is less than ``least``.
     """
-    if isinstance(value, (bool, float, str)) or is_array(value):
-        raise TypeError(f"{name} must be an int, got {value!r}" if not is_array(value) else _not(name, "an int", value))
     try:
+        if isinstance(value, bool) or (is_array(value) and value.ndim):
+            raise TypeError
         found = operator.index(value)
     except TypeError:
         raise TypeError(_not(name, "an int", value)) from None
@@ -71,7 +71,8 @@ def number(name: str, value: Any) -> float:
 
 
 def _not(name: str, expected: str, value: Any) -> str:
-    return f"{name} must be {expected}, got {kind(value)}"
+    got = kind(value) if isinstance(value, Tensor) or is_array(value) else f"{type(value).__name__} {value!r}"
+    return f"{name} must be {expected}, got {got}"
 
 
 def sizes(**given: Any) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ class BackendUnavailableError(RuntimeError):
 class Call(NamedTuple):
     """What the choice of a backend may depend on.
 
-    ``shape`` holds the op's canonical sizes by name, ``grads`` the inputs whose gradient is needed.
+    ``shape`` holds the op's canonical sizes by name, ``grads`` the inputs whose gradient is needed. ``watched`` is set
+    by ops for which it matters whether something else than autograd sees the operations.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     shape: dict[str, int]
     grads: tuple[str, ...] = ()
+    watched: bool = False
 
 
 class Choice(NamedTuple):

@@ -131,6 +131,17 @@ def use_isa(name: str | None) -> None:
     _check(_handle().s4_fast_cpu_use(name and name.encode()))
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
+def limit(name: str) -> int:
+    """A limit of the header, by its name without ``S4_FAST_``. The library must be usable."""
+    function = _handle().s4_fast_limit
+    function.restype = ctypes.c_int64
+    value: int = function(name.upper().encode())
+    assert value > 0, name
+    return value
+
+
 def call(name: str, like: Tensor, *args: Tensor | torch.dtype | float | None) -> None:
     """Run ``s4_fast_cpu_<name>`` or ``s4_fast_cuda_<name>``, by the device of ``like``.
 

@@ -150,14 +150,15 @@ int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_
     return 0;
 }
 
-int check_rank(const char *function, int64_t rank) {
-    if (rank <= kMaxRank) return 0;
-    return fail("%s: rank must be at most %d, got %lld", function, int(kMaxRank), (long long)rank);
+int check_rank(const char *function, int64_t rank, int64_t most) {
+    if (rank <= most) return 0;
+    return fail("%s: rank must be at most %lld, got %lld", function, (long long)most, (long long)rank);
 }
 
 int check_sums(const char *function, const DplrSizes &s) {
-    if ((s.b + s.rank) * (s.c + s.rank) <= kMaxSums) return check_rank(function, s.rank);
-    return fail("%s: (b + rank) (c + rank) must be at most %d, got %lld and %lld", function, int(kMaxSums),
+    if ((s.b + s.rank) * (s.c + s.rank) <= S4_FAST_CPU_DPLR_SUMS)
+        return check_rank(function, s.rank, S4_FAST_CPU_DPLR_RANK);
+    return fail("%s: (b + rank) (c + rank) must be at most %d, got %lld and %lld", function, int(S4_FAST_CPU_DPLR_SUMS),
                 (long long)(s.b + s.rank), (long long)(s.c + s.rank));
 }
 
@@ -212,7 +213,7 @@ extern "C" int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, in
     return for_dtype("dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
                      {u, state, increment, G, V, B, C, y, next}, [&](auto zero) {
                          using T = decltype(zero);
-                         if (const int code = check_rank("dplr_step", rank)) return code;
+                         if (const int code = check_rank("dplr_step", rank, S4_FAST_CPU_DPLR_STEP_RANK)) return code;
                          const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
                          const DplrStep<T> call = {batch,
                                                    c,

@@ -3,15 +3,13 @@
 
 #include <cstdint>
 
+#include "../include/s4_fast.h"
 #include "isa.h"
 
 namespace s4_fast {
 
 // The nodes of a feature are divided into ranges that begin at multiples of this, and tables of nodes padded to one.
 constexpr int64_t kNodes = 16;
-
-// The largest rank, and the largest (b + rank) (c + rank).
-constexpr int64_t kMaxRank = 8, kMaxSums = 128;
 
 // The nodes omega_k = exp(-i theta), k = 0 .. L/2, in half angles: cos and twice_sin + low are cos(theta/2) and
 // 2 sin(theta/2) times a common factor of 1 + O(2^-53) that makes cos a double. Only their ratio matters.

@@ -285,7 +285,7 @@ S4_FAST_INLINE void finish(const Work &f, Sizes s, const Nodes &t, const vec *S,
     const int columns = s.b + s.rank;
     for (int half = 0; half < 2; ++half, k += kLanes<double>) {
         if (k >= out.nodes) return;
-        ComplexVector M[kMaxSums];
+        ComplexVector M[S4_FAST_CPU_DPLR_SUMS];
         build(f, s, t, half, S, M);
         eliminate(s, M);
         for (int j = 0; j < s.b; ++j)
@@ -299,7 +299,7 @@ S4_FAST_INLINE void finish_backward(const Work &f, Sizes s, const Nodes &t, vec 
                                     int64_t k) {
     const int columns = s.b + s.rank;
     for (int half = 0; half < 2; ++half, k += kLanes<double>) {
-        ComplexVector M[kMaxSums], G[kMaxSums];
+        ComplexVector M[S4_FAST_CPU_DPLR_SUMS], G[S4_FAST_CPU_DPLR_SUMS];
         build(f, s, t, half, S, M);
         eliminate(s, M);
         for (int j = 0; j < s.b; ++j)

@@ -1,22 +1,11 @@
 // One step of a DPLR recurrence, vectorised over the states. Complex numbers stay interleaved: the real part of a
 // product summed over states is the sum of the even entries of an elementwise product less that of the odd ones.
-#include "complex.h"
 #include "dplr.h"
+#include "interleaved.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
-
-template <int... I>
-constexpr auto neighbours(std::integer_sequence<int, I...>) {
-    return std::integer_sequence<int, (I ^ 1)...>{};
-}
-
-// The real parts (Part = 0) or the imaginary parts (1), each twice.
-template <int Part, int... I>
-constexpr auto doubled(std::integer_sequence<int, I...>) {
-    return std::integer_sequence<int, ((I & ~1) + Part)...>{};
-}
 
 // Adds to every lane the one `Width` further on.
 template <class T, int Width, int... I>
@@ -56,15 +45,10 @@ template <class T>
 S4_FAST_INLINE void advance(const T *s, const double *increment, const T *G, int64_t rank, int64_t stride,
                             const double *overlaps, const T *B, double u, int64_t n, T *next) {
     constexpr int count = kLanes<double>;
-    constexpr auto lanes = std::make_integer_sequence<int, count>{};
-    DoubleVector sign = {};
-    for (int lane = 0; lane < count; ++lane) sign[lane] = lane % 2 ? 1 : -1;
     int64_t i = 0;
     for (; i + count <= 2 * n; i += count) {
-        const DoubleVector x = load_double(s + i), factor = load(increment + i);
-        const DoubleVector re = shuffle<double>(factor, factor, doubled<0>(lanes));
-        const DoubleVector im = shuffle<double>(factor, factor, doubled<1>(lanes));
-        DoubleVector change = re * x + im * (sign * shuffle<double>(x, x, neighbours(lanes)));
+        const DoubleVector x = load_double(s + i);
+        DoubleVector change = product(load(increment + i), x);
         change += u * load_double(B + i);
         for (int64_t r = 0; r < rank; ++r) change -= overlaps[r] * load_double(G + r * stride + i);
         store_double(next + i, x + change);
@@ -92,7 +76,7 @@ void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
             const int64_t at = batch * H + h;
             const T *s = step.state + at * width;
             T *next = step.next + at * width;
-            double overlaps[kMaxRank];  // of s, which next may overwrite
+            double overlaps[S4_FAST_CPU_DPLR_STEP_RANK];  // of s, which next may overwrite
             for (int64_t r = 0; r < step.rank; ++r) overlaps[r] = overlap(step.V + (r * H + h) * width, s, n);
             const T u = step.u[at], skipped = step.D ? step.D[h] * u : 0;
             advance(s, step.increment + h * width, step.G + h * width, step.rank, H * width, overlaps,

@@ -3,6 +3,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "../include/s4_fast.h"
 
@@ -23,5 +24,22 @@ int fail(const char *format, ...) {
 }  // namespace s4_fast
 
 const char *s4_fast_version(void) { return S4_FAST_VERSION; }
+
+int64_t s4_fast_limit(const char *name) {
+#define S4_FAST_NAMED(limit)    \
+    {                           \
+        #limit, S4_FAST_##limit \
+    }
+    static const struct {
+        const char *name;
+        int64_t value;
+    } limits[] = {S4_FAST_NAMED(CPU_DPLR_RANK),  S4_FAST_NAMED(CPU_DPLR_SUMS),  S4_FAST_NAMED(CPU_DPLR_STEP_RANK),
+                  S4_FAST_NAMED(CUDA_DPLR_RANK), S4_FAST_NAMED(CUDA_DPLR_SUMS), S4_FAST_NAMED(CUDA_DPLR_STEP_RANK)};
+#undef S4_FAST_NAMED
+    for (const auto &limit : limits) {
+        if (std::strcmp(limit.name, name) == 0) return limit.value;
+    }
+    return -1;
+}
 
 const char *s4_fast_error(void) { return s4_fast::message; }

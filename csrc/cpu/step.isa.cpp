@@ -1,31 +1,14 @@
 #include "step.h"
 
+#include "interleaved.h"
 #include "powers.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {
-namespace {
-
-inline DoubleVector swapped(DoubleVector v) {
-    IndexVector indices;
-    for (int i = 0; i < kLanes<double>; ++i) indices[i] = i ^ 1;
-    return __builtin_shuffle(v, indices);
-}
-
-inline DoubleVector broadcast_parts(DoubleVector v, int part) {
-    IndexVector indices;
-    for (int i = 0; i < kLanes<double>; ++i) indices[i] = (i & ~1) | part;
-    return __builtin_shuffle(v, indices);
-}
-
-}  // namespace
 
 // In double whatever T is: the roundings of a float lambda would add up over steps.
 template <class T>
 void step(const Step<T> &of, int64_t begin, int64_t end) {
-    constexpr int64_t kPairs = kLanes<double> / 2;
-    DoubleVector signs;
-    for (int i = 0; i < kLanes<double>; ++i) signs[i] = i % 2 ? 1 : -1;
     for (int64_t row = begin; row < end; ++row) {
         const int64_t h = row % of.H, n = of.n;
         const T *state = of.state + 2 * row * n, *B = of.B + 2 * h * n, *C = of.C + 2 * h * n;
@@ -35,9 +18,8 @@ void step(const Step<T> &of, int64_t begin, int64_t end) {
         int64_t i = 0;
         for (; i + kPairs <= n; i += kPairs) {
             const DoubleVector s = load_double(state + 2 * i), a = load(lambda + 2 * i);
-            const DoubleVector turned = signs * broadcast_parts(a, 1) * swapped(s);
-            const DoubleVector after = broadcast_parts(a, 0) * s + turned + u * load_double(B + 2 * i);
-            sums -= signs * load_double(C + 2 * i) * after;
+            const DoubleVector after = product(a, s) + u * load_double(B + 2 * i);
+            sums -= signs() * load_double(C + 2 * i) * after;
             store_double(next + 2 * i, after);
         }
         double total = sum(sums);

@@ -14,6 +14,8 @@ struct alignas(2 * sizeof(R)) Complex {
     R re, im;
 };
 
+using Wide = Complex<double>;
+
 template <class R>
 S4_FAST_INLINE Complex<R> operator+(Complex<R> a, Complex<R> b) {
     return {a.re + b.re, a.im + b.im};

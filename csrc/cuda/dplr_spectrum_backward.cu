@@ -11,8 +11,6 @@ namespace s4_fast {
 namespace {
 
 constexpr int NODES = 64, STATES = 16, LANES = NODES / STATES;
-// Gradients of sums that fit in shared memory beside the rest.
-constexpr int64_t MOST_SUMS = 36;
 
 template <int RANK>
 struct Tables {
@@ -115,10 +113,10 @@ int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int
             using R = decltype(real);
             check_rank("dplr_spectrum_backward", rank);
             const int64_t sums = (b + rank) * (c + rank);
-            if (b > MOST_SUMS || c > MOST_SUMS || sums > MOST_SUMS)
+            if (b > S4_FAST_CUDA_DPLR_SUMS || c > S4_FAST_CUDA_DPLR_SUMS || sums > S4_FAST_CUDA_DPLR_SUMS)
                 throw std::runtime_error("dplr_spectrum_backward: " + std::to_string(b + rank) + " x " +
                                          std::to_string(c + rank) + " sums per node; at most " +
-                                         std::to_string(MOST_SUMS) + " fit in shared memory");
+                                         std::to_string(S4_FAST_CUDA_DPLR_SUMS) + " fit in shared memory");
             // Whole groups of NODES to a share.
             Shares shares(divide_up(L / 2 + 1, NODES), ENOUGH_BLOCKS / H);
             shares.each *= NODES;

@@ -5,12 +5,10 @@
 namespace s4_fast {
 namespace {
 
-constexpr int64_t HIGHEST_RANK = 64;
-
 template <class R>
 struct Tables {
     RowScratch<R> scratch;
-    R overlaps[HIGHEST_RANK][ROWS];
+    R overlaps[S4_FAST_CUDA_DPLR_STEP_RANK][ROWS];
 };
 
 template <class R>
@@ -59,18 +57,18 @@ int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank
                            const void *C, const void *D, void *y, void *next, void *workspace, int64_t *workspace_bytes,
                            int64_t device, void *stream) {
     using namespace s4_fast;
-    return run_call("dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
-                    {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
-                        using R = decltype(real);
-                        using Input = const Complex<R> *;
-                        if (rank > HIGHEST_RANK)
-                            throw std::runtime_error("dplr_step: rank = " + std::to_string(rank) +
-                                                     ", expected at most " + std::to_string(HIGHEST_RANK));
-                        if (!call.ready()) return;
-                        call.launch("dplr_step_kernel", dplr_step_kernel<R>, divide_up(batch * H, ROWS), LANES * ROWS,
-                                    sizeof(Tables<R>), batch * H, c, rank, H, n, static_cast<const R *>(u),
-                                    Input(state), reinterpret_cast<const Complex<double> *>(increment), Input(G),
-                                    Input(V), Input(B), Input(C), static_cast<const R *>(D), static_cast<R *>(y),
-                                    static_cast<Complex<R> *>(next));
-                    });
+    return run_call(
+        "dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
+        {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+            using R = decltype(real);
+            using Input = const Complex<R> *;
+            if (rank > S4_FAST_CUDA_DPLR_STEP_RANK)
+                throw std::runtime_error("dplr_step: rank = " + std::to_string(rank) + ", expected at most " +
+                                         std::to_string(S4_FAST_CUDA_DPLR_STEP_RANK));
+            if (!call.ready()) return;
+            call.launch("dplr_step_kernel", dplr_step_kernel<R>, divide_up(batch * H, ROWS), LANES * ROWS,
+                        sizeof(Tables<R>), batch * H, c, rank, H, n, static_cast<const R *>(u), Input(state),
+                        reinterpret_cast<const Complex<double> *>(increment), Input(G), Input(V), Input(B), Input(C),
+                        static_cast<const R *>(D), static_cast<R *>(y), static_cast<Complex<R> *>(next));
+        });
 }

@@ -10,19 +10,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "../include/s4_fast.h"
 #include "powers.cuh"
 
 namespace s4_fast {
 
-constexpr int64_t HIGHEST_RANK = 4;
-
 inline void check_rank(const char *function, int64_t rank) {
-    if (rank > HIGHEST_RANK)
+    if (rank > S4_FAST_CUDA_DPLR_RANK)
         throw std::runtime_error(std::string(function) + ": rank = " + std::to_string(rank) + ", expected at most " +
-                                 std::to_string(HIGHEST_RANK));
+                                 std::to_string(S4_FAST_CUDA_DPLR_RANK));
 }
-
-using Wide = Complex<double>;
 
 S4_FAST_INLINE Wide inverse(Wide a) { return (1.0 / (a.re * a.re + a.im * a.im)) * conj(a); }
 

@@ -22,6 +22,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
@@ -41,6 +42,7 @@ namespace s4_fast::emulation {
 
 enum Order { FORWARDS, BACKWARDS, SHUFFLED };
 inline int order = FORWARDS;
+inline long launches = 0;
 
 struct Coroutine {
     ucontext_t context;
@@ -89,6 +91,7 @@ inline void run_block(int threads) {
 
 template <class... Parameters>
 void run(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Parameters... arguments) {
+    ++launches;
     body = [=] { kernel(arguments...); };
     if (shared > (48 << 10)) throw std::logic_error("more than 48 KiB of shared memory");
     for (int64_t block = 0; block < blocks; ++block) {
@@ -117,4 +120,8 @@ Tables &shared_memory() {
 
 extern "C" __attribute__((visibility("default"), used)) inline void s4_fast_emulate_order(int order) {
     s4_fast::emulation::order = order;
+}
+
+extern "C" __attribute__((visibility("default"), used)) inline long s4_fast_emulate_launches() {
+    return s4_fast::emulation::launches;
 }

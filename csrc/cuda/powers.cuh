@@ -86,17 +86,33 @@ struct Node {
     R high, low;
 };
 
-S4_FAST_INLINE Node<double> make_node(Complex<double> x) { return {phase(x.im), x.re, 0.0}; }
+// In whatever precision lambda^l is wanted.
+template <class R>
+S4_FAST_INLINE Node<R> node_of(Complex<double> x);
 
-S4_FAST_INLINE Node<float> make_node(Complex<float> x) {
+template <>
+S4_FAST_INLINE Node<double> node_of<double>(Complex<double> x) {
+    return {phase(x.im), x.re, 0.0};
+}
+
+template <>
+S4_FAST_INLINE Node<float> node_of<float>(Complex<double> x) {
     // Twelve bits of log2 |lambda|, whose product with l is exact, and the rest times log 2.
-    double bits = double(x.re) * 1.4426950408889634;
+    double bits = x.re * 1.4426950408889634;
     float high = float(bits);
     uint32_t word;
     memcpy(&word, &high, sizeof word);
     word &= 0xfffff000u;
     memcpy(&high, &word, sizeof word);
     return {phase(x.im), high, float((bits - double(high)) * 0.6931471805599453)};
+}
+
+S4_FAST_INLINE Node<double> make_node(Complex<double> x) { return node_of<double>(x); }
+
+S4_FAST_INLINE Node<float> make_node(Complex<float> x) {
+    Node<float> node = node_of<float>({x.re, 0.0});
+    node.phase = phase(x.im);
+    return node;
 }
 
 // lambda^l for l >= 0.

@@ -1,13 +1,17 @@
 // How a sequence is cut for the scan, and what all kernels of the scan load.
 //
 // A chunk of T samples is a matrix product away from its states and its outputs; between chunks the state is carried.
-// With S_m the state before chunk m, of `length` samples,
+// With S_m the state before chunk m, of `length` samples, and R_m that of the second direction after it,
 //     S_{m+1} = lambda^length S_m + B sum_i lambda^i u[last - i],
-//     y[first + t] = sum_{j<=t} K[t - j] u[first + j] + Re sum_n 2 C lambda lambda^t S_m,
-//     K[d] = 2 Re sum_n C B lambda^d.
-// The gradient of u is the same scan of grad_y backwards in time, with B and 2 C lambda exchanged. What it carries is
-// conj(G), G_m being the gradient of S_{m+1}. REVERSED selects that direction. Either way the chunks are cut alike, and
-// a short one is the last in time.
+//     R_{m-1} = lambda^length R_m + B sum_t lambda^t u[first + t],
+//     y_j[first + t] = sum_i K_j[t - i] u[first + i]
+//                      + Re sum_n (2 C_j lambda lambda^t S_m + 2 C_{c+j} lambda^{length-1-t} R_m),
+//     K_j[d] = 2 Re sum_n C_j B lambda^d for d >= 0,   2 Re sum_n C_{c+j} B lambda^{-d-1} for d < 0.
+// The gradient of u is the same of grad_y, with each direction's time reversed and what enters the state exchanged with
+// what leaves it, the channels being summed. It carries conj(G) and conj(Q), G_m being the gradient of S_{m+1} and Q_m
+// that of R_{m-1}. So a recurrence that runs backwards takes a chunk's samples with lambda^t, one that runs forwards
+// with lambda^{length-1-t}, and their states enter the outputs with the other one of the two. All cut alike, and a
+// short chunk is the last in time.
 #pragma once
 
 #include "launch.cuh"
@@ -22,59 +26,74 @@ constexpr int CHUNK = sizeof(R) == sizeof(float) ? 64 : 32;
 constexpr int M = 32, K = 32, THREADS = 128, THREAD_ROWS = 8, THREAD_COLUMNS = 16, RM = M / THREAD_ROWS;
 
 struct Scan {
-    int64_t batch, H, n, L, chunks, T;
+    int64_t batch, H, n, L, c, chunks, T, directions;
     S4_FAST_INLINE int length(int64_t chunk) const { return int(chunk < chunks - 1 ? T : L - chunk * T); }
+    S4_FAST_INLINE int64_t channel() const { return H * L; }  // from one channel's samples to the next one's
 };
+
+template <class R>
+Scan make_scan(int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c, int64_t directions) {
+    return {batch, H, n, L, c, divide_up(L, CHUNK<R>), CHUNK<R>, directions};
+}
 
 inline int64_t tiles(const Scan &scan) { return divide_up(scan.batch * scan.chunks, M); }
 
-// A chunk of any batch: where its samples and its states begin. Beyond the last one the length is 0.
+// What the prepare kernel makes of the parameters: (H, n) each, `leave` (directions c, H, n), response (c, H, 2 T).
+template <class R>
+struct Tables {
+    const Node<R> *nodes;
+    const Node<double> *wide;
+    const Complex<R> *enter, *leave;
+    const R *response;
+};
+
+// A chunk of any batch: where its samples begin, in u and in channel 0 of y, and its states. Beyond the last one the
+// length is 0.
 struct Chunk {
-    int64_t samples, states;
+    int64_t u, y, states;
     int length;
 };
 
 S4_FAST_INLINE void find_chunks(Chunk (&chunks)[M], const Scan &scan, int64_t h, int64_t tile) {
     if (threadIdx.x >= M) return;
-    const int64_t column = tile * M + threadIdx.x, row = column / scan.chunks * scan.H + h;
-    const int64_t chunk = column % scan.chunks;
-    const bool present = column < scan.batch * scan.chunks;
-    chunks[threadIdx.x] = {row * scan.L + chunk * scan.T, (row * scan.chunks + chunk) * scan.n,
-                           present ? scan.length(chunk) : 0};
+    const int64_t column = tile * M + threadIdx.x, row = column / scan.chunks, chunk = column % scan.chunks;
+    const int64_t feature = row * scan.H + h, first = chunk * scan.T;
+    chunks[threadIdx.x] = {feature * scan.L + first, (row * scan.c * scan.H + h) * scan.L + first,
+                           (feature * scan.chunks + chunk) * scan.n, row < scan.batch ? scan.length(chunk) : 0};
 }
 
-// The samples of a tile, in time or from the last one of each chunk backwards, and zeros after them.
-template <bool FLIPPED, class R, int WIDTH>
-S4_FAST_INLINE void load_samples(R (&samples)[M][WIDTH], const Chunk (&chunks)[M], const R *from) {
+// The samples of a tile of u, or of the channel of y where `from` points, in time or from the last one of each chunk
+// backwards, and zeros after them.
+template <class R, int WIDTH>
+S4_FAST_INLINE void load_samples(R (&samples)[M][WIDTH], const Chunk (&chunks)[M], bool flipped, const R *from,
+                                 bool of_y) {
     constexpr int T = WIDTH - 1;
     for (int entry = threadIdx.x; entry < M * T; entry += THREADS) {
-        const Chunk chunk = chunks[entry / T];
-        const int t = entry % T;
-        samples[entry / T][t] = t < chunk.length ? from[chunk.samples + (FLIPPED ? chunk.length - 1 - t : t)] : R(0);
+        const Chunk &chunk = chunks[entry / T];
+        const int t = entry % T, length = chunk.length;
+        const int64_t first = of_y ? chunk.y : chunk.u;
+        samples[entry / T][t] = from && t < length ? from[first + (flipped ? length - 1 - t : t)] : R(0);
     }
 }
 
 // Nodes of the states from `first` on; those beyond the last are 1.
 template <class R>
-S4_FAST_INLINE void load_nodes(Node<R> (&nodes)[K], const Scan &scan, int64_t h, int64_t first, const Complex<R> *x) {
+S4_FAST_INLINE void load_nodes(Node<R> (&nodes)[K], const Scan &scan, int64_t h, int64_t first, const Node<R> *from) {
     if (threadIdx.x >= K) return;
     const int64_t state = first + threadIdx.x;
-    nodes[threadIdx.x] = make_node(state < scan.n ? x[h * scan.n + state] : Complex<R>{0, 0});
+    nodes[threadIdx.x] = state < scan.n ? from[h * scan.n + state] : Node<R>{0, 0, 0};
 }
 
 // lambda^t. Powers beyond L are not needed, and those of a growing node could overflow.
-template <class R, int T>
-S4_FAST_INLINE void make_powers(Complex<R> (&powers)[T][K], const Node<R> (&nodes)[K], const Scan &scan) {
-    for (int entry = threadIdx.x; entry < T * K; entry += THREADS) {
-        const int t = entry / K;
-        powers[t][entry % K] = power(nodes[entry % K], t < scan.L ? t : scan.L - 1);
-    }
+template <class R>
+S4_FAST_INLINE Complex<R> bounded_power(const Scan &scan, Node<R> node, int t) {
+    return power(node, t < scan.L ? t : scan.L - 1);
 }
 
-// B or 2 C lambda: with which a sample enters the state, or with which the state leaves it (the other one).
-template <bool WITH_C, class R>
-S4_FAST_INLINE Complex<R> coefficient(const Complex<R> *B, const Complex<R> *C, int64_t index, Node<R> node) {
-    return WITH_C ? R(2) * C[index] * power(node, 1) : B[index];
+template <class R, int T>
+S4_FAST_INLINE void make_powers(Complex<R> (&powers)[T][K], const Node<R> (&nodes)[K], const Scan &scan) {
+    for (int entry = threadIdx.x; entry < T * K; entry += THREADS)
+        powers[entry / K][entry % K] = bounded_power(scan, nodes[entry % K], entry / K);
 }
 
 }  // namespace s4_fast

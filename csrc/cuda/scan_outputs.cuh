@@ -1,103 +1,156 @@
 // The outputs of all chunks from their samples and the states before them.
 #pragma once
 
+#include "half.cuh"
 #include "scan_chunks.cuh"
 
 namespace s4_fast {
 namespace {
 
-template <class R>
-struct ResponseTables {
-    Node<R> nodes[K];
-    Complex<R> products[K];
+// y, whose channels each have states and a response of their own, or where ADJOINT the gradient of u, to which all
+// channels of grad_y add.
+template <class R, class S>
+struct Outputs {
+    const R *samples;         // or NULL for 0
+    const Complex<R> *leave;  // (channels, H, n)
+    const Complex<R> *states[2];
+    R *partial;  // (batch, channels, H, L), or NULL where there is one block of states
+    S *out;
+    bool time_major;
+    int64_t channels, next_direction;  // from a direction's `leave` to the next one's
 };
 
-// response[h, d] = 2 Re sum_n C B lambda^d for d < T, and D at d = 0.
-template <class R>
-__global__ void __launch_bounds__(CHUNK<R>) scan_response_kernel(Scan scan, const Complex<R> *x, const Complex<R> *B,
-                                                                 const Complex<R> *C, const R *D, R *response) {
-    constexpr int T = CHUNK<R>;
-    auto &tables = shared_memory<ResponseTables<R>>();
-    const int64_t h = blockIdx.x;
-    R sum = 0;
-    for (int64_t first = 0; first < scan.n; first += K) {
-        const int states = int(scan.n - first < K ? scan.n - first : K);
-        __syncthreads();
-        load_nodes(tables.nodes, scan, h, first, x);
-        if (threadIdx.x < states) {
-            const int64_t index = h * scan.n + first + threadIdx.x;
-            tables.products[threadIdx.x] = C[index] * B[index];
-        }
-        __syncthreads();
-        for (int k = 0; k < states; ++k) sum += real_product(tables.products[k], power(tables.nodes[k], threadIdx.x));
-    }
-    sum *= 2;
-    response[h * T + threadIdx.x] = threadIdx.x == 0 && D ? sum + D[h] : sum;
-}
+// Where the outputs of a chunk begin, in (batch, channels, H, L) and as they lie.
+struct Row {
+    int64_t start, target;
+};
 
 template <class R>
 struct OutputTables {
     static constexpr int T = CHUNK<R>;
-    Complex<R> coefficients[K][T];  // conjugated
-    Complex<R> states[M][K];
+    Complex<R> powers[K][T];
+    Complex<R> states[M][K];  // as they leave, conjugated
     Samples<R, M, T> samples;
-    R response[2 * T];  // after T zeros
+    R response[2 * T];
     Chunk chunks[M];
+    Row rows[M];
     Node<R> nodes[K];
-    Complex<R> factors[K];
 };
 
-// The outputs of a share of the tiles of one feature, K states at a time: later passes add to what earlier ones wrote.
-template <class R, bool REVERSED>
+// Of the chunk that this thread has found.
+template <bool ADJOINT, class R, class S>
+S4_FAST_INLINE void find_row(OutputTables<R> &tables, const Scan &scan, const Outputs<R, S> &outputs, int64_t channel) {
+    if (threadIdx.x >= M) return;
+    const Chunk &chunk = tables.chunks[threadIdx.x];
+    const int64_t start = ADJOINT ? chunk.u : chunk.y + channel * scan.channel();
+    int64_t target = start;
+    if (outputs.time_major) {  // from (batch, channels, H, L) to (batch, L, channels, H)
+        const int64_t features = scan.H * outputs.channels, l = start % scan.L, row = start / scan.L;
+        target = (row / features * scan.L + l) * features + row % features;
+    }
+    tables.rows[threadIdx.x] = {start, target};
+}
+
+// sums[a][b] += Re sum_k states lambda^{length-1-t}, for t = j + b THREAD_COLUMNS and rows that need not be whole: each
+// has powers of its own.
+template <class R, int RT>
+S4_FAST_INLINE void add_short_states(R (&sums)[RM][RT], const OutputTables<R> &tables, int here, int i, int j) {
+#pragma unroll 1
+    for (int k = 0; k < here; ++k)
+#pragma unroll
+        for (int a = 0; a < RM; ++a) {
+            const Complex<R> left = tables.states[i + a * THREAD_ROWS][k];
+            const int last = tables.chunks[i + a * THREAD_ROWS].length - 1;
+#pragma unroll
+            for (int b = 0; b < RT; ++b) {
+                const int t = j + b * THREAD_COLUMNS;
+                const Complex<R> right = tables.powers[k][t < last ? last - t : 0];
+                sums[a][b] += left.re * right.re + left.im * right.im;
+            }
+        }
+}
+
+// The same for whole rows, or with lambda^t where not FLIPPED.
+template <bool FLIPPED, class R, int RT>
+S4_FAST_INLINE void add_states(R (&sums)[RM][RT], const OutputTables<R> &tables, int here, int i, int j) {
+    constexpr int step = FLIPPED ? -THREAD_COLUMNS : THREAD_COLUMNS;
+    const int start = FLIPPED ? CHUNK<R> - 1 - j : j;
+#pragma unroll 2
+    for (int k = 0; k < here; ++k) {
+        Complex<R> left[RM], right[RT];
+#pragma unroll
+        for (int a = 0; a < RM; ++a) left[a] = tables.states[i + a * THREAD_ROWS][k];
+#pragma unroll
+        for (int b = 0; b < RT; ++b) right[b] = tables.powers[k][start + b * step];
+#pragma unroll
+        for (int a = 0; a < RM; ++a)
+#pragma unroll
+            for (int b = 0; b < RT; ++b) sums[a][b] += left[a].re * right[b].re + left[a].im * right[b].im;
+    }
+}
+
+// The outputs of a share of the tiles of one feature and channel, K states at a time: what earlier passes have found
+// lies in `partial`.
+template <class R, class S, bool ADJOINT>
 __global__ void __launch_bounds__(THREADS, 4)
-    scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const R *samples, const Complex<R> *x,
-                       const Complex<R> *B, const Complex<R> *C, const R *response, const Complex<R> *states, R *out) {
+    scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const Node<R> *nodes, const R *response,
+                       const __grid_constant__ Outputs<R, S> outputs) {
     constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;
     auto &tables = shared_memory<OutputTables<R>>();
-    const int64_t share = blockIdx.x / scan.H, h = blockIdx.x % scan.H;
+    const unsigned H = unsigned(scan.H), channels = ADJOINT ? 1 : unsigned(outputs.channels);  // no more than blocks
+    const unsigned h = blockIdx.x % H, channel = ADJOINT ? 0 : blockIdx.x / H % channels;
+    const int64_t share = blockIdx.x / H / channels;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
-    for (int entry = threadIdx.x; entry < 2 * T; entry += THREADS)
-        tables.response[entry] = entry < T ? R(0) : response[h * T + entry - T];
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t first = 0; first < scan.n; first += K) {
         const int here = int(scan.n - first < K ? scan.n - first : K);
         __syncthreads();
-        load_nodes(tables.nodes, scan, h, first, x);
+        load_nodes(tables.nodes, scan, h, first, nodes);
         __syncthreads();
-        if (threadIdx.x < here)
-            tables.factors[threadIdx.x] =
-                coefficient<!REVERSED>(B, C, h * scan.n + first + threadIdx.x, tables.nodes[threadIdx.x]);
-        __syncthreads();
-        for (int entry = threadIdx.x; entry < here * T; entry += THREADS) {
-            const int k = entry / T, t = entry % T;
-            tables.coefficients[k][t] = conj(tables.factors[k] * power(tables.nodes[k], t));
-        }
+        for (int entry = threadIdx.x; entry < here * T; entry += THREADS)
+            tables.powers[entry / T][entry % T] = bounded_power(scan, tables.nodes[entry / T], entry % T);
         for (int64_t tile = share * shares.each; tile < end; ++tile) {
             __syncthreads();
             find_chunks(tables.chunks, scan, h, tile);
+            find_row<ADJOINT>(tables, scan, outputs, channel);
             __syncthreads();
-            for (int entry = threadIdx.x; entry < M * K; entry += THREADS) {
-                const Chunk chunk = tables.chunks[entry / K];
-                const bool present = chunk.length && entry % K < here;
-                tables.states[entry / K][entry % K] =
-                    present ? states[chunk.states + first + entry % K] : Complex<R>{0, 0};
+            bool whole = true;
+#pragma unroll
+            for (int a = 0; a < RM; ++a) {
+                const int length = tables.chunks[i + a * THREAD_ROWS].length;
+                whole = whole && (length == T || length == 0);
             }
-            if (first == 0) load_samples<REVERSED>(tables.samples, tables.chunks, samples);
-            __syncthreads();
             R sums[RM][RT] = {};
-#pragma unroll 2
-            for (int k = 0; k < here; ++k) {
-                Complex<R> left[RM], right[RT];
-#pragma unroll
-                for (int a = 0; a < RM; ++a) left[a] = tables.states[i + a * THREAD_ROWS][k];
-#pragma unroll
-                for (int b = 0; b < RT; ++b) right[b] = tables.coefficients[k][j + b * THREAD_COLUMNS];
-#pragma unroll
-                for (int a = 0; a < RM; ++a)
-#pragma unroll
-                    for (int b = 0; b < RT; ++b) sums[a][b] += left[a].re * right[b].re + left[a].im * right[b].im;
+#pragma unroll 1
+            for (int direction = 0; direction < scan.directions; ++direction) {
+                const Complex<R> *const leave =
+                    outputs.leave + direction * outputs.next_direction + (channel * scan.H + h) * scan.n + first;
+                const Complex<R> *const states = outputs.states[direction];
+                __syncthreads();
+                for (int entry = threadIdx.x; entry < M * K; entry += THREADS) {
+                    const int k = entry % K;
+                    const Chunk &chunk = tables.chunks[entry / K];
+                    const bool present = chunk.length && k < here;
+                    tables.states[entry / K][k] =
+                        present ? conj(leave[k] * states[chunk.states + first + k]) : Complex<R>{0, 0};
+                }
+                __syncthreads();
+                if (direction == int(ADJOINT))
+                    add_states<false>(sums, tables, here, i, j);
+                else if (whole)
+                    add_states<true>(sums, tables, here, i, j);
+                else
+                    add_short_states(sums, tables, here, i, j);
             }
-            if (first == 0) {
+#pragma unroll 1
+            for (int64_t from = 0; first == 0 && from < (ADJOINT ? scan.c : 1); ++from) {
+                const R *const samples = outputs.samples ? outputs.samples + from * scan.channel() : nullptr;
+                __syncthreads();
+                load_samples(tables.samples, tables.chunks, false, samples, ADJOINT);
+                const R *const row = response + ((ADJOINT ? from : channel) * scan.H + h) * 2 * T;
+                for (int lag = threadIdx.x; lag < 2 * T; lag += THREADS)
+                    tables.response[lag] = !ADJOINT ? row[lag] : lag == 0 ? R(0) : row[2 * T - lag];
+                __syncthreads();
 #pragma unroll 2
                 for (int s = 0; s < T; ++s) {
                     R left[RM], right[RT];
@@ -111,34 +164,38 @@ __global__ void __launch_bounds__(THREADS, 4)
                         for (int b = 0; b < RT; ++b) sums[a][b] += left[a] * right[b];
                 }
             }
+            const bool complete = first + K >= scan.n;
+            const int64_t step = outputs.time_major ? scan.H * outputs.channels : 1;
 #pragma unroll
             for (int a = 0; a < RM; ++a) {
-                const Chunk chunk = tables.chunks[i + a * THREAD_ROWS];
+                const int row = i + a * THREAD_ROWS, length = tables.chunks[row].length;
+                const Row at = tables.rows[row];
 #pragma unroll
                 for (int b = 0; b < RT; ++b) {
                     const int t = j + b * THREAD_COLUMNS;
-                    if (t >= chunk.length) continue;
-                    R &target = out[chunk.samples + (REVERSED ? chunk.length - 1 - t : t)];
-                    target = first == 0 ? sums[a][b] : target + sums[a][b];
+                    if (t >= length) continue;
+                    const R sum = first == 0 ? sums[a][b] : outputs.partial[at.start + t] + sums[a][b];
+                    if (complete)
+                        store_value(outputs.out[at.target + t * step], sum);
+                    else
+                        outputs.partial[at.start + t] = sum;
                 }
             }
         }
     }
 }
 
+// Before ready(): room for the outputs of each block of states but the last.
 template <class R>
-R *take_response(Call &call, const Scan &scan) {
-    return call.take<R>(scan.H * CHUNK<R>);
+R *take_partial(Call &call, const Scan &scan, int64_t channels) {
+    return scan.n > K ? call.take<R>(scan.batch * channels * scan.H * scan.L) : nullptr;
 }
 
-template <bool REVERSED, class R>
-void find_outputs(Call &call, const Scan &scan, R *response, const Complex<R> *states, const R *samples,
-                  const Complex<R> *x, const Complex<R> *B, const Complex<R> *C, const R *D, R *out) {
-    call.launch("scan_response_kernel", scan_response_kernel<R>, scan.H, CHUNK<R>, sizeof(ResponseTables<R>), scan, x,
-                B, C, D, response);
-    const Shares shares(tiles(scan), ENOUGH_BLOCKS / scan.H);
-    call.launch("scan_output_kernel", scan_output_kernel<R, REVERSED>, shares.count * scan.H, THREADS,
-                sizeof(OutputTables<R>), scan, shares, tiles(scan), samples, x, B, C, response, states, out);
+template <bool ADJOINT, class R, class S>
+void find_outputs(Call &call, const Scan &scan, const Tables<R> &tables, const Outputs<R, S> &outputs) {
+    const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * outputs.channels));
+    call.launch("scan_output_kernel", scan_output_kernel<R, S, ADJOINT>, shares.count * outputs.channels * scan.H,
+                THREADS, sizeof(OutputTables<R>), scan, shares, tiles(scan), tables.nodes, tables.response, outputs);
 }
 
 }  // namespace

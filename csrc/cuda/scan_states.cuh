@@ -2,10 +2,80 @@
 // would be wrong by 2^-24, and the response at lag t by t times as much.
 #pragma once
 
+#include <numeric>
+
 #include "scan_chunks.cuh"
 
 namespace s4_fast {
 namespace {
+
+// One recurrence over a whole sequence, from the channels of a signal: those that are carried side by side share their
+// launches. What the carry of an adjoint sees is conjugated.
+template <class R>
+struct Recurrence {
+    bool backwards, adjoint, of_y;
+    int64_t channels;
+    const R *samples;         // or NULL for 0
+    const Complex<R> *enter;  // (channels, H, n)
+    const Complex<R> *initial;
+    Complex<R> *final;
+    Complex<R> *states;
+    Wide *segments;
+};
+
+// A call has at most two directions of its states and two of their gradients.
+template <class R>
+struct Recurrences {
+    Recurrence<R> each[4];
+    int count;
+};
+
+// Chunks of a segment: those are carried one after the other, segments side by side.
+constexpr int64_t SEGMENT = 64;
+
+inline int64_t segments_of(const Scan &scan) { return divide_up(scan.chunks, SEGMENT); }
+
+template <class R>
+S4_FAST_INLINE Wide initial_state(const Recurrence<R> &run, int64_t index) {
+    if (!run.initial) return {0, 0};
+    const Wide s = convert<double>(run.initial[index]);
+    return run.adjoint ? conj(s) : s;
+}
+
+// s <- lambda^length s + local over the chunks of a segment; visit(chunk, s) sees s before each.
+template <class R, class Visit>
+S4_FAST_INLINE Wide carry(const Scan &scan, const Recurrence<R> &run, int64_t row, int64_t segment, int64_t state,
+                          Node<double> node, Wide s, Visit visit) {
+    constexpr int AT_ONCE = 8;  // loads that do not wait for each other
+    const Wide whole = power(node, scan.T), last = power(node, scan.length(scan.chunks - 1));
+    const int64_t end = (segment + 1) * SEGMENT < scan.chunks ? (segment + 1) * SEGMENT : scan.chunks;
+    const bool backwards = run.backwards;
+    Complex<R> *const base = run.states + row * scan.chunks * scan.n + state;
+    for (int64_t p = segment * SEGMENT; p < end; p += AT_ONCE) {
+        Complex<R> local[AT_ONCE];
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; ++q)
+            if (p + q < end) local[q] = base[(backwards ? scan.chunks - 1 - p - q : p + q) * scan.n];
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; ++q) {
+            if (p + q >= end) break;
+            const int64_t chunk = backwards ? scan.chunks - 1 - p - q : p + q;
+            visit(base[chunk * scan.n], s);
+            s = (chunk == scan.chunks - 1 ? last : whole) * s + convert<double>(local[q]);
+        }
+    }
+    return s;
+}
+
+// Replaces what the chunks of a segment leave behind by the state before each.
+template <class R>
+S4_FAST_INLINE void carry_within(const Scan &scan, const Recurrence<R> &run, int64_t row, int64_t segment,
+                                 int64_t segments, int64_t state, Node<double> node, Wide start) {
+    const Wide end =
+        carry(scan, run, row, segment, state, node, start, [](Complex<R> &target, Wide s) { target = convert<R>(s); });
+    if (run.final && segment == segments - 1)
+        run.final[row * scan.n + state] = convert<R>(run.adjoint ? conj(end) : end);
+}
 
 template <class R>
 struct LocalTables {
@@ -16,110 +86,99 @@ struct LocalTables {
 };
 
 // states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for K states and a share of the tiles.
-template <class R, bool REVERSED>
+// Where a block has all chunks of its rows, in one segment, it carries them too (`whole`), which saves a launch.
+template <class R>
 __global__ void __launch_bounds__(THREADS, 4)
-    scan_local_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, const R *samples, const Complex<R> *x,
-                      const Complex<R> *B, const Complex<R> *C, Complex<R> *states) {
+    scan_local_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, bool whole, const Node<R> *nodes,
+                      const Node<double> *wide, const __grid_constant__ Recurrences<R> runs) {
     constexpr int RK = K / THREAD_COLUMNS;
     auto &tables = shared_memory<LocalTables<R>>();
-    const int64_t share = blockIdx.x / (scan.H * blocks), h = blockIdx.x / blocks % scan.H;
-    const int64_t first = blockIdx.x % blocks * K;
+    const Recurrence<R> &run = runs.each[blockIdx.x % runs.count];
+    const int64_t block = blockIdx.x / runs.count, share = block / (scan.H * blocks), h = block / blocks % scan.H;
+    const int64_t first = block % blocks * K, size = scan.H * scan.n;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
-    load_nodes(tables.nodes, scan, h, first, x);
+    load_nodes(tables.nodes, scan, h, first, nodes);
     __syncthreads();
     make_powers(tables.powers, tables.nodes, scan);
-    Complex<R> factors[RK];
-#pragma unroll
-    for (int b = 0; b < RK; ++b) {
-        const int k = j + b * THREAD_COLUMNS;
-        if (first + k < scan.n) factors[b] = coefficient<REVERSED>(B, C, h * scan.n + first + k, tables.nodes[k]);
-    }
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
         find_chunks(tables.chunks, scan, h, tile);
-        __syncthreads();
-        load_samples<!REVERSED>(tables.samples, tables.chunks, samples);
-        __syncthreads();
-        Complex<R> sums[RM][RK], unused[RM][RK];
-        inner_moments<false, R, RM, RK>(tables.powers, tables.samples, i, j, sums, unused);
-#pragma unroll
-        for (int a = 0; a < RM; ++a) {
-            const Chunk chunk = tables.chunks[i + a * THREAD_ROWS];
+        Complex<R> sums[RM][RK] = {};
+        for (int64_t channel = 0; channel < run.channels; ++channel) {
+            __syncthreads();
+            const R *const samples = run.samples ? run.samples + channel * scan.channel() : nullptr;
+            load_samples(tables.samples, tables.chunks, !run.backwards, samples, run.of_y);
+            __syncthreads();
+            Complex<R> moments[RM][RK], unused[RM][RK];
+            inner_moments<false, R, RM, RK>(tables.powers, tables.samples, i, j, moments, unused);
 #pragma unroll
             for (int b = 0; b < RK; ++b) {
                 const int64_t state = first + j + b * THREAD_COLUMNS;
-                if (chunk.length && state < scan.n) states[chunk.states + state] = factors[b] * sums[a][b];
+                if (state >= scan.n) continue;
+                const Complex<R> factor = run.enter[channel * size + h * scan.n + state];
+#pragma unroll
+                for (int a = 0; a < RM; ++a) sums[a][b] += factor * moments[a][b];
+            }
+        }
+#pragma unroll
+        for (int a = 0; a < RM; ++a) {
+            const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
+#pragma unroll
+            for (int b = 0; b < RK; ++b) {
+                const int64_t state = first + j + b * THREAD_COLUMNS;
+                if (chunk.length && state < scan.n) run.states[chunk.states + state] = sums[a][b];
             }
         }
     }
-}
-
-// Chunks of a segment: those are carried one after the other, segments side by side.
-constexpr int64_t SEGMENT = 64;
-
-// The chunk at position p of the carry.
-template <bool REVERSED>
-S4_FAST_INLINE int64_t in_carry(const Scan &scan, int64_t p) {
-    return REVERSED ? scan.chunks - 1 - p : p;
-}
-
-// s <- lambda^length s + local over the chunks of a segment; visit(chunk, s) sees s before each.
-template <bool REVERSED, class R, class Visit>
-S4_FAST_INLINE Complex<double> carry(const Scan &scan, int64_t row, int64_t segment, int64_t state, Node<double> node,
-                                     Complex<R> *states, Complex<double> s, Visit visit) {
-    constexpr int AT_ONCE = 8;  // loads that do not wait for each other
-    const Complex<double> whole = power(node, scan.T), last = power(node, scan.length(scan.chunks - 1));
-    const int64_t end = (segment + 1) * SEGMENT < scan.chunks ? (segment + 1) * SEGMENT : scan.chunks;
-    Complex<R> *const base = states + row * scan.chunks * scan.n + state;
-    for (int64_t p = segment * SEGMENT; p < end; p += AT_ONCE) {
-        Complex<R> local[AT_ONCE];
-#pragma unroll
-        for (int q = 0; q < AT_ONCE; ++q)
-            if (p + q < end) local[q] = base[in_carry<REVERSED>(scan, p + q) * scan.n];
-#pragma unroll
-        for (int q = 0; q < AT_ONCE; ++q) {
-            if (p + q >= end) break;
-            const int64_t chunk = in_carry<REVERSED>(scan, p + q);
-            visit(base[chunk * scan.n], s);
-            s = (chunk == scan.chunks - 1 ? last : whole) * s + convert<double>(local[q]);
-        }
+    if (!whole) return;
+    __syncthreads();
+    const int64_t from = share * shares.each * M / scan.chunks * K;
+    const int64_t until = end * M / scan.chunks < scan.batch ? end * M / scan.chunks * K : scan.batch * K;
+    for (int64_t entry = from + threadIdx.x; entry < until; entry += THREADS) {
+        const int64_t row = entry / K * scan.H + h, state = first + entry % K;
+        if (state >= scan.n) continue;
+        carry_within(scan, run, row, 0, 1, state, wide[h * scan.n + state], initial_state(run, row * scan.n + state));
     }
-    return s;
 }
 
-// What a segment alone leaves behind, totals[row, segment, state].
-template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS, 4) scan_segments_kernel(Scan scan, int64_t segments, const Complex<R> *x,
-                                                                   Complex<R> *states, Complex<double> *totals) {
-    const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, state = id % scan.n;
-    const int64_t segment = id / scan.n % segments, row = id / (scan.n * segments);
-    if (row >= scan.batch * scan.H) return;
-    const Node<double> node = make_node(convert<double>(x[row % scan.H * scan.n + state]));
-    totals[id] = carry<REVERSED>(scan, row, segment, state, node, states, Complex<double>{0, 0},
-                                 [](Complex<R> &, Complex<double>) {});
+// A thread's recurrence, row, segment and state, of (count, rows, segments, n); no row is left where `row` is too
+// large.
+struct Place {
+    int64_t run, row, segment, state, index;
+};
+
+S4_FAST_INLINE Place find_place(const Scan &scan, int64_t segments, int count) {
+    const int64_t id = int64_t(blockIdx.x / count) * THREADS + threadIdx.x;
+    return {blockIdx.x % count, id / (scan.n * segments), id / scan.n % segments, id % scan.n, id};
 }
 
-template <bool REVERSED, class R>
-S4_FAST_INLINE Complex<double> initial_state(const Complex<R> *initial, int64_t index) {
-    if (!initial) return {0, 0};
-    const Complex<double> s = convert<double>(initial[index]);
-    return REVERSED ? conj(s) : s;
+// What a segment alone leaves behind, run.segments[row, segment, state].
+template <class R>
+__global__ void __launch_bounds__(THREADS, 4)
+    scan_segments_kernel(Scan scan, int64_t segments, const Node<double> *wide,
+                         const __grid_constant__ Recurrences<R> runs) {
+    const Place at = find_place(scan, segments, runs.count);
+    if (at.row >= scan.batch * scan.H) return;
+    const Recurrence<R> &run = runs.each[at.run];
+    run.segments[at.index] = carry(scan, run, at.row, at.segment, at.state, wide[at.row % scan.H * scan.n + at.state],
+                                   Wide{0, 0}, [](Complex<R> &, Wide) {});
 }
 
 // Replaces what the segments leave behind by the state before each.
-template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS, 4) scan_across_kernel(Scan scan, int64_t segments, const Complex<R> *x,
-                                                                 const Complex<R> *initial, Complex<double> *totals) {
-    const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, state = id % scan.n, row = id / scan.n;
-    if (row >= scan.batch * scan.H) return;
-    const Node<double> node = make_node(convert<double>(x[row % scan.H * scan.n + state]));
-    const Complex<double> whole = power(node, SEGMENT * scan.T);
-    const int64_t at_end = REVERSED ? 0 : segments - 1;  // the segment that has the last chunk
-    Complex<double> s = initial_state<REVERSED>(initial, id);
+template <class R>
+__global__ void __launch_bounds__(THREADS, 4) scan_across_kernel(Scan scan, int64_t segments, const Node<double> *wide,
+                                                                 const __grid_constant__ Recurrences<R> runs) {
+    const Place at = find_place(scan, 1, runs.count);
+    if (at.row >= scan.batch * scan.H) return;
+    const Recurrence<R> &run = runs.each[at.run];
+    const Node<double> node = wide[at.row % scan.H * scan.n + at.state];
+    const Wide whole = power(node, SEGMENT * scan.T);
+    const int64_t at_end = run.backwards ? 0 : segments - 1;  // the segment that has the last chunk
+    Wide s = initial_state(run, at.index);
     for (int64_t segment = 0; segment < segments; ++segment) {
-        Complex<double> &total = totals[(row * segments + segment) * scan.n + state];
-        const Complex<double> left = total;
+        Wide &total = run.segments[(at.row * segments + segment) * scan.n + at.state];
+        const Wide left = total;
         total = s;
         const int64_t chunks = segment < segments - 1 ? SEGMENT : scan.chunks - segment * SEGMENT;
         const int64_t missing = segment == at_end ? scan.T - scan.length(scan.chunks - 1) : 0;
@@ -128,54 +187,56 @@ __global__ void __launch_bounds__(THREADS, 4) scan_across_kernel(Scan scan, int6
     }
 }
 
-// Replaces what the chunks leave behind by the state before each; `starts` has that before each segment, or is NULL
-// where there is one segment.
-template <class R, bool REVERSED>
-__global__ void __launch_bounds__(THREADS, 4)
-    scan_within_kernel(Scan scan, int64_t segments, const Complex<R> *x, const Complex<R> *initial,
-                       const Complex<double> *starts, Complex<R> *states, Complex<R> *final) {
-    const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, state = id % scan.n;
-    const int64_t segment = id / scan.n % segments, row = id / (scan.n * segments);
-    if (row >= scan.batch * scan.H) return;
-    const Node<double> node = make_node(convert<double>(x[row % scan.H * scan.n + state]));
-    const Complex<double> start = starts ? starts[id] : initial_state<REVERSED>(initial, row * scan.n + state);
-    const Complex<double> end = carry<REVERSED>(scan, row, segment, state, node, states, start,
-                                                [](Complex<R> &target, Complex<double> s) { target = convert<R>(s); });
-    if (final && segment == segments - 1) final[row * scan.n + state] = convert<R>(REVERSED ? conj(end) : end);
+// Replaces what the chunks leave behind by the state before each.
+template <class R>
+__global__ void __launch_bounds__(THREADS, 4) scan_within_kernel(Scan scan, int64_t segments, const Node<double> *wide,
+                                                                 const __grid_constant__ Recurrences<R> runs) {
+    const Place at = find_place(scan, segments, runs.count);
+    if (at.row >= scan.batch * scan.H) return;
+    const Recurrence<R> &run = runs.each[at.run];
+    const Wide start = segments > 1 ? run.segments[at.index] : initial_state(run, at.row * scan.n + at.state);
+    carry_within(scan, run, at.row, at.segment, segments, at.state, wide[at.row % scan.H * scan.n + at.state], start);
 }
 
-// The workspace of one direction.
+// Adds a recurrence, with the workspace of its states.
 template <class R>
-struct States {
-    Complex<R> *before;
-    Complex<double> *segments;
-};
-
-inline int64_t segments_of(const Scan &scan) { return divide_up(scan.chunks, SEGMENT); }
-
-template <class R>
-States<R> take_states(Call &call, const Scan &scan) {
+Recurrence<R> &add(Call &call, const Scan &scan, Recurrences<R> &runs, Recurrence<R> run) {
     const int64_t rows = scan.batch * scan.H, segments = segments_of(scan);
-    return {call.take<Complex<R>>(rows * scan.chunks * scan.n),
-            segments > 1 ? call.take<Complex<double>>(rows * segments * scan.n) : nullptr};
+    run.states = call.take<Complex<R>>(rows * scan.chunks * scan.n);
+    run.segments = segments > 1 ? call.take<Wide>(rows * segments * scan.n) : nullptr;
+    return runs.each[runs.count++] = run;
 }
 
-template <bool REVERSED, class R>
-void find_states(Call &call, const Scan &scan, const States<R> &states, const R *samples, const Complex<R> *x,
-                 const Complex<R> *B, const Complex<R> *C, const Complex<R> *initial, Complex<R> *final) {
+inline bool has_whole_rows(const Scan &scan, const Shares &shares) {
+    return shares.count == 1 || shares.each * M % scan.chunks == 0;
+}
+
+// Shares of the tiles for each of `others`: of whole rows, if that leaves enough blocks to keep most of a GPU busy.
+inline Shares local_shares(const Scan &scan, int64_t others) {
+    const Shares even(tiles(scan), ENOUGH_BLOCKS / others);
+    const int64_t unit = scan.chunks / std::gcd(scan.chunks, int64_t(M));
+    Shares whole = even;
+    whole.each = divide_up(even.each, unit) * unit;
+    whole.count = divide_up(tiles(scan), whole.each);
+    return whole.count == even.count || whole.count * others >= ENOUGH_BLOCKS / 2 ? whole : even;
+}
+
+template <class R>
+void find_states(Call &call, const Scan &scan, const Tables<R> &tables, const Recurrences<R> &runs) {
     const int64_t rows = scan.batch * scan.H, blocks = divide_up(scan.n, K), segments = segments_of(scan);
-    const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks));
-    call.launch("scan_local_kernel", scan_local_kernel<R, REVERSED>, shares.count * scan.H * blocks, THREADS,
-                sizeof(LocalTables<R>), scan, shares, tiles(scan), blocks, samples, x, B, C, states.before);
-    const int64_t carries = divide_up(rows * segments * scan.n, THREADS);
+    const Shares shares = local_shares(scan, scan.H * blocks * runs.count);
+    const bool whole = segments == 1 && has_whole_rows(scan, shares);
+    call.launch("scan_local_kernel", scan_local_kernel<R>, runs.count * shares.count * scan.H * blocks, THREADS,
+                sizeof(LocalTables<R>), scan, shares, tiles(scan), blocks, whole, tables.nodes, tables.wide, runs);
+    if (whole) return;
+    const int64_t carries = runs.count * divide_up(rows * segments * scan.n, THREADS);
     if (segments > 1) {
-        call.launch("scan_segments_kernel", scan_segments_kernel<R, REVERSED>, carries, THREADS, 0, scan, segments, x,
-                    states.before, states.segments);
-        call.launch("scan_across_kernel", scan_across_kernel<R, REVERSED>, divide_up(rows * scan.n, THREADS), THREADS,
-                    0, scan, segments, x, initial, states.segments);
+        call.launch("scan_segments_kernel", scan_segments_kernel<R>, carries, THREADS, 0, scan, segments, tables.wide,
+                    runs);
+        call.launch("scan_across_kernel", scan_across_kernel<R>, runs.count * divide_up(rows * scan.n, THREADS),
+                    THREADS, 0, scan, segments, tables.wide, runs);
     }
-    call.launch("scan_within_kernel", scan_within_kernel<R, REVERSED>, carries, THREADS, 0, scan, segments, x, initial,
-                states.segments, states.before, final);
+    call.launch("scan_within_kernel", scan_within_kernel<R>, carries, THREADS, 0, scan, segments, tables.wide, runs);
 }
 
 }  // namespace

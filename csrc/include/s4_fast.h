@@ -39,8 +39,21 @@ enum {
     S4_FAST_CONJUGATE = 32     /* A_imag holds -Im A */
 };
 
+/* The largest rank, and the largest (b + rank) (c + rank), that a family's functions take. */
+enum {
+    S4_FAST_CPU_DPLR_RANK = 8,       /* s4_fast_cpu_dplr_spectrum and its adjoint */
+    S4_FAST_CPU_DPLR_SUMS = 128,     /* the same */
+    S4_FAST_CPU_DPLR_STEP_RANK = 8,  /* s4_fast_cpu_dplr_step and its adjoint */
+    S4_FAST_CUDA_DPLR_RANK = 4,      /* s4_fast_cuda_dplr_spectrum and its adjoint */
+    S4_FAST_CUDA_DPLR_SUMS = 36,     /* its adjoint, in shared memory */
+    S4_FAST_CUDA_DPLR_STEP_RANK = 64 /* s4_fast_cuda_dplr_step */
+};
+
 /* The version of the package that this library was built with. */
 S4_FAST_API const char *s4_fast_version(void);
+
+/* One of the limits above by its name without S4_FAST_, or -1. */
+S4_FAST_API int64_t s4_fast_limit(const char *name);
 
 /* What went wrong in the last call that failed on this thread; valid until the next one. */
 S4_FAST_API const char *s4_fast_error(void);
@@ -120,6 +133,13 @@ S4_FAST_API int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_
                                  const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
                                  int64_t threads);
 
+/* The gradients of u, state, x, B, C and D, each or NULL, of the shapes and types of what they belong to, for those of
+ * y (grad_y, or NULL for 0) and of the next state (grad_next, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_step_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *grad_y,
+                                          const void *grad_next, const void *u, const void *state, const double *lambda,
+                                          const void *B, const void *C, const void *D, void *grad_u, void *grad_state,
+                                          void *grad_x, void *grad_B, void *grad_C, void *grad_D, int64_t threads);
+
 /* ---- Diagonal plus low rank (S4) ------------------------------------------------------------------------------- */
 
 /* The spectrum k[b, c, h, f], f = 0 .. L/2, of a DPLR kernel: the Schur complement M_00 - M_01 M_11^-1 M_10 of
@@ -127,8 +147,7 @@ S4_FAST_API int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_
  * with rho[i, j] the Cauchy sum of v[i, j, h, :] and the poles w at omega_f = exp(-2 pi i f / L), conjugates included,
  *     rho = e^{i theta/2} sum_n v/(2 i s - w c),  s, c = sin, cos(theta/2).
  * v (c + rank, b + rank, H, n) pairs of doubles; w (H, n) complex; shift (c + rank, b + rank, H) doubles;
- * spectrum (b, c, H, L/2 + 1) complex. All arithmetic is in double. On a CPU rank may be at most 8, and
- * (b + rank) (c + rank) at most 128. */
+ * spectrum (b, c, H, L/2 + 1) complex. All arithmetic is in double. */
 S4_FAST_API int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                           int64_t L, const double *v, const void *w, const double *shift,
                                           void *spectrum, int64_t threads);
@@ -147,11 +166,19 @@ S4_FAST_API int s4_fast_cpu_dplr_step(int64_t dtype, int64_t batch, int64_t c, i
                                       const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                       int64_t threads);
 
+/* The gradients of u, state, increment (in doubles), G, V, B, C and D, each or NULL, for those of y (grad_y, or NULL
+ * for 0) and of the next state (grad_next, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_dplr_step_backward(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H,
+                                               int64_t n, const void *grad_y, const void *grad_next, const void *u,
+                                               const void *state, const double *increment, const void *G, const void *V,
+                                               const void *B, const void *C, const void *D, void *grad_u,
+                                               void *grad_state, double *grad_increment, void *grad_G, void *grad_V,
+                                               void *grad_B, void *grad_C, void *grad_D, int64_t threads);
+
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 
 /* What is below takes what its CPU counterpart takes. Call a function once before capturing it into a graph: the code
- * of a kernel is loaded at its first launch. dplr_spectrum serves a rank up to 4, its adjoint moreover up to 36 sums (c
- * + rank) (b + rank), dplr_step a rank up to 64. */
+ * of a kernel is loaded at its first launch. */
 S4_FAST_API int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
                                          const void *x, double scale, void *out, void *workspace,
                                          int64_t *workspace_bytes, int64_t device, void *stream);
@@ -160,8 +187,8 @@ S4_FAST_API int s4_fast_cuda_moments(int64_t dtype, int64_t c, int64_t H, int64_
                                      int64_t *workspace_bytes, int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                   const void *x, const void *B, const void *C, const void *D, const void *state,
-                                  void *y, void *final, void *workspace, int64_t *workspace_bytes, int64_t device,
-                                  void *stream);
+                                  void *y, void *final, int64_t time_major, void *workspace, int64_t *workspace_bytes,
+                                  int64_t device, void *stream);
 S4_FAST_API int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
                                            const void *grad_y, const void *grad_final, const void *u, const void *x,
                                            const void *B, const void *C, const void *D, const void *state, void *grad_u,

@@ -59,4 +59,7 @@ def _integers(lengths: Tensor | Sequence[int]) -> Tensor:
         return lengths
     if not isinstance(lengths, Sequence) or isinstance(lengths, str):
         raise TypeError(f"expected lengths to be a tensor or a sequence of integers, got {lengths!r}")
-    return torch.tensor([integer("a length", n) for n in lengths], dtype=torch.int64)
+    try:
+        return torch.tensor([integer("lengths", n) for n in lengths], dtype=torch.int64)
+    except TypeError as error:
+        raise TypeError(f"expected lengths to be integers, got {lengths!r}") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -40,10 +39,16 @@ class DiagonalModel(SSMModel):
     """
 
     discretization: str
+    _stores_logarithms = True  # what SSMParameters says, and computes with nothing else
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = ("_dt", "_A", "_B", "_C")
+        cls._stores_logarithms = all(getattr(cls, name) is getattr(SSMParameters, name) for name in names)
 
     def stored(self) -> Stored:
         """The parameters, with as little as possible between them and the op."""
-        if _stores_logarithms(type(self)):
+        if self._stores_logarithms:
             names = ("inv_dt", "A_real", "A_imag", "B", "C")
             return Stored(*map(self.read, names), log_dt=True, log_decay=True, conjugate=True)
         A = self._A()
@@ -84,7 +89,7 @@ class DiagonalModel(SSMModel):
         if torch.is_grad_enabled():
             self._memo.forget()  # as A() does
         stored = self.stored()
-        form = _form(time_major, bidirectional, self.discretization == "bilinear", *stored[5:], rate)
+        form = Form(time_major, bidirectional, self.discretization == "bilinear", *stored[5:], rate)
         dt, A_real, A_imag, B, C = stored[:5]
         return stored_diagonal_ssm(u, dt, A_real, A_imag, B, C, D, state, ahead, form, backend=self.backend)
 
@@ -96,7 +101,7 @@ class DiagonalModel(SSMModel):
             return self.init_state(u.shape[0]) if state is None else state
         wide, B = self._discretize(rate)
         dtype = self.state_dtype()
-        x, B, u = wide.to(dtype), B.to(dtype), u.to(dtype.to_real())
+        x, B, u = wide.to(dtype), B.to(dtype), u.to(self.real_dtype())
         after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L, backend=self.backend)
         if state is None:
             return after
@@ -114,17 +119,6 @@ class DiagonalModel(SSMModel):
     def _stepper(self) -> DiagonalStepper:
         (x, B_bar), C = self._discretize(1.0), self._C()
         return DiagonalStepper(x, B_bar.to(C.dtype), C)
-
-
-@functools.cache
-def _stores_logarithms(cls: type) -> bool:
-    """Whether a class stores what :class:`SSMParameters` says, and computes with nothing else."""
-    return all(getattr(cls, name) is getattr(SSMParameters, name) for name in ("_dt", "_A", "_B", "_C"))
-
-
-@functools.lru_cache(256)
-def _form(*args: bool | float) -> Form:
-    return Form(*args)  # type: ignore[arg-type]
 
 
 class DiagonalSSM(DiagonalModel):

@@ -229,7 +229,7 @@ class DPLRModel(SSMModel):
 
     def _dense(self, rate: float = 1.0) -> DenseRecurrence:
         recurrence = self._recurrence(rate=rate)
-        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.state_dtype().to_real())
+        return DenseRecurrence(self._transition(recurrence), _real(recurrence.B), _row(recurrence.C), self.real_dtype())
 
     def _transition(self, recurrence: DPLRRecurrence) -> Tensor:
         """A_bar as (d_model, N, N) real matrices on (Re s, Im s)."""

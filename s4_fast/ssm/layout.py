@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s4_fast import torch_private
+from s4_fast.ops.direct import operations_are_seen
+
 
 class _Turned(torch.autograd.Function):
     """``x.mT`` in memory of its own, and so the gradient: elementwise operations on either side then run on operands
     that lie alike in memory, which costs them a tenth of the time that mixed strides do."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -26,14 +27,10 @@ class _Turned(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return turned(grad)
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent.mT.contiguous()
-
 
 def turned(x: Tensor) -> Tensor:
     """(..., i, j) -> (..., j, i), contiguous. A view where x is one of what is wanted, and needs no gradient."""
-    if x.mT.is_contiguous() and not x.requires_grad:
-        return x.mT
+    if not x.requires_grad or operations_are_seen() or torch_private.has_dual_level():
+        return x.mT.contiguous()
     result: Tensor = _Turned.apply(x)
     return result

@@ -148,7 +148,7 @@ class SSMModel(SSMParameters):
         """
         self.refresh()
         self.check(u, state)
-        real = state.dtype.to_real()
+        real = self.real_dtype()
         if D is not None:
             D = D.float() if D.dtype in HALF else D
             if not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
@@ -162,13 +162,13 @@ class SSMModel(SSMParameters):
     def check(self, u: Tensor, state: Tensor, *positions: str) -> None:
         """Raise unless u is (batch, d_model, *positions) and state is a state of this model for that batch."""
         C, ndim = self.C, 2 + len(positions)
-        real = torch.float64 if C.dtype is torch.float64 else torch.float32
+        real, wanted = self.real_dtype(), self.state_dtype()
         if (
             u.ndim == ndim
             and u.shape[1] == self.d_model
             and state.shape == (u.shape[0], self.d_model, self.d_state // 2)
             and (u.dtype is real or u.dtype in HALF)
-            and state.dtype is real.to_complex()
+            and state.dtype is wanted
             and u.device == state.device == C.device
         ):
             return
@@ -178,8 +178,8 @@ class SSMModel(SSMParameters):
         expected = (u.shape[0], self.d_model, self.d_state // 2)
         if tuple(state.shape) != expected:
             raise ValueError(f"expected state of shape {expected} for u {tuple(u.shape)}, got {tuple(state.shape)}")
-        if state.dtype != real.to_complex():
-            raise TypeError(f"expected state to be {real.to_complex()}, got {state.dtype}")
+        if state.dtype != wanted:
+            raise TypeError(f"expected state to be {wanted}, got {state.dtype}")
         if torch.promote_types(u.dtype, real) != real:
             raise TypeError(f"expected u to be {real}, got {u.dtype}")
         if not u.device == state.device == C.device:

@@ -14,12 +14,13 @@ from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.marks import MarkedModule, new_parameter
 
-_COMPLEX = {
+COMPLEX = {
     torch.float16: torch.complex64,
     torch.bfloat16: torch.complex64,
     torch.float32: torch.complex64,
     torch.float64: torch.complex128,
 }
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -131,7 +132,11 @@ class SSMParameters(MarkedModule):
 
     def state_dtype(self) -> torch.dtype:
         """The dtype of states: complex64, or complex128 where the parameters are float64."""
-        return _COMPLEX[self.C.dtype]
+        return COMPLEX[self.C.dtype]
+
+    def real_dtype(self) -> torch.dtype:
+        """The dtype that is computed with: float32, or float64 where the parameters are float64."""
+        return REAL[self.state_dtype()]
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, channels={self.channels}, n_ssm={self.n_ssm}"

@@ -62,9 +62,9 @@ def faster(model: SSMModel, batch: int, L: int) -> Path:
     """The faster path of a ``model`` that scans."""
     n, C = model.d_state // 2, model.C
     shape = {"batch": batch, "H": model.d_model, "n": n, "L": L}
-    dtype = torch.float64 if C.dtype == torch.float64 else torch.float32
     try:
-        backend = dispatch.choose(Call("diagonal_ssm", C.device.type, dtype, shape), model.backend).backend
+        call = Call("diagonal_ssm", C.device.type, model.real_dtype(), shape)
+        backend = dispatch.choose(call, model.backend).backend
     except BackendUnavailableError as error:
         return Path("convolution", f"the requested backend has no scan: {error}")
     wanted = model.backend or dispatch.requested() or "auto"

@@ -227,7 +227,7 @@ class SSMKernel(SSMModel):
 
         The states are one of each conjugate pair, complex; with ``is_real`` they are real.
         """
-        dtype = self.state_dtype().to_real() if self.is_real else self.state_dtype()
+        dtype = self.real_dtype() if self.is_real else self.state_dtype()
         return torch.zeros(*batch_shape, self.d_model, self._states(), dtype=dtype, device=self.C.device)
 
     def _states(self) -> int:
@@ -258,7 +258,7 @@ class SSMKernel(SSMModel):
     def _widened(self, state: Tensor) -> Tensor:
         if not self.is_real:
             return state
-        expected = self.state_dtype().to_real()
+        expected = self.real_dtype()
         if state.dtype != expected:
             raise TypeError(f"expected state to be {expected} (is_real), got {state.dtype}")
         return _as_complex(state)

@@ -220,15 +220,19 @@ def test_strided_input(cls, bidirectional, generator):
 
 
 @BOTH
-def test_autocast_keeps_the_layer_in_float32(cls, generator):
-    layer = build(cls, generator).float()
-    u = torch.randn(2, 20, 4, generator=generator).bfloat16().requires_grad_()
-    want = layer(u.float())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_gives_what_it_gives_of_a_linear_map(cls, dtype, generator):
+    layer = build(cls, generator).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    u = torch.randn(2, 20, 4, generator=generator).to(dtype).requires_grad_()
+    half = u if dtype == torch.float64 else u.bfloat16()
+    want = layer(half)
     with torch.autocast("cpu", torch.bfloat16):
         got = layer(u)
-    assert got.dtype == torch.float32 and torch.equal(got, want)
+        assert got.dtype == nn.Linear(4, 4).to(layer.D.dtype)(u).dtype
+    assert torch.equal(got, want)
     got.sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters())
+    assert u.grad.dtype == dtype
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in layer.parameters())
 
 
 # Checkpoints

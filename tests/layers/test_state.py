@@ -251,7 +251,7 @@ def test_a_bidirectional_one_has_no_state(cls, module):
 def taken(layer: S4DLayer, u: Tensor) -> str:
     """The path that a forward pass takes, seen from the ops that it calls."""
     with (
-        mock.patch.object(diagonal, "ssm_scan", wraps=diagonal.ssm_scan) as scan,
+        mock.patch.object(diagonal, "stored_diagonal_ssm", wraps=diagonal.stored_diagonal_ssm) as scan,
         mock.patch.object(ssm_layer, "fft_conv", wraps=ssm_layer.fft_conv) as conv,
     ):
         layer(u)
@@ -299,7 +299,7 @@ def test_the_native_scan_is_preferred_for_the_usual_sizes():
 def test_a_backend_without_a_scan_takes_the_convolution():
     with use_backend("triton", strict=True):
         found = S4DLayer(2, 4).explain(torch.zeros(1, 10**6, 2))
-    assert found.name == "convolution" and "ssm_scan" in found.reason
+    assert found.name == "convolution" and "diagonal_ssm" in found.reason
 
 
 def test_an_unknown_path_is_refused():
@@ -332,14 +332,16 @@ def test_compiled_in_one_graph_with_state_and_lengths(cls, options, generator):
 
 
 @BOTH
-def test_autocast_keeps_the_state_in_float32(cls, generator):
+def test_autocast_gives_what_it_gives_of_a_linear_map_and_keeps_the_state_in_float32(cls, generator):
     layer = build(cls, generator).float()
     u, state = torch.randn(2, 20, 4, generator=generator).bfloat16(), some_state(layer, generator, 2)
     want = layer(u.float(), state, return_state=True)
     with torch.autocast("cpu", torch.bfloat16):
         got = layer(u, state, return_state=True)
-    assert got[0].dtype == torch.float32 and got[1].dtype == torch.complex64
-    assert_close([*got], [*want], 1e-6)
+        stepped, _ = layer.step(u[:, 0], state)
+    assert got[0].dtype == stepped.dtype == torch.bfloat16 and got[1].dtype == torch.complex64
+    assert_close([got[0].float(), got[1]], [*want], 2**-8)
+    assert_close([got[1]], [want[1]], 1e-6)
 
 
 @BOTH

@@ -54,10 +54,15 @@ class Emulated:
     def __init__(self, path: Path) -> None:
         self._handle = ctypes.CDLL(str(path))
         self._handle.s4_fast_error.restype = ctypes.c_char_p
+        self._handle.s4_fast_emulate_launches.restype = ctypes.c_long
 
     def order(self, name: str) -> None:
         """In which order the threads of a block run between barriers."""
         self._handle.s4_fast_emulate_order(ORDERS[name])
+
+    def launches(self) -> int:
+        """How many kernels have been launched so far."""
+        return int(self._handle.s4_fast_emulate_launches())
 
     def call(self, name: str, like: Tensor, *args: Any) -> None:
         function = getattr(self._handle, f"s4_fast_cuda_{name}")

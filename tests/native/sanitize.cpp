@@ -173,6 +173,17 @@ void every_way(const std::string &what, double tolerance, const std::vector<Outp
     s4_fast_cpu_use(nullptr);
 }
 
+// body(outputs) for all of them, and for each alone.
+template <class Body>
+void for_all_or_one(const std::vector<Output> &every, Body body) {
+    body(every);
+    for (std::size_t one = 0; one < every.size(); ++one) {
+        std::vector<Output> outputs;
+        for (std::size_t i = 0; i < every.size(); ++i) outputs.push_back(i == one ? every[i] : none(every[i].name));
+        body(outputs);
+    }
+}
+
 struct Sizes {
     int64_t batch, H, n, L;
 };
@@ -327,6 +338,107 @@ void test_scan_of(bool wide, Sizes s, bool optional, bool time_major) {
 void test_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, false); }
 void test_time_major_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, true); }
 
+// The inputs of a diagonal layer, whose options come from the bits of `variant`; what it writes, but for y of signals
+// that are not halves, must only be finite.
+void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
+    const auto given = [&](int bit, int64_t count) { return Array::random(wide, variant >> bit & 1 ? count : 0); };
+    const int64_t flags = variant & 63, c = 1 + variant % 3, copies = variant & 64 ? s.H : 1,
+                  columns = variant & 128 ? s.n : 1;
+    const bool both = flags & S4_FAST_BIDIRECTIONAL, time_major = flags & S4_FAST_TIME_MAJOR, half = signal >= 2;
+    const int64_t outputs = both ? 2 * c : c, samples = s.batch * s.H * s.L, nodes = s.H * s.n;
+    // Two halves lie in the memory of a float, whose value is finite if that of the second is.
+    const auto signals = [&](int64_t count) { return half ? count / 2 : count; };
+    Array u = Array::random(wide, signals(samples)), grad_y = Array::random(wide, signals(samples * c));
+    for (Array *array : {&u, &grad_y}) {
+        for (int64_t i = 0; i < array->count() && half; ++i) {
+            uint16_t *const halves = static_cast<uint16_t *>(array->data()) + 2 * i;
+            halves[0] = halves[1];
+        }
+    }
+    const Array dt = Array::random(wide, s.H * columns), A_real = Array::random(wide, copies * s.n),
+                A_imag = Array::random(wide, copies * s.n), C = Array::random(wide, 2 * outputs * nodes);
+    for (const Array *array : {&dt, &A_real}) {
+        const bool logarithm = flags & (array == &dt ? S4_FAST_LOG_DT : S4_FAST_LOG_DECAY);
+        for (int64_t i = 0; i < array->count(); ++i) {
+            const double size = 0.01 + 0.1 * std::abs((*array)[i]);
+            const_cast<Array *>(array)->set(i, logarithm ? std::log(size) : array == &dt ? size : -size);
+        }
+    }
+    const Array B = given(0, 2 * copies * s.n), D = given(2, c * s.H), state = given(3, 2 * s.batch * nodes),
+                ahead = given(4, 2 * s.batch * nodes), grad_final = given(5, 2 * s.batch * nodes);
+    const double rate = 0.5;
+
+    Reals y(std::size_t(samples * c));
+    const auto at = [&](int64_t b, int64_t k, int64_t channels, int64_t h, int64_t l) {
+        return time_major ? ((b * s.L + l) * channels + k) * s.H + h : ((b * channels + k) * s.H + h) * s.L + l;
+    };
+    for (int64_t b = 0; b < s.batch && !half; ++b) {
+        for (int64_t h = 0; h < s.H; ++h) {
+            for (int64_t k = 0; k < c && D.given(); ++k) {
+                for (int64_t l = 0; l < s.L; ++l)
+                    y[std::size_t(at(b, k, c, h, l))] += D[k * s.H + h] * u[at(b, 0, 1, h, l)];
+            }
+            for (int64_t i = 0; i < s.n; ++i) {
+                const int64_t copy = h % copies * s.n + i;
+                const double by = dt[columns == 1 ? h : h * s.n + i], decay = A_real[copy], turn = A_imag[copy];
+                const double step = rate * (flags & S4_FAST_LOG_DT ? std::exp(by) : by);
+                const Complex A(flags & S4_FAST_LOG_DECAY ? -std::exp(decay) : decay,
+                                flags & S4_FAST_CONJUGATE ? -turn : turn);
+                const Complex z = step * A, weight = B.given() ? B.pair(copy) : 1;
+                const bool bilinear = flags & S4_FAST_BILINEAR;
+                const Complex lambda = bilinear ? (2.0 + z) / (2.0 - z) : std::exp(z);
+                const Complex input = step * weight * (bilinear ? 2.0 / (2.0 - z) : (lambda - 1.0) / z);
+                for (int64_t k = 0; k < outputs; ++k) {
+                    const Array &start = k < c ? state : ahead;
+                    const Complex of_C = C.pair(k * nodes + h * s.n + i);
+                    Complex now = start.given() ? start.pair((b * s.H + h) * s.n + i) : 0;
+                    for (int64_t t = 0; t < s.L; ++t) {
+                        const int64_t l = k < c ? t : s.L - 1 - t;
+                        double &to = y[std::size_t(at(b, k % c, c, h, l))];
+                        if (k >= c) to += 2 * (of_C * now).real();
+                        now = lambda * now + input * u[at(b, 0, 1, h, l)];
+                        if (k < c) to += 2 * (of_C * now).real();
+                    }
+                }
+            }
+        }
+    }
+    char name[64];
+    std::snprintf(name, sizeof name, "diagonal %lld of signals %lld", (long long)variant, (long long)signal);
+    const std::string what = describe(name, wide, s, false);
+    const auto like = [&](const char *of, const Array &array) {
+        return Output{of, wide, Reals(std::size_t(array.count())), false};
+    };
+    every_way(what, tolerance(wide), {half ? like("y", grad_y) : Output{"y", wide, y}, like("final", grad_final)},
+              [&](const Arrays &to, int64_t threads) {
+                  return s4_fast_cpu_diagonal(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns, rate,
+                                              u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(), C.data(),
+                                              D.data(), state.data(), ahead.data(), to[0].data(), to[1].data(),
+                                              threads);
+              });
+    every_way(what + " backward", tolerance(wide),
+              {like("grad_u", u), like("grad_dt", dt), like("grad_A_real", A_real), like("grad_A_imag", A_imag),
+               like("grad_B", B), like("grad_C", C), like("grad_D", D), like("grad_state", state),
+               like("grad_ahead", Array(wide, both ? ahead.count() : 0))},
+              [&](const Arrays &to, int64_t threads) {
+                  return s4_fast_cpu_diagonal_backward(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns,
+                                                       rate, variant & 256 ? nullptr : grad_y.data(), grad_final.data(),
+                                                       u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(),
+                                                       C.data(), D.data(), state.data(), ahead.data(), to[0].data(),
+                                                       to[1].data(), to[2].data(), to[3].data(), to[4].data(),
+                                                       to[5].data(), to[6].data(), to[7].data(), to[8].data(), threads);
+              });
+}
+
+void test_diagonal(bool wide, Sizes s, bool optional) {
+    // Numbers that go through all bits.
+    for (int64_t i = optional; i < 8; i += 2) {
+        const int64_t variant = (i * 73 + s.L) & 511;
+        test_diagonal_of(wide, s, variant, wide);
+        if (!wide && s.batch * s.H * s.L % 2 == 0) test_diagonal_of(wide, s, variant, 2 + i / 2 % 2);
+    }
+}
+
 void test_step(bool wide, Sizes s, bool optional) {
     const Array x = Array::nodes(wide, s.H * s.n);
     Array lambda(true, 2 * s.H * s.n);
@@ -363,6 +475,45 @@ void test_step(bool wide, Sizes s, bool optional) {
                                               in.C.data(), in.D.data(), to[0].data(), to[1].data(), threads);
                   });
     }
+}
+
+void test_step_backward(bool wide, Sizes s, bool optional) {
+    const ScanInputs in(wide, {s.batch, s.H, s.n, 1}, optional);
+    const int64_t states = s.batch * s.H * s.n;
+    const Array lambda = Array::random(true, 2 * s.H * s.n), state = Array::random(wide, 2 * states);
+    const Array grad_y = Array::random(wide, s.batch * s.H), grad_next = Array::random(wide, optional ? 2 * states : 0);
+    Reals grad_u(std::size_t(s.batch * s.H)), grad_D(std::size_t(s.H));
+    Complexes grad_state(std::size_t(states)), grad_x(std::size_t(s.H * s.n)), grad_B(grad_x.size()),
+        grad_C(grad_x.size());
+    for (int64_t row = 0; row < s.batch * s.H; ++row) {
+        const int64_t h = row % s.H;
+        const double u = in.u[row], dy = grad_y[row];
+        grad_u[std::size_t(row)] = optional ? in.D[h] * dy : 0;
+        grad_D[std::size_t(h)] += dy * u;
+        for (int64_t i = 0; i < s.n; ++i) {
+            const std::size_t parameter = std::size_t(h * s.n + i), node = std::size_t(row * s.n + i);
+            const Complex factor = lambda.pair(h * s.n + i), B = in.B.pair(h * s.n + i);
+            const Complex kept = factor * state.pair(row * s.n + i);
+            const Complex q =
+                2 * dy * std::conj(in.C.pair(h * s.n + i)) + (optional ? grad_next.pair(row * s.n + i) : 0);
+            grad_u[std::size_t(row)] += (std::conj(B) * q).real();
+            grad_state[node] = std::conj(factor) * q;
+            grad_x[parameter] += q * std::conj(kept), grad_B[parameter] += u * q;
+            grad_C[parameter] += 2 * dy * std::conj(kept + u * B);
+        }
+    }
+    const std::vector<Output> every = {{"grad_u", wide, grad_u},       {"grad_state", wide, flat(grad_state)},
+                                       {"grad_x", wide, flat(grad_x)}, {"grad_B", wide, flat(grad_B)},
+                                       {"grad_C", wide, flat(grad_C)}, {"grad_D", wide, grad_D}};
+    for_all_or_one(every, [&](const std::vector<Output> &outputs) {
+        every_way(describe("step_backward", wide, s, optional), tolerance(wide), outputs,
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_step_backward(wide, s.batch, s.H, s.n, grad_y.data(), grad_next.data(),
+                                                       in.u.data(), state.data(), lambda.doubles(), in.B.data(),
+                                                       in.C.data(), in.D.data(), to[0].data(), to[1].data(),
+                                                       to[2].data(), to[3].data(), to[4].data(), to[5].data(), threads);
+                  });
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------------- DPLR
@@ -519,6 +670,74 @@ void test_dplr_step(bool wide, Sizes s, bool optional) {
     }
 }
 
+void test_dplr_step_backward(bool wide, Sizes s, bool optional) {
+    const int64_t rank = optional ? 3 : 1, c = optional ? 2 : 1;
+    const auto pairs = [&](int64_t count) { return Array::random(wide, 2 * count * s.H * s.n); };
+    const Array u = Array::random(wide, s.batch * s.H), state = pairs(s.batch), B = pairs(1);
+    const Array G = pairs(rank), V = pairs(rank), C = pairs(c), D = Array::random(wide, optional ? s.H : 0);
+    const Array increment = Array::random(true, 2 * s.H * s.n), grad_y = Array::random(wide, s.batch * c * s.H),
+                grad_next = Array::random(wide, optional ? state.count() : 0);
+    Reals grad_u(std::size_t(s.batch * s.H)), grad_D(std::size_t(s.H));
+    Complexes grad_state(std::size_t(s.batch * s.H * s.n)), grad_increment(std::size_t(s.H * s.n)),
+        grad_B(grad_increment.size()), grad_G(std::size_t(rank * s.H * s.n)), grad_V(grad_G.size()),
+        grad_C(std::size_t(c * s.H * s.n)), next(std::size_t(s.n)), q(next.size());
+    for (int64_t row = 0; row < s.batch * s.H; ++row) {
+        const int64_t h = row % s.H, first = row * s.n, own = h * s.n;
+        const auto at = [&](int64_t k, int64_t i) { return (k * s.H + h) * s.n + i; };
+        const auto dy = [&](int64_t k) { return grad_y[(row / s.H * c + k) * s.H + h]; };
+        for (int64_t k = 0; k < c; ++k) {
+            grad_u[std::size_t(row)] += optional ? D[h] * dy(k) : 0;
+            grad_D[std::size_t(h)] += u[row] * dy(k);
+        }
+        for (int64_t i = 0; i < s.n; ++i) {
+            const Complex s_i = state.pair(first + i), a = increment.pair(own + i);
+            Complex &grad = q[std::size_t(i)];
+            grad = optional ? grad_next.pair(first + i) : 0;
+            for (int64_t k = 0; k < c; ++k) grad += 2 * dy(k) * std::conj(C.pair(at(k, i)));
+            next[std::size_t(i)] = s_i + a * s_i + B.pair(own + i) * u[row];
+            grad_u[std::size_t(row)] += (std::conj(B.pair(own + i)) * grad).real();
+            grad_state[std::size_t(first + i)] = grad + std::conj(a) * grad;
+            grad_increment[std::size_t(own + i)] += grad * std::conj(s_i);
+            grad_B[std::size_t(own + i)] += grad * u[row];
+        }
+        for (int64_t r = 0; r < rank; ++r) {
+            double overlap = 0, pull = 0;
+            for (int64_t i = 0; i < s.n; ++i) {
+                overlap += 2 * (V.pair(at(r, i)) * state.pair(first + i)).real();
+                pull -= (std::conj(G.pair(at(r, i))) * q[std::size_t(i)]).real();
+            }
+            for (int64_t i = 0; i < s.n; ++i) {
+                next[std::size_t(i)] -= overlap * G.pair(at(r, i));
+                grad_G[std::size_t(at(r, i))] -= overlap * q[std::size_t(i)];
+                grad_V[std::size_t(at(r, i))] += 2 * pull * std::conj(state.pair(first + i));
+                grad_state[std::size_t(first + i)] += 2 * pull * std::conj(V.pair(at(r, i)));
+            }
+        }
+        for (int64_t k = 0; k < c; ++k) {
+            for (int64_t i = 0; i < s.n; ++i)
+                grad_C[std::size_t(at(k, i))] += 2 * dy(k) * std::conj(next[std::size_t(i)]);
+        }
+    }
+    const std::vector<Output> every = {{"grad_u", wide, grad_u},
+                                       {"grad_state", wide, flat(grad_state)},
+                                       {"grad_increment", true, flat(grad_increment)},
+                                       {"grad_G", wide, flat(grad_G)},
+                                       {"grad_V", wide, flat(grad_V)},
+                                       {"grad_B", wide, flat(grad_B)},
+                                       {"grad_C", wide, flat(grad_C)},
+                                       {"grad_D", wide, grad_D}};
+    for_all_or_one(every, [&](const std::vector<Output> &outputs) {
+        every_way(describe("dplr_step_backward", wide, s, optional), tolerance(wide), outputs,
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_dplr_step_backward(
+                          wide, s.batch, c, rank, s.H, s.n, grad_y.data(), grad_next.data(), u.data(), state.data(),
+                          increment.doubles(), G.data(), V.data(), B.data(), C.data(), D.data(), to[0].data(),
+                          to[1].data(), to[2].doubles(), to[3].data(), to[4].data(), to[5].data(), to[6].data(),
+                          to[7].data(), threads);
+                  });
+    });
+}
+
 // ------------------------------------------------------------------------------------------------ callers and
 // processes
 
@@ -611,7 +830,7 @@ int main(int count, char **arguments) {
     alarm(900);  // ends a process whose threads wait for each other
     const bool all = count > 1 && std::strcmp(arguments[1], "all") == 0;
     const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr},
-               steps[] = {test_step, test_dplr_step};
+               steps[] = {test_step, test_step_backward, test_dplr_step, test_dplr_step_backward};
     for (int64_t n : {1, 3, 17, 33}) {
         for (int64_t batch : {1, 3}) {
             if (!all && n * batch != 9) continue;
@@ -619,14 +838,15 @@ int main(int count, char **arguments) {
                 if (!all && L < 100) continue;
                 for (Test test : sequences) for_both_types(test, {batch, 2, n, L});
                 if (n == 3) for_both_types(test_time_major_scan, {batch, 21, n, L});
+                if (n == 3) for_both_types(test_diagonal, {batch, 18, n, L});
             }
             for (Test test : steps) for_both_types(test, {batch, 5, n, 1});
         }
     }
     // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
-    for_both_types(test_time_major_scan, {4, 2, 2, 16500});
-    for (Test test : {test_dplr, test_dplr_step}) for_both_types(test, {1, 1, 2, 5000});
+    for (Test test : {test_time_major_scan, test_diagonal}) for_both_types(test, {4, 2, 2, 16500});
+    for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);
     if (all) test_time_major_scan(true, {1, 11, 130, 3100}, true);

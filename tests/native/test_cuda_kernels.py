@@ -280,12 +280,18 @@ def scan_inputs(
     return [u, x, B, C, D, state]
 
 
-def scan(library: Library, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+def turned(t: Tensor | None, time_major: bool) -> Tensor | None:
+    """(batch, H, L) as it lies where ``time_major``: (batch, L, H)."""
+    return t if t is None or not time_major else t.mT.contiguous()
+
+
+def scan(library: Library, *inputs: Tensor | None, time_major: bool = False) -> tuple[Tensor, Tensor]:
     u, x, B, C, D, state = (None if t is None else t.to(library.device) for t in inputs)
     (batch, H, L), n = u.shape, x.shape[1]
-    y, final = empty(x, batch, H, L, real=True), empty(x, batch, H, n)
-    library.call("scan", u, u.dtype, batch, H, n, L, u, x, B, C, D, state, y, final)
-    return y, final
+    u = turned(u, time_major)
+    y, final = empty(x, *u.shape, real=True), empty(x, batch, H, n)
+    library.call("scan", u, u.dtype, batch, H, n, L, u, x, B, C, D, state, y, final, time_major)
+    return (y.mT if time_major else y), final
 
 
 def scanned(
@@ -348,11 +354,12 @@ def test_scan(
     wanted_grads = iter(torch.autograd.grad(total, wide))
     wanted = [next(wanted_grads) if here else None for here in present]
 
-    def backward(needed: Sequence[bool]) -> list[Tensor | None]:
+    def backward(needed: Sequence[bool], time_major: bool = False) -> list[Tensor | None]:
         grad_y, grad_final, *tensors = (None if t is None else t.to(library.device) for t in (*cotangents, *inputs))
+        grad_y, tensors[0] = turned(grad_y, time_major), turned(tensors[0], time_major)
         out = [empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)]
-        library.call("scan_backward", grad_y, dtype, batch, H, n, L, grad_y, grad_final, *tensors, *out)
-        return out
+        library.call("scan_backward", grad_y, dtype, batch, H, n, L, grad_y, grad_final, *tensors, *out, time_major)
+        return [turned(out[0], time_major), *out[1:]]
 
     every = backward(present)
     for actual, want in zip(every, wanted, strict=True):
@@ -362,6 +369,11 @@ def test_scan(
         for i in range(6):
             if present[i]:
                 assert torch.equal(backward([i == k for k in range(6)])[i], every[i])
+    if decay == "weak":
+        pairs = zip(scan(library, *inputs, time_major=True), scan(library, *inputs), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        for a, b in zip(backward(present, True), every, strict=True):
+            assert a is b is None or torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -421,7 +433,7 @@ def everything(library: Library, generator: Generator, dtype: torch.dtype) -> li
     u, x, B, C, D, state = scan_inputs(generator, 2, 2, 35, 2100, "weak", dtype, True)
     out += scan(library, u, x, B, C, D, state)
     grads = [empty(t, *t.shape) for t in (u, x, B, C, D, state)]
-    library.call("scan_backward", u, dtype, 2, 2, 35, 2100, u, state, u, x, B, C, D, state, *grads)
+    library.call("scan_backward", u, dtype, 2, 2, 35, 2100, u, state, u, x, B, C, D, state, *grads, False)
     out += grads
     coefficients, shift = normal(generator, 3, 3, 2, 19, dtype=torch.complex128), torch.eye(3, dtype=torch.float64)
     shift = shift[..., None].expand(3, 3, 2).contiguous()
@@ -482,7 +494,7 @@ def test_a_workspace_that_is_too_small(emulated: Emulated) -> None:
     sizes = [ctypes.c_int64(value) for value in (0, 1, 1, 1, 5000)]
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (u, x, x, x)]
     size, room = ctypes.c_int64(100), torch.zeros(100, dtype=torch.uint8)
-    rest = (None, None, ctypes.c_void_p(u.data_ptr()), None)
+    rest = (None, None, ctypes.c_void_p(u.data_ptr()), None, ctypes.c_int64(0))
     code = function(*sizes, *pointers, *rest, ctypes.c_void_p(room.data_ptr()), ctypes.byref(size), 0, None)
     assert code
     assert b"scan: the workspace has 100 bytes and needs" in emulated._handle.s4_fast_error()
@@ -493,7 +505,7 @@ def test_a_workspace_that_is_too_small(emulated: Emulated) -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_no_sanitizer_complains() -> None:
-    """This file again, with the kernels compiled for the address and undefined-behaviour sanitizers."""
+    """These tests again, with the kernels compiled for the address and undefined-behaviour sanitizers."""
     found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     preload = found.stdout.strip()
     if not os.path.isabs(preload):
@@ -504,8 +516,9 @@ def test_no_sanitizer_complains() -> None:
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
     }
-    every_kernel = "order or (emulated and (weak or dplr or cauchy or step)) and not long"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, __file__]
+    every_kernel = "order or (emulated and (weak or dplr or cauchy or step or optional or half)) and not long"
+    files = [__file__, str(ROOT / "tests/native/test_cuda_diagonal.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "[100%]" in result.stdout

@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast import BackendUnavailableError, dispatch, native_library
-from s4_fast.ops.scan import native as native_scan
 from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, evaluate, log_nodes, log_uniform, normal, uniform
 from tests.native.emulated import Library, needs_device
 
@@ -26,7 +25,6 @@ def device(library: Library, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where the kernels find their tensors."""
     if library.device.type == "cpu":
         monkeypatch.setattr(native_library, "call", library.call)
-        monkeypatch.setattr(native_scan, "_takes_layout", lambda u: False)
         missing = dispatch._missing
         monkeypatch.setattr(dispatch, "_missing", lambda backend: "" if backend == "native" else missing(backend))
         for op in dispatch.ops():
@@ -88,14 +86,13 @@ def test_contract(op: str, dtype: torch.dtype, device: torch.device, generator: 
 
 
 def test_time_major_scan(device: torch.device, generator: Generator) -> None:
-    """Of contiguous copies; where the CPU's code runs, outputs and gradients in the layout of the input."""
+    """Outputs and gradients have the layout of the input."""
     tensors, _ = scan_inputs(generator, torch.complex64)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     u = tensors["u"] = tensors["u"].mT.contiguous().mT
     assert_contract("ssm_scan", tensors, "native", return_state=True)
     outcome = evaluate("ssm_scan", tensors, "native")
-    if device.type == "cpu":
-        assert outcome.output.stride() == outcome.grads["u"].stride() == u.stride()
+    assert outcome.output.stride() == outcome.grads["u"].stride() == u.stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

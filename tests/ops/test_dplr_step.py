@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Generator, Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 import s4_fast
 from s4_fast import BackendUnavailableError, dispatch, dplr_step, native_library
@@ -15,7 +15,9 @@ from tests.helpers import (
     FORWARD,
     Tensors,
     assert_contract,
+    assert_gradients_one_by_one,
     backends,
+    evaluate,
     instruction_set,
     needs_native,
     normal,
@@ -125,30 +127,101 @@ def test_the_next_state_may_take_the_place_of_the_state(generator: Generator) ->
     assert torch.equal(place, state) and torch.equal(in_place, y)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients(dtype: torch.dtype, generator: Generator) -> None:
-    assert_contract("dplr_step", inputs(generator, dtype, 3, 2, 29, 2, 2), "pytorch")
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients(sizes: tuple[int, ...], dtype: torch.dtype, backend: str, generator: Generator) -> None:
+    assert_contract("dplr_step", inputs(generator, dtype, *sizes), backend)
 
 
-@pytest.mark.parametrize("backend", ["pytorch", "reference"])
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_on_every_instruction_set(dtype: torch.dtype, isa: str, generator: Generator) -> None:
+    with instruction_set(isa):
+        for sizes in SIZES:
+            assert_contract("dplr_step", inputs(generator, dtype, *sizes), "native")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("view", ["strided", "transposed", "conjugated"])
+def test_gradients_of_views(view: str, backend: str, generator: Generator) -> None:
+    assert_contract("dplr_step", unusual_views(inputs(generator, torch.complex64, 2, 3, 5, 2, 2))[view], backend)
+
+
+@needs_native
+def test_gradients_one_by_one(generator: Generator) -> None:
+    assert_gradients_one_by_one("dplr_step", inputs(generator, torch.complex128, 2, 3, 5, 2, 2), "native")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradients_of_one_output(used: int, backend: str, generator: Generator) -> None:
+    tensors = {name: t.requires_grad_() for name, t in inputs(generator, torch.complex128, 2, 3, 5, 2, 2).items()}
+    found, want = (
+        torch.autograd.grad(
+            dplr_step(**tensors, backend=b)[used].abs().square().sum(), list(tensors.values()), materialize_grads=True
+        )
+        for b in (backend, "reference")
+    )
+    assert all(relative_error(*pair) <= 1e-11 for pair in zip(found, want, strict=True))
+
+
+@needs_native
+def test_threads_do_not_change_a_bit_of_the_gradients(generator: Generator) -> None:
+    tensors = inputs(generator, torch.complex64, 6, 131, 100, 2, 2)
+    outcomes = []
+    for count in (1, 2, 5):
+        with threads(count):
+            outcomes.append(evaluate("dplr_step", tensors, "native").grads)
+    for other in outcomes[1:]:
+        assert all(torch.equal(other[name], g) for name, g in outcomes[0].items())
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_gradcheck(backend: str, generator: Generator) -> None:
     arguments = [t.requires_grad_() for t in inputs(generator, torch.complex128, 2, 2, 3, 2, 2).values()]
     assert gradcheck(lambda *args: dplr_step(*args, backend=backend), arguments, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives(backend: str, generator: Generator) -> None:
+    """Of tensors some of which are made from others, which is where one could be counted twice."""
+    arguments = [t.requires_grad_() for t in inputs(generator, torch.complex128, 2, 2, 3, 1, 1).values()]
+
+    def function(*args: Tensor) -> tuple[Tensor, Tensor]:
+        u, state, increment, G, _, B, C, D = args
+        return dplr_step(u, state, increment, G, 2 * G, B, C * B, D, backend=backend)
+
+    assert gradgradcheck(function, arguments, fast_mode=True)
+
+
 @needs_native
-def test_native_leaves_gradients_and_graphs_to_pytorch(generator: Generator) -> None:
+def test_an_empty_batch_has_gradients(generator: Generator) -> None:
+    tensors = inputs(generator, torch.complex64, 0, 3, 5, c=2)
+    grads = evaluate("dplr_step", tensors, "native").grads
+    assert all(torch.equal(g, torch.zeros_like(tensors[name])) for name, g in grads.items())
+
+
+@needs_native
+def test_the_automatic_choice_is_native_with_gradients_and_pytorch_in_graphs(generator: Generator) -> None:
     tensors = inputs(generator, torch.complex64, 2, 3, 5)
     assert s4_fast.explain(dplr_step, **tensors).backend == "native"
     tensors["V"].requires_grad_()
-    assert s4_fast.explain(dplr_step, **tensors).backend == "pytorch"
-    with pytest.raises(BackendUnavailableError, match="its step has no gradients or transforms, and V need"):
-        dplr_step(**tensors, backend="native")
+    assert s4_fast.explain(dplr_step, **tensors).backend == "native"
     with torch.no_grad():
-        assert s4_fast.explain(dplr_step, **tensors).backend == "native"
         check(tensors, "native")
         with pytest.raises(BackendUnavailableError, match="rank of at most 8, not 9"):
             dplr_step(**inputs(generator, torch.complex64, 2, 3, 5, 9), backend="native")
+
+    def chosen(state: Tensor) -> Tensor:
+        assert s4_fast.explain(dplr_step, **tensors | {"state": state}).backend == "pytorch"
+        with pytest.raises(BackendUnavailableError, match="no tangents and takes no part in transforms"):
+            dplr_step(**tensors | {"state": state}, backend="native")
+        return state
+
+    torch.func.vmap(chosen)(tensors["state"][None])
+    torch.func.jvp(chosen, (tensors["state"],), (tensors["state"],))
 
 
 def test_tangents_and_transforms_see_the_operations(generator: Generator) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, glu, linear
 
 from s4_fast import get_ssm_param_groups
 from s4_fast.ssm import sequence
-from s4_fast.state_spaces import S4D, S4DKernel, s4d
+from s4_fast.state_spaces import S4D, S4DKernel
 from tests.helpers import normal, relative_error
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -190,7 +190,7 @@ def test_callers_may_pass_what_asks_for_nothing():
 
 @pytest.mark.parametrize("options", [{"mode": "s4"}, {"lr": 0.1, "rank": 2}, {"N": 8}])
 def test_unknown_options_are_refused(options):
-    with pytest.raises(TypeError, match=r"unknown option .*; S4D takes .*dt_min, dt_max, lr"):
+    with pytest.raises(TypeError, match=r"S4D: unknown options? .*; it takes .*dt_min, dt_max, lr"):
         S4D(3, **options)
 
 

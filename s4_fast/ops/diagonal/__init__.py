@@ -15,6 +15,7 @@ from s4_fast.ops.diagonal.form import Form, form_of
 
 _NAMES = ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead")
 _DISCRETIZATIONS = ("zoh", "bilinear")
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -225,7 +226,7 @@ def _by_definition(
     )
     y, final = reference.diagonal_ssm(*tensors, form)  # type: ignore[arg-type]
     y = y.flatten(2) if form.time_major else y.flatten(1, 2)
-    return y.to(u.dtype), final.to(C.dtype.to_complex())
+    return y.to(u.dtype), final.to(_COMPLEX[C.dtype])
 
 
 def _stored(
@@ -322,7 +323,7 @@ def _fitting(
         return None
     for s in (state, ahead):
         if s is not None and (
-            s.shape != (batch, H, n) or s.dtype is not dtype.to_complex() or s.device != device
+            s.shape != (batch, H, n) or s.dtype is not _COMPLEX[dtype] or s.device != device
         ):
             return None
     if ahead is not None and not form.bidirectional:
@@ -363,9 +364,9 @@ def _misfit(
     if dtype not in (torch.float32, torch.float64):
         return TypeError(f"{op}: expected C in single or double precision, got {dtype}")
     for name, t in tensors.items():
-        expected = dtype.to_complex() if name in ("state", "ahead") else dtype
+        expected = _COMPLEX[dtype] if name in ("state", "ahead") else dtype
         if t.dtype != expected and not (name == "u" and t.dtype in HALF and dtype == torch.float32):
-            return TypeError(f"{op}: expected {name} in the precision of C, {expected}, got {t.dtype}")
+            return TypeError(f"{op}: expected all tensors in one precision, {name} to be {expected}, got {t.dtype}")
     batch, H = u.shape[0], u.shape[2 if form.time_major else 1]
     S, n = A_real.shape
     if H % S:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-_FLAGS = ("time_major", "bidirectional", "bilinear", "log_dt", "log_decay", "conjugate")
-
 
 class Form(NamedTuple):
     """The options of a diagonal SSM as its backends take them."""
@@ -22,14 +20,15 @@ class Form(NamedTuple):
     @property
     def flags(self) -> int:
         """The flags of the native library's header, ``S4_FAST_TIME_MAJOR`` and the following, as a sum."""
-        return sum(1 << i for i, name in enumerate(_FLAGS) if getattr(self, name))
+        a, b, c, d, e, f, _ = self
+        return a | b << 1 | c << 2 | d << 3 | e << 4 | f << 5
 
     def channels(self, of_C: int) -> int:
         """The number of outputs per feature, for that many channels of C."""
         return of_C // 2 if self.bidirectional else of_C
 
 
-@functools.cache
+@functools.lru_cache(64)
 def form_of(flags: int, rate: float) -> Form:
     """The form with these flags."""
-    return Form(*(bool(flags >> i & 1) for i in range(len(_FLAGS))), rate)
+    return Form(*(bool(flags >> i & 1) for i in range(6)), rate)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s4_fast import dispatch
+from s4_fast import dispatch, native_library
 from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._library import Op
-from s4_fast.ops.direct import runs_directly
+from s4_fast.ops.direct import only_autograd_sees
 from s4_fast.ops.dplr import pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
 _STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C", "D")
-
-# What the native library takes, by device: kMaxRank and kMaxSums of csrc/cpu/dplr.h; csrc/cuda/dplr_sums.cuh and
-# dplr_spectrum_backward.cu. The step takes the CPU's rank everywhere.
-_MAX_RANK, _MAX_SUMS = {"cpu": 8, "cuda": 4}, {"cpu": 128, "cuda": 36}
 
 _KERNEL = Op(
     "dplr_kernel",
@@ -100,7 +96,8 @@ def dplr_step(
         B: input vector, ``(H, n)``.
         C: output vectors, ``(c, H, n)``.
         D: skip coefficients, ``(H,)``, real, or None.
-        backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in gradients or graphs.
+        backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in graphs and
+            transforms, nor on CUDA devices in gradients.
 
     Returns:
         ``y`` ``(batch, c, H)``, real, and the next state. Differentiable in every tensor.
@@ -173,31 +170,32 @@ def _prepare_step(
     if G.shape != V.shape:
         raise ValueError(f"{op}: expected G and V of one shape, got {_checks.shape_of(G=G, V=V)}")
     shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
-    grads = _checks.needs_grad(**tensors)
-    if not grads and not runs_directly(tuple(tensors.values())):
-        grads = tuple(tensors)  # tangents, transforms and modes must see the operations, too
-    return dispatch.Call(op, device, dtype, shape, grads)
+    watched = not only_autograd_sees(tuple(tensors.values()))
+    return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors), watched)
 
 
 def _native_refuses_kernel(call: dispatch.Call) -> str | None:
     if refusal := _native_calls.refuses(call):
         return refusal
     rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
-    most = _MAX_SUMS[call.device]
+    most = native_library.limit(f"{call.device}_dplr_sums")
     if (b + rank) * (c + rank) > most:
         return f"it takes at most {most} sums, not {b + rank} x {c + rank} (rank {rank}, {b} B and {c} C)"
-    return _native_refuses_rank(rank, _MAX_RANK[call.device])
+    return _native_refuses_rank(rank, f"{call.device}_dplr_rank")
 
 
 def _native_refuses_step(call: dispatch.Call) -> str | None:
     if torch.compiler.is_compiling():
         return "its step is not part of compiled graphs"
-    if call.grads:
-        return f"its step has no gradients or transforms, and {', '.join(call.grads)} need them"
-    return _native_calls.refuses(call) or _native_refuses_rank(call.shape["rank"], _MAX_RANK["cpu"])
+    if call.watched:
+        return "its step has no tangents and takes no part in transforms and modes"
+    if call.grads and call.device != "cpu":
+        return f"its step has no gradients on {call.device}, and {', '.join(call.grads)} need them"
+    return _native_calls.refuses(call) or _native_refuses_rank(call.shape["rank"], f"{call.device}_dplr_step_rank")
 
 
-def _native_refuses_rank(rank: int, most: int) -> str | None:
+def _native_refuses_rank(rank: int, limit: str) -> str | None:
+    most = native_library.limit(limit)
     return f"it takes a rank of at most {most}, not {rank}" if rank > most else None
 
 

@@ -1,15 +1,17 @@
-"""The DPLR kernel and step in the native library (csrc/cpu/dplr.isa.cpp, dplr_step.isa.cpp)."""
+"""The DPLR kernel and step in the native library."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s4_fast import native_library
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
-from s4_fast.ops.direct import plain
+from s4_fast.ops.direct import operations_are_seen, plain
+from s4_fast.ops.dplr import pytorch
 from s4_fast.ops.dplr.factors import Factors
 
 _WIDE = torch.complex128
@@ -53,13 +55,75 @@ def dplr_step(
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H), state (Bt, H, n), increment (H, n) in complex128, B (H, n), G, V (r, H, n), C (c, H, n), D (H,) ->
     (Bt, c, H), (Bt, H, n)."""
-    batch, H, n = state.shape
-    y, following = u.new_empty(batch, C.shape[0], H), torch.empty_like(state, memory_format=torch.contiguous_format)
-    tensors = [plain(t) for t in (u, state, increment, G, V, B, C)]
-    sizes = (batch, C.shape[0], G.shape[0], H, n)
-    if batch:
-        native_library.call("dplr_step", u, u.dtype, *sizes, *tensors, None if D is None else plain(D), y, following)
+    tensors = (u, state, increment, G, V, B, C, D)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        y, following = _Step.apply(*tensors)
+        return y, following
+    return _step(*map(_plain, tensors))
+
+
+def _step(*tensors: Any) -> tuple[Tensor, Tensor]:
+    u, state, C = tensors[0], tensors[1], tensors[6]
+    y, following = u.new_empty(u.shape[0], C.shape[0], u.shape[1]), torch.empty_like(state)
+    if u.shape[0]:
+        native_library.call("dplr_step", u, u.dtype, *_step_sizes(*tensors), *tensors, y, following)
     return y, following
+
+
+class _Step(torch.autograd.Function):
+    """The step on the CPU under autograd. Where a derivative is itself to be derived, the operations of the pytorch
+    backend take its place."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor | None) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return _step(*map(_plain, tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
+        if torch.is_grad_enabled() or operations_are_seen():
+            return _differentiable_backward(grads, tensors, needs)
+        grads, tensors = tuple(map(_plain, grads)), tuple(map(_plain, tensors))
+        found = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+        u = tensors[0]
+        if not u.numel():
+            return tuple(None if g is None else g.zero_() for g in found)
+        native_library.call("dplr_step_backward", u, u.dtype, *_step_sizes(*tensors), *grads, *tensors, *found)
+        return tuple(found)
+
+
+def _differentiable_backward(
+    grads: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    with torch.enable_grad():
+        # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
+        views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
+        outputs = zip(pytorch.dplr_step(*views), grads, strict=True)
+        used = [(output, grad) for output, grad in outputs if grad is not None]
+        wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in used],
+                wanted,
+                [grad for _, grad in used],
+                create_graph=True,
+                materialize_grads=True,
+            )
+        )
+    return tuple(next(found) if needed else None for needed in needs)
+
+
+def _plain(t: Tensor | None) -> Tensor | None:
+    return None if t is None else plain(t)
+
+
+def _step_sizes(u: Tensor, state: Tensor, increment: Tensor, G: Tensor, *rest: Tensor | None) -> tuple[int, ...]:
+    batch, H, n = state.shape
+    *_, C, _ = rest
+    assert C is not None
+    return batch, C.shape[0], G.shape[0], H, n
 
 
 def prepared_step(

@@ -38,7 +38,7 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | No
     """
     call = _prepare(u, k, D)
     choice = dispatch.choose(call, backend)
-    u, k = u.to(call.dtype), k.to(call.dtype)
+    u, k = (t if t.dtype == call.dtype else t.to(call.dtype) for t in (u, k))
     kernels = k if k.ndim == 3 else k[None]
     skip = u.new_empty(0) if D is None else D.to(call.dtype).view(kernels.shape[:-1])
     if choice.backend == "reference":

@@ -1,15 +1,17 @@
-"""Causal convolution by real FFTs, a block of features at a time so that the spectra stay in cache."""
+"""Causal long convolution by real FFTs, a block of features at a time so that the spectra stay in cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
-from torch import Tensor, conj_physical
+from torch import Tensor
 
 from s4_fast.ops._layout import sum_over
 
-# Samples of one padded block (batch * channels * features * FFT length).
+# Samples of one padded block (batch * channels * features * FFT length): on a CPU for each thread, which has a cache
+# of its own.
 _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 27}
 
 
@@ -18,13 +20,21 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
     (B, H, L), c = u.shape, k.shape[0]
     k = k[..., :L]
     size = _fft_size(L + k.shape[-1] - 1)
+    step = _features(B * c * size, u.device)
+    if step >= H:
+        return _convolve(u, k, D, size)
     y = u.new_empty(B, c, H, L)
-    for h in _features(B * c, H, size, u.device):
-        spectrum = torch.fft.rfft(u[:, h], n=size)[:, None] * torch.fft.rfft(k[:, h], n=size)
-        y[:, :, h] = torch.fft.irfft(spectrum, n=size)[..., :L]
-        if D.numel():
-            y[:, :, h].addcmul_(u[:, None, h], D[:, h, None])
+    for h in _blocks(H, step):
+        _convolve(u[:, h], k[:, h], D[:, h] if D.numel() else D, size, out=y[:, :, h])
     return y
+
+
+def _convolve(u: Tensor, k: Tensor, D: Tensor, size: int, out: Tensor | None = None) -> Tensor:
+    spectrum = _times(torch.fft.rfft(u, n=size)[:, None], torch.fft.rfft(k, n=size))
+    y = torch.fft.irfft(spectrum, n=size)[..., : u.shape[-1]]
+    if D.numel():
+        return torch.addcmul(y, u[:, None], D[..., None], out=out)
+    return y if out is None else out.copy_(y)
 
 
 def fft_conv_backward(
@@ -34,27 +44,48 @@ def fft_conv_backward(
     (B, H, L), c = u.shape, k.shape[0]
     taps = min(k.shape[-1], L)
     size = _fft_size(L + taps - 1)
-    grad_u = torch.empty_like(u)
-    grad_k = torch.zeros_like(k)
-    for h in _features(B * c, H, size, u.device):
-        g = torch.fft.rfft(grad[:, :, h], n=size)
-        if needs[0]:
-            spectrum = sum_over(g * conj_physical(torch.fft.rfft(k[:, h, :L], n=size)), 1)
-            grad_u[:, h] = torch.fft.irfft(spectrum, n=size)[..., :L]
-            if D.numel():
-                grad_u[:, h] += sum_over(grad[:, :, h] * D[:, h, None], 1)
-        if needs[1]:
-            spectrum = sum_over(g * conj_physical(torch.fft.rfft(u[:, h], n=size))[:, None], 0)
-            grad_k[:, h, :taps] = torch.fft.irfft(spectrum, n=size)[..., :taps]
-    grad_D = torch.einsum("bchl,bhl->ch", grad, u) if needs[2] and D.numel() else torch.zeros_like(D)
+    grad_u = torch.empty_like(u) if needs[0] else None
+    grad_k = torch.zeros_like(k) if needs[1] else None
+    grad_D = torch.empty_like(D) if needs[2] else None
+    for h in _blocks(H, _features(B * c * size, u.device)):
+        g, u_h = grad[:, :, h], u[:, h]
+        if grad_D is not None and D.numel():
+            grad_D[:, h] = (g * u_h[:, None]).sum((0, 3))
+        if grad_u is None and grad_k is None:
+            continue
+        spectrum = torch.fft.rfft(g, n=size)
+        if grad_u is not None:
+            product = sum_over(spectrum * torch.fft.rfft(k[:, h, :L], n=size).conj_physical_(), 1)
+            found = torch.fft.irfft(product, n=size)[..., :L]
+            if not D.numel():
+                grad_u[:, h] = found
+            elif c == 1:
+                torch.addcmul(found, g[:, 0], D[0, h, None], out=grad_u[:, h])
+            else:
+                torch.add(found, (g * D[:, h, None]).sum(1), out=grad_u[:, h])
+        if grad_k is not None:
+            product = sum_over(_times(torch.fft.rfft(u_h, n=size).conj_physical_()[:, None], spectrum), 0)
+            grad_k[:, h, :taps] = torch.fft.irfft(product, n=size)[..., :taps]
     return grad_u, grad_k, grad_D
 
 
-def _features(rows: int, H: int, size: int, device: torch.device) -> Iterator[slice]:
-    step = max(1, _BLOCK.get(device.type, _BLOCK["cuda"]) // (rows * size))
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """a (B, 1, ...) times b, in the memory of a where the product has no more channels."""
+    return a.mul_(b) if b.shape[-3] == 1 else a * b
+
+
+def _features(samples: int, device: torch.device) -> int:
+    """How many features of so many padded samples each a block has."""
+    if device.type == "cpu":
+        return max(1, _BLOCK["cpu"] * torch.get_num_threads() // samples)
+    return max(1, _BLOCK["cuda"] // samples)
+
+
+def _blocks(H: int, step: int) -> Iterator[slice]:
     return (slice(h, h + step) for h in range(0, H, step))
 
 
+@lru_cache(maxsize=256)
 def _fft_size(least: int) -> int:
     """The smallest even 2^a 3^b 5^c that is at least ``least``."""
     best = 1 << max(1, (least - 1).bit_length())

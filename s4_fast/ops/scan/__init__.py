@@ -77,8 +77,8 @@ def ssm_scan(
     and outputs, final state and gradients are those of the whole.
 
     Args:
-        u: signals, ``(batch, H, L)``, float32 or float64. On a CPU, ``native`` reads a view ``v.mT``
-            of a contiguous ``v (batch, L, H)`` as it lies, and ``y`` and the gradient of ``u`` are then such views too.
+        u: signals, ``(batch, H, L)``, float32 or float64. ``native`` reads a view ``v.mT`` of a
+            contiguous ``v (batch, L, H)`` as it lies, and ``y`` and the gradient of ``u`` are then such views too.
         x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
         B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
         D: skip coefficients, ``(H,)``, real, or None.
@@ -101,7 +101,7 @@ def ssm_scan(
     state = x.new_empty(0) if state is None else state
     if choice.backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _rounded(reference.ssm_scan(*map(_widened, (u, x, B, C, D, state))), u, x)
-    elif _reads_time_major(choice.backend, u) and not u.is_contiguous() and u.mT.is_contiguous():
+    elif dispatch.offers("ssm_scan", choice.backend, "time_major", call.device) and not u.is_contiguous() and u.mT.is_contiguous():
         y, final = _SCAN(u.mT, x, B, C, D, state, True, backend=choice.backend)
         y = y.mT
     else:
@@ -144,10 +144,6 @@ def ssm_step(
     if choice.backend == "reference":
         return _rounded(reference.ssm_step(*map(_widened, (u, state, x, B, C, D))), u, x)
     return _STEP(u, state, x, B, C, D, backend=choice.backend)
-
-
-def _reads_time_major(backend: str, u: Tensor) -> bool:
-    return dispatch.offers("ssm_scan", backend, "time_major", u.device.type)
 
 
 def _real(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,7 +210,7 @@ def _prepare(
 
 dispatch.register_op("ssm_scan", _prepare_scan)
 dispatch.register_op("ssm_step", _prepare_step)
-for _op, _offers in (("ssm_scan", {"time_major": ("cpu",)}), ("ssm_step", {"prepared_step": ("cpu",)})):
+for _op, _offers in (("ssm_scan", {"time_major": ("cpu", "cuda")}), ("ssm_step", {"prepared_step": ("cpu",)})):
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
     dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses, offers=_offers)

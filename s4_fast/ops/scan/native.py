@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
-from s4_fast.ops.scan.pytorch import ssm_step_backward
+from s4_fast.ops.scan import pytorch
 
 __all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
 
@@ -18,12 +18,9 @@ def ssm_scan(
 ) -> tuple[Tensor, Tensor]:
     """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
     -> y like u, the state after u."""
-    if time_major and not _takes_layout(u):
-        y, final = ssm_scan(u.mT.contiguous(), x, B, C, D, state, False)
-        return y.mT, final
     y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
     inputs = (u, x, B, C, _given(D), _given(state))
-    native_library.call("scan", u, *_sizes(u, x, time_major), *inputs, y, final, *_layout(u, time_major))
+    native_library.call("scan", u, *_sizes(u, x, time_major), *inputs, y, final, time_major)
     return y, final
 
 
@@ -39,11 +36,6 @@ def ssm_scan_backward(
     time_major: bool,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    if time_major and not _takes_layout(u):
-        grad_y = None if grad_y is None else grad_y.mT.contiguous()
-        u = u.mT.contiguous()
-        grad_u, *grads = ssm_scan_backward(grad_y, grad_final, u, x, B, C, D, state, False, needs)
-        return (None if grad_u is None else grad_u.mT, *grads)
     tensors = (u, x, B, C, D, state)
     grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
     # The library always writes the gradient of u: the adjoint passes over its samples anyway.
@@ -51,14 +43,34 @@ def ssm_scan_backward(
     given = [None if g is None else _given(g) for g in grads[1:]]
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
-    sizes, layout = _sizes(u, x, time_major), _layout(u, time_major)
-    native_library.call("scan_backward", u, *sizes, *inputs, grad_u, *given, *layout)
+    native_library.call("scan_backward", u, *_sizes(u, x, time_major), *inputs, grad_u, *given, time_major)
     return tuple(grads)
 
 
 def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """u (Bt, H), state (Bt, H, n), x, B, C (H, n), D (H,) or empty -> y (Bt, H), the state after (Bt, H, n)."""
     return step(u, state, exponentials(x), B, C, D)
+
+
+def ssm_step_backward(
+    grad_y: Tensor | None,
+    grad_next: Tensor | None,
+    u: Tensor,
+    state: Tensor,
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    if not u.is_cpu:
+        return pytorch.ssm_step_backward(grad_y, grad_next, u, state, x, B, C, D, needs)
+    tensors = (u, state, x, B, C, D)
+    grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+    given = [None if g is None else _given(g) for g in grads]
+    inputs = (grad_y, grad_next, u, state, exponentials(x), B, C, _given(D))
+    native_library.call("step_backward", u, u.dtype, *state.shape, *inputs, *given)
+    return tuple(grads)
 
 
 def exponentials(x: Tensor) -> Tensor:
@@ -109,15 +121,6 @@ def prepared_step(
 
 def _sizes(u: Tensor, x: Tensor, time_major: bool) -> tuple[torch.dtype, int, int, int, int]:
     return u.dtype, len(u), *x.shape, u.shape[1 if time_major else 2]
-
-
-def _layout(u: Tensor, time_major: bool) -> tuple[bool, ...]:
-    return (time_major,) if _takes_layout(u) else ()
-
-
-def _takes_layout(u: Tensor) -> bool:
-    """Whether the functions for its device take the layout as an argument, as those for CPUs do."""
-    return u.is_cpu
 
 
 def _given(t: Tensor) -> Tensor | None:

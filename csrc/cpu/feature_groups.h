@@ -1,0 +1,30 @@
+// How the adjoint of a step is cut for threads.
+#pragma once
+
+#include <cstdint>
+
+namespace s4_fast {
+
+// Features one after another whose sums over the batch, `sums` complex doubles for each of n states, stay in cache
+// while the batch passes by. A feature belongs to one group, so its sums do not depend on the number of threads.
+struct FeatureGroups {
+    int64_t H, each, count, states;
+
+    FeatureGroups(int64_t batch, int64_t H, int64_t n, int64_t sums) : H(H), states(batch * H * n) {
+        const int64_t most = kNumbers / (2 * n * sums);
+        each = most < 1 ? 1 : most < H ? most : H;
+        count = (H + each - 1) / each;
+    }
+
+    int64_t first(int64_t group) const { return group * each < H ? group * each : H; }
+
+    // Of so many threads those that have done something before the first one is done.
+    int64_t worth(int64_t threads) const {
+        const int64_t most = states < kSmall ? 1 : count;
+        return threads < 1 ? 1 : threads < most ? threads : most;
+    }
+
+    static constexpr int64_t kNumbers = 1 << 12, kSmall = 1 << 15;
+};
+
+}  // namespace s4_fast

@@ -1,0 +1,26 @@
+"""The functions that csrc/include/s4_fast.h declares."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tests.native.trees import ROOT
+
+
+class Argument(NamedTuple):
+    name: str
+    type: str
+
+
+def functions(family: str) -> dict[str, tuple[Argument, ...]]:
+    """By name without ``s4_fast_<family>_``, for a family whose functions take a dtype first: the arguments."""
+    text = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/include/s4_fast.h").read_text("utf-8"), flags=re.DOTALL)
+    declared = re.findall(rf"S4_FAST_API int s4_fast_{family}_(\w+)\((int64_t dtype,[^)]*)\);", text)
+    return {name: tuple(map(_argument, arguments.split(","))) for name, arguments in declared}
+
+
+def _argument(text: str) -> Argument:
+    found = re.fullmatch(r"\s*(.*?)(\w+)\s*", text)
+    assert found
+    return Argument(found[2], found[1].strip())

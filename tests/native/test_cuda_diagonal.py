@@ -1,0 +1,315 @@
+"""The CUDA functions of a whole diagonal layer against the definition in float64: emulated, and on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from s4_fast.ops.diagonal import reference
+from s4_fast.ops.diagonal.form import Form
+from tests.helpers import FORWARD, GRADIENT, log_uniform, normal, relative_error, uniform, widened
+from tests.native.emulated import Emulated, Library, needs_compiler
+
+SIGNALS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# A rounding of each half type relative to the largest number, and what two allow of a norm.
+HALF = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+PLAIN = Form()
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+NAMES = ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead")
+
+
+class Layer:
+    """The arguments of a call, on the CPU: u (batch, H, L) whatever the form, complex ones as such."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        form: Form = PLAIN,
+        *,
+        batch: int = 2,
+        H: int = 4,
+        n: int = 3,
+        L: int = 17,
+        c: int = 1,
+        copies: int = 0,
+        shared_dt: bool = True,
+        without: Sequence[str] = (),
+        dtype: torch.dtype = torch.float64,
+        signal: torch.dtype | None = None,
+    ) -> None:
+        copies, kind = copies or H, COMPLEX[dtype]
+        self.form, self.dtype, self.signal = form, dtype, signal or dtype
+        self.sizes = (batch, H, n, L, c, copies, 1 if shared_dt else n)
+        channels = c * (1 + form.bidirectional)
+        dt = log_uniform(generator, 1e-3, 1e-1, H, self.sizes[-1])
+        decay = log_uniform(generator, 1e-1, 2, copies, n)
+        self.tensors: dict[str, Tensor | None] = {
+            "u": (1 + normal(generator, batch, H, L, dtype=dtype)).to(self.signal),
+            "dt": (dt.log() if form.log_dt else dt).to(dtype),
+            "A_real": (decay.log() if form.log_decay else -decay).to(dtype),
+            "A_imag": uniform(generator, 0, 60, copies, n).to(dtype),
+            "B": normal(generator, copies, n, dtype=kind),
+            "C": normal(generator, channels, H, n, dtype=kind),
+            "D": normal(generator, c, H, dtype=dtype),
+            "state": normal(generator, batch, H, n, dtype=kind),
+            "ahead": normal(generator, batch, H, n, dtype=kind) if form.bidirectional else None,
+        }
+        for name in without:
+            self.tensors[name] = None
+        self.grad_y = (1 + normal(generator, batch, c, H, L, dtype=dtype)).to(self.signal)
+        self.grad_final = normal(generator, batch, H, n, dtype=kind)
+
+    @property
+    def head(self) -> tuple[object, ...]:
+        return (self.dtype, SIGNALS[self.signal], self.form.flags, *self.sizes, float(self.form.rate))
+
+    def laid(self, t: Tensor) -> Tensor:
+        """(batch, ..., H, L) as it lies where the form is time-major."""
+        return t.movedim(-1, 1).contiguous() if self.form.time_major else t
+
+    def back(self, t: Tensor) -> Tensor:
+        return t.movedim(1, -1) if self.form.time_major else t
+
+    def arguments(self, library: Library) -> list[Tensor | None]:
+        tensors = [None if t is None else self.laid(t) if name == "u" else t for name, t in self.tensors.items()]
+        return [None if t is None else t.to(library.device) for t in tensors]
+
+    def forward(self, library: Library, with_final: bool = True) -> tuple[Tensor, Tensor | None]:
+        y = empty(self.laid(self.grad_y).to(library.device))
+        final = empty(self.grad_final.to(library.device)) if with_final else None
+        library.call("diagonal", y, *self.head, *self.arguments(library), y, final)
+        return self.back(y), final
+
+    def backward(
+        self, library: Library, needed: Sequence[str] = NAMES, cotangents: Sequence[bool] = (True, True)
+    ) -> dict[str, Tensor]:
+        arguments = self.arguments(library)
+        given = zip(NAMES, arguments, strict=True)
+        out = {name: empty(t) for name, t in given if t is not None and name in needed}
+        grads = [self.laid(self.grad_y).to(library.device), self.grad_final.to(library.device)]
+        first = [g if wanted else None for g, wanted in zip(grads, cotangents, strict=True)]
+        like = arguments[0]
+        assert like is not None
+        library.call("diagonal_backward", like, *self.head, *first, *arguments, *(out.get(name) for name in NAMES))
+        if "u" in out:
+            out["u"] = self.back(out["u"])
+        return out
+
+    def expected(self, cotangents: Sequence[bool] = (True, True)) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """y (batch, c, H, L), the final state and the gradients, by the definition."""
+        leaves = {k: widened(t).requires_grad_() for k, t in self.tensors.items() if t is not None}
+        pairs = {k: torch.view_as_real(t) if k in ("B", "C") else t for k, t in leaves.items()}
+        u, *rest = (pairs.get(name) for name in NAMES)
+        y, final = reference.diagonal_ssm(u, *rest, replace(self.form, time_major=False))
+        total = 0 * y.sum()
+        if cotangents[0]:
+            total = total + (y * widened(self.grad_y)).sum()
+        if cotangents[1]:
+            total = total + (final * widened(self.grad_final).conj()).real.sum()
+        grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        return y.detach(), final.detach(), dict(zip(leaves, grads, strict=True))
+
+
+def empty(like: Tensor) -> Tensor:
+    """An output that a kernel has yet to write: NaN."""
+    return torch.full(like.shape, math.nan, dtype=like.dtype, device=like.device)
+
+
+def close(name: str, actual: Tensor, expected: Tensor, allowed: dict[str, float]) -> None:
+    bound = 2 * HALF[actual.dtype] if actual.dtype in HALF else allowed[torch.finfo(actual.dtype).dtype]
+    error = relative_error(actual.cpu(), expected)
+    assert error <= bound, (name, error)
+
+
+def check(library: Library, layer: Layer, cotangents: Sequence[bool] = (True, True)) -> dict[str, Tensor]:
+    y, final, wanted = layer.expected(cotangents)
+    actual_y, actual_final = layer.forward(library)
+    close("y", actual_y, y, FORWARD)
+    close("final", actual_final, final, FORWARD)
+    grads = layer.backward(library, cotangents=cotangents)
+    for name, grad in grads.items():
+        close(f"gradient of {name}", grad, wanted[name], GRADIENT)
+    return grads
+
+
+FORMS = {
+    "plain": PLAIN,
+    "time-major": Form(time_major=True),
+    "bidirectional": Form(bidirectional=True),
+    "bilinear": Form(bilinear=True, rate=0.5),
+    "logs": Form(log_dt=True, log_decay=True, conjugate=True),
+    "all": Form(True, True, True, True, True, True, 2.0),
+    "all of the hold": Form(True, True, False, True, True, True, 1.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("n", "L", "c", "copies", "shared_dt"),
+    [(1, 1, 1, 4, True), (3, 17, 2, 2, False), (29, 65, 1, 1, True), (70, 200, 2, 2, False)],
+)
+def test_diagonal(
+    library: Library,
+    generator: Generator,
+    n: int,
+    L: int,
+    c: int,
+    copies: int,
+    shared_dt: bool,
+    form: str,
+    dtype: torch.dtype,
+) -> None:
+    batch, H = (3, 4) if L < 100 else (1, 2)
+    layer = Layer(
+        generator, FORMS[form], batch=batch, H=H, n=n, L=L, c=c, copies=copies, shared_dt=shared_dt, dtype=dtype
+    )
+    check(library, layer)
+
+
+@pytest.mark.parametrize("form", ["plain", "all"])
+@pytest.mark.parametrize("without", [("B",), ("D",), ("state", "ahead"), ("B", "D", "state", "ahead")])
+def test_optional_arguments(library: Library, generator: Generator, without: Sequence[str], form: str) -> None:
+    check(library, Layer(generator, FORMS[form], c=2, copies=2, L=70, without=without, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("cotangents", [(True, False), (False, True), (False, False)])
+def test_absent_cotangents(library: Library, generator: Generator, cotangents: Sequence[bool]) -> None:
+    check(library, Layer(generator, FORMS["all"], L=40), cotangents)
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_each_gradient_alone(library: Library, generator: Generator, copies: int) -> None:
+    layer = Layer(generator, FORMS["all"], c=2, copies=copies, L=70)
+    every = layer.backward(library)
+    for name in NAMES:
+        assert torch.equal(layer.backward(library, [name])[name], every[name]), name
+    y, final = layer.forward(library, with_final=False)
+    assert final is None
+    assert torch.equal(y, layer.forward(library)[0])
+    assert layer.backward(library, []) == {}
+
+
+@pytest.mark.parametrize("signal", HALF)
+@pytest.mark.parametrize(("form", "n", "c"), [("plain", 3, 1), ("time-major", 40, 2), ("all", 3, 2)])
+def test_half_signals(library: Library, generator: Generator, form: str, n: int, c: int, signal: torch.dtype) -> None:
+    layer = Layer(generator, FORMS[form], n=n, c=c, L=70, dtype=torch.float32, signal=signal)
+    grads = check(library, layer)
+    assert grads["u"].dtype == signal
+
+
+@pytest.mark.parametrize("signal", HALF)
+def test_halves_are_rounded_as_pytorch_rounds(library: Library, generator: Generator, signal: torch.dtype) -> None:
+    """Through D alone: of every half number, and of products from the subnormal to the infinite."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    u = bits.view(signal)[None, None]
+    layer = Layer(generator, batch=1, H=1, n=1, L=2**16, dtype=torch.float32, signal=signal)
+    # Sums of larger ones overflow even where C is 0.
+    u = torch.where(u.abs() < 1e36, u, torch.zeros((), dtype=signal))
+    for factor in (1.0 / 3, 1.5e-5, 400.0):
+        nothing = torch.zeros(1, 1, dtype=torch.complex64)
+        layer.tensors |= {"u": u, "B": nothing, "C": nothing[None], "state": None}
+        layer.tensors["D"] = torch.full((1, 1), factor)
+        layer.grad_y = u[None]
+        y, _ = layer.forward(library, with_final=False)
+        assert torch.equal(y[0].cpu(), (u.float() * factor).to(signal)), factor
+
+
+@pytest.mark.parametrize("form", ["plain", "bilinear"])
+def test_phases_far_out(library: Library, generator: Generator, form: str) -> None:
+    """The response to a single sample, long after it: a phase that is rounded to float32 would be lost there."""
+    layer = Layer(generator, FORMS[form], batch=1, H=1, n=2, L=30000, dtype=torch.float32)
+    layer.tensors |= {"dt": torch.full((1, 1), 0.0371), "A_real": torch.full((1, 2), -1e-4), "state": None, "D": None}
+    layer.tensors["u"] = torch.zeros(1, 1, 30000).index_fill(-1, torch.tensor([0]), 1)
+    y, _ = layer.forward(library, with_final=False)
+    leaves = [None if t is None else widened(t) for t in layer.tensors.values()]
+    _, dt, A_real, A_imag, B, C = (t for t in leaves[:6] if t is not None)
+    step = layer.form.rate * dt
+    z = step * torch.complex(A_real, A_imag)
+    x, B_bar = (reference.bilinear if form == "bilinear" else reference.zoh)(z, step * B)
+    l = torch.arange(30000, dtype=torch.float64)
+    expected = 2 * torch.einsum("hn,hnl->hl", C[0] * B_bar, torch.exp(x[..., None] * l)).real
+    close("y", y[0, 0, :, -3000:], expected[:, -3000:], FORWARD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_and_large_steps(library: Library, generator: Generator, dtype: torch.dtype) -> None:
+    """Where the series of the zero-order hold begin and end, and where nothing is left after one step."""
+    layer = Layer(generator, batch=1, H=8, n=2, L=40, copies=8, dtype=dtype)
+    scales = torch.tensor([1e-7, 0.99e-3, 1.01e-3, 0.12, 0.13, 1.0, 30.0, 3e4], dtype=dtype)
+    layer.tensors |= {"dt": scales[:, None], "A_real": torch.full((8, 2), -1.0, dtype=dtype)}
+    layer.tensors["A_imag"] = torch.tensor([[0.0, 0.7]], dtype=dtype).repeat(8, 1)
+    _, _, wanted = layer.expected()
+    grads = layer.backward(library)
+    for name in ("dt", "A_real", "A_imag", "B"):
+        # Of a step that leaves nothing behind the gradient in float64 is no more than rounding.
+        for h in range(6 if name == "dt" else 8):
+            close(f"{name} of {scales[h]}", grads[name][h], wanted[name][h], {"float32": 2e-5, "float64": 1e-10})
+    check(library, layer)
+
+
+@needs_compiler
+def test_the_order_of_threads_does_not_matter(emulated: Emulated, session_seed: int) -> None:
+    """A barrier that is missing lets a thread read what another has yet to write."""
+    results = []
+    for order in ("forwards", "backwards", "shuffled"):
+        emulated.order(order)
+        generator, found = Generator().manual_seed(session_seed), list[Tensor]()
+        for form, L, n, dtype in (("all", 150, 35, torch.float32), ("bidirectional", 2100, 3, torch.float64)):
+            layer = Layer(generator, FORMS[form], batch=1, L=L, n=n, c=2, copies=1, dtype=dtype)
+            y, final = layer.forward(emulated)
+            assert final is not None
+            found += [y, final, *layer.backward(emulated).values()]
+        results.append(found)
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(t, tensors[0]) and torch.isfinite(torch.view_as_real(t + 0j)).all() for t in tensors)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("batch", "H", "L", "forward", "backward"),
+    [(8, 2, 200, 3, 6), (8, 1, 800, 4, 6), (1, 2, 5000, 6, 9)],
+)
+def test_launches(
+    emulated: Emulated, generator: Generator, batch: int, H: int, L: int, forward: int, backward: int
+) -> None:
+    """A launch costs more than small layers compute: none comes unnoticed. One more where features share parameters."""
+    layer = Layer(generator, batch=batch, L=L, H=H, dtype=torch.float32)
+    assert launches(emulated, lambda: layer.forward(emulated)) == forward
+    assert launches(emulated, lambda: layer.backward(emulated)) == backward
+    check(emulated, layer)
+    shared = Layer(generator, Form(time_major=True), H=2, copies=1, dtype=torch.float32, signal=torch.bfloat16)
+    assert launches(emulated, lambda: shared.forward(emulated)) == 3
+    assert launches(emulated, lambda: shared.backward(emulated)) == 7
+
+
+def launches(emulated: Emulated, call: Callable[[], object]) -> int:
+    before = emulated.launches()
+    call()
+    return emulated.launches() - before
+
+
+@needs_compiler
+def test_bad_arguments(emulated: Emulated, generator: Generator) -> None:
+    for change, message in (
+        ({2: 64}, "unknown flags 64$"),
+        ({1: 2}, "signal_dtype 2 does not go with dtype 1$"),
+        ({1: 0}, "signal_dtype 0 does not go with dtype 1$"),
+        ({0: 2}, "dtype 2 is neither"),
+        ({7: 0}, "c = 0, expected at least 1$"),
+        ({8: 3}, "copies = 3 do not divide H = 4$"),
+        ({8: 0}, "copies = 0 do not divide H = 4$"),
+        ({9: 2}, "dt_states = 2, expected 1 or n = 3$"),
+    ):
+        layer = Layer(generator)
+        head = [change.get(i, argument) for i, argument in enumerate(layer.head)]
+        arguments, one = layer.arguments(emulated), torch.ones(1)
+        with pytest.raises(RuntimeError, match=f"^diagonal: {message}"):
+            emulated.call("diagonal", one, *head, *arguments, one, None)
+        with pytest.raises(RuntimeError, match=f"^diagonal_backward: {message}"):
+            emulated.call("diagonal_backward", one, *head, one, None, *arguments, *(None,) * 9)
