@@ -306,8 +306,8 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
         if refusal := m.refuses_split():
             raise ValueError(f"split_time: {name or 'the module'}, {type(m).__name__}, cannot be split: {refusal}")
     split = TimeSplit(dist.new_group() if group is None else group)
-    for m in _splittable(module):
-        m.time_split = split
+    for part in _splittable(module):
+        part.time_split = split
     return module
 
 

@@ -67,10 +67,8 @@ class SSMLayer(SequenceModule):
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
         u = as_autocast(signal("u", u, self.D))
-        if lengths is None:
-            rows = None
-        else:
-            rows = padding.rows(lengths, u)
+        rows = padding.rows(lengths, u)
+        if rows is not None:
             u = rows.cut(u)
         way = Way(bidirectional=self.bidirectional, path=self.path)
         y, after = self._through(

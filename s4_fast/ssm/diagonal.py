@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
-from s4_fast.ops.diagonal import Form, stored_diagonal_ssm
+from s4_fast.ops.diagonal import stored_diagonal_ssm
+from s4_fast.ops.diagonal.form import Arguments, Form
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from s4_fast.ssm.model import SSMModel, reversed_rows
@@ -49,10 +50,13 @@ class DiagonalModel(SSMModel):
     def stored(self) -> Stored:
         """The parameters, with as little as possible between them and the op."""
         if self._stores_logarithms:
-            names = ("inv_dt", "A_real", "A_imag", "B", "C")
-            return Stored(*map(self.read, names), log_dt=True, log_decay=True, conjugate=True)
+            return self._logarithms()
         A = self._A()
         return Stored(self._dt(), A.real, A.imag, torch.view_as_real(self._B()), torch.view_as_real(self._C()))
+
+    def _logarithms(self) -> Stored:
+        read = self.read
+        return Stored(read("inv_dt"), read("A_real"), read("A_imag"), read("B"), read("C"), True, True, True)
 
     def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
@@ -61,7 +65,7 @@ class DiagonalModel(SSMModel):
 
     def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
         """x and B_bar in complex128: float32's rounding of x would be multiplied by the number of steps."""
-        dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
+        dt, A_real, A_imag, B, _, log_dt, log_decay, conjugate = self.stored()
         dt, A_real, A_imag = dt.double().view(self.d_model, -1), A_real.double(), A_imag.double()
         A = torch.complex(-A_real.exp() if log_decay else A_real, -A_imag if conjugate else A_imag)
         weight = torch.ones_like(A) if B is None else torch.view_as_complex(B).to(A.dtype).view(A.shape)
@@ -88,10 +92,11 @@ class DiagonalModel(SSMModel):
     ) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             self._memo.forget()  # as A() does
-        stored = self.stored()
-        form = Form(time_major, bidirectional, self.discretization == "bilinear", *stored[5:], rate)
-        dt, A_real, A_imag, B, C = stored[:5]
-        return stored_diagonal_ssm(u, dt, A_real, A_imag, B, C, D, state, ahead, form, backend=self.backend)
+        dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
+        bilinear = self.discretization == "bilinear"
+        form = Form(time_major, bidirectional, bilinear, log_dt, log_decay, conjugate, rate)
+        given = Arguments(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
+        return stored_diagonal_ssm(given, backend=self.backend)
 
     def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
         L = u.shape[-1]

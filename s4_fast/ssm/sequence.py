@@ -45,7 +45,7 @@ class Way(NamedTuple):
     change: Callable[[Tensor], Tensor] | None = None  # of the kernel, (channels, d_model, L)
 
 
-def choose(model: SSMModel, batch: int, L: int, way: Way = Way()) -> Path:
+def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     """The path of ``model`` over (batch, L) samples per feature. Backends are chosen as for every op."""
     if not model.scans():
         return Path("convolution", f"{type(model).__name__} has no scan")
@@ -142,14 +142,11 @@ def _convolved(
     c = len(k) // 2 if way.bidirectional else len(k)
     if D is not None:
         D = (D.float() if D.dtype in HALF else D).view(c, -1)
-    if c == 1:
-        y = fft_conv(u, k[0], None if D is None else D[0])[:, None]
-    else:
-        y = fft_conv(u, k[:c], D)
+    y = fft_conv(u, k[:c], D)
     if way.bidirectional:
         # The second kernel meets each sample one later.
         late = pad(k[c:], (1, 0))[..., :L]
-        y = y + fft_conv(u.flip(-1), late if c > 1 else late[0]).view(y.shape).flip(-1)
+        y = y + fft_conv(u.flip(-1), late).flip(-1)
         if ahead is not None:
             y = y + model.response(ahead, L, way.rate)[:, c:].flip(-1)
     if state is not None:

@@ -37,8 +37,8 @@ def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
         raise TypeError(f"expected lengths to be integers, got {lengths}")
     if is_array(lengths):
         lengths = torch.from_numpy(lengths)
-    if isinstance(lengths, Integral):
+    if isinstance(lengths, Integral):  # NumPy's too
         return torch.full((batch,), int(lengths))
     if isinstance(lengths, Tensor) and lengths.shape == (1,):
         return lengths.expand(batch)
-    return lengths
+    return lengths  # type: ignore[return-value]

@@ -115,6 +115,7 @@ class FFTConv(SequenceModule):
             check_shape(x, self.d_model, self.transposed)
             u = x.mT if self.transposed else x
             rows = padding.rows(per_row(lengths, len(u)), u)
+            assert rows is not None
             x = rows.cut(u).mT if self.transposed else rows.cut(u)
         kernel = self.kernel
         way = Way(

@@ -189,7 +189,9 @@ class SSMKernel(SSMModel):
         frequencies = self.dt() * self.A().imag.abs() / (2 * math.pi)
         return C * (frequencies < self.bandlimit / 2)
 
-    def forward(self, L: int | None = None, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, Any]:
+    def forward(  # type: ignore[override]
+        self, L: int | None = None, state: Tensor | None = None, rate: float = 1.0
+    ) -> tuple[Tensor, Any]:
         """The kernel, and the outputs that a state leaves.
 
         Args:
@@ -319,8 +321,7 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
         options = (self.dt_transform, self.dt_fast, self.real_transform, self.imag_transform)
         if options != ("exp", False, "exp", "none") or self.is_real or self.bandlimit is not None:
             return super().stored()
-        names = ("inv_dt", "A_real", "A_imag", "B", "C")
-        return Stored(*map(self.read, names), log_dt=True, log_decay=True, conjugate=True)
+        return self._logarithms()
 
     def scans(self) -> bool:
         return self.disc != "dss"

@@ -36,6 +36,9 @@ OPTIONAL = ("B", "D", "state", "ahead")
 pytestmark = [needs_native, pytest.mark.usefixtures("poisoned_memory")]
 
 
+PLAIN = Form()
+
+
 @dataclass(frozen=True)
 class Case:
     batch: int = 2
@@ -46,7 +49,7 @@ class Case:
     copies: int = 4
     per_state: bool = False
     decay: str = "weak"
-    form: Form = Form()
+    form: Form = PLAIN
     absent: tuple[str, ...] = ()
     final: bool = True
     dtype: torch.dtype = torch.float64

@@ -46,8 +46,8 @@ class Discretized:
     """``x = log(lambda)`` and ``B_bar = step hold(z) B``, z = step A, of dt (H, 1) or (H, n), A_real, A_imag (S, n), B
     (S, n, 2) or None for 1. Feature h takes the copy h % S of A and B.
 
-    Zero-order hold: ``x = z`` and ``hold = (exp(z) - 1) / z`` (S4D, section 2). Bilinear: ``x = log((2 + z) / (2 - z))``
-    and ``hold = 1 / (1 - z/2)`` (S4, equation 3).
+    Zero-order hold: ``x = z``, ``hold = (exp(z) - 1) / z`` (S4D, section 2). Bilinear: ``x = log((2 + z) / (2 - z))``,
+    ``hold = 1 / (1 - z/2)`` (S4, equation 3).
     """
 
     def __init__(self, dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor | None, form: Form) -> None:

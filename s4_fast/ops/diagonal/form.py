@@ -1,9 +1,19 @@
-"""How the arguments of a diagonal SSM are to be read."""
+"""The arguments of a diagonal SSM as modules store them, how they are to be read, and whether they fit."""
 
 from __future__ import annotations
 
 import functools
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s4_fast import arguments
+from s4_fast.dispatch import Call
+
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+NAMES = ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Form(NamedTuple):
@@ -31,4 +41,125 @@ class Form(NamedTuple):
 @functools.lru_cache(64)
 def form_of(flags: int, rate: float) -> Form:
     """The form with these flags."""
-    return Form(*(bool(flags >> i & 1) for i in range(6)), rate)
+    a, b, c, d, e, f = (bool(flags >> i & 1) for i in range(6))
+    return Form(a, b, c, d, e, f, rate)
+
+
+class Arguments(NamedTuple):
+    """A call of :func:`s4_fast.ops.diagonal.stored_diagonal_ssm`. B, D and the states may be absent."""
+
+    u: Tensor  # (batch, H, L), or (batch, L, H)
+    dt: Tensor  # (H,), (H, 1) or (H, n)
+    A_real: Tensor  # (S, n)
+    A_imag: Tensor  # (S, n)
+    B: Tensor | None  # (S, n, 2) or (1, S, n, 2)
+    C: Tensor  # (channels, H, n, 2), or (H, n, 2)
+    D: Tensor | None  # (c, H), or (H,)
+    state: Tensor | None  # (batch, H, n), complex
+    ahead: Tensor | None  # (batch, H, n), complex
+    form: Form
+
+    def call(self) -> Call:
+        """What the choice of a backend depends on.
+
+        Raises:
+            TypeError: an argument is not a tensor, or has another precision.
+            ValueError: a shape does not fit, or a tensor is on another device.
+        """
+        sizes = self._sizes()
+        if sizes is None:
+            raise self._misfit()
+        grads: tuple[str, ...] = ()
+        if torch.is_grad_enabled():
+            tensors = zip(NAMES, self[:-1], strict=True)
+            grads = tuple([name for name, t in tensors if t is not None and t.requires_grad])
+        return Call("diagonal_ssm", self.u.device.type, self.C.dtype, sizes, grads)
+
+    def _sizes(self) -> dict[str, int] | None:
+        """The sizes, or None where something does not fit. This is on the path of every call, so it has no words."""
+        u, dt, A_real, A_imag, B, C, D, state, ahead, form = self
+        if not isinstance(u, Tensor) or u.ndim != 3 or C.ndim not in (3, 4) or A_real.ndim != 2:
+            return None
+        dtype, device = C.dtype, u.device
+        batch, H, L = u.shape
+        if form.time_major:
+            H, L = L, H
+        outputs, (copies, n) = (C.shape[0] if C.ndim == 4 else 1), A_real.shape
+        c = outputs // 2 if form.bidirectional else outputs
+        fits = (
+            L >= 1
+            and n >= 1
+            and copies >= 1
+            and c >= 1
+            and outputs == (2 * c if form.bidirectional else c)
+            and dtype in COMPLEX
+            and (u.dtype is dtype or (u.dtype in _HALF and dtype is torch.float32))
+            and C.shape[-3:] == (H, n, 2)
+            and H % copies == 0
+            and A_imag.shape == A_real.shape
+            and (dt.shape == (H, 1) or dt.shape == (H, n) or dt.shape == (H,))
+            and dt.dtype is A_real.dtype is A_imag.dtype is dtype
+            and dt.device == A_real.device == A_imag.device == C.device == device
+        )
+        if not fits:
+            return None
+        if B is not None and not (
+            B.shape[-3:] == (copies, n, 2) and B.numel() == 2 * copies * n and B.dtype is dtype and B.device == device
+        ):
+            return None
+        if D is not None and not (
+            (D.shape == (c, H) or (c == 1 and D.shape == (H,))) and D.dtype is dtype and D.device == device
+        ):
+            return None
+        for s in (state, ahead):
+            if s is not None and not (s.shape == (batch, H, n) and s.dtype is COMPLEX[dtype] and s.device == device):
+                return None
+        if ahead is not None and not form.bidirectional:
+            return None
+        return {"batch": batch, "H": H, "n": n, "L": L, "channels": c}
+
+    def _misfit(self) -> Exception:
+        """What does not fit, and what was expected."""
+        op, form = "diagonal_ssm", self.form
+        u, dt, A, B, C, D, state, ahead = self.u, self.dt, self.A_real, self.B, self.C, self.D, self.state, self.ahead
+        given = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "state": state, "ahead": ahead}
+        tensors = {name: t for name, t in given.items() if t is not None}
+        for name, t in tensors.items():
+            if not isinstance(t, Tensor):
+                return TypeError(f"{op}: expected {name} to be a tensor, got {arguments.kind(t)}")
+        if u.ndim != 3 or u.shape[1 if form.time_major else 2] < 1:
+            layout = "(batch, L, H)" if form.time_major else "(batch, H, L)"
+            return ValueError(f"{op}: expected u of shape {layout} with L >= 1, got {tuple(u.shape)}")
+        if A.ndim != 2 or 0 in A.shape:
+            return ValueError(f"{op}: expected A of shape (S, n) with n >= 1, got {tuple(A.shape)}")
+        if any(t.device != u.device for t in tensors.values()):
+            where = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
+            return ValueError(f"{op}: expected all tensors on one device, got {where}")
+        if C.dtype not in COMPLEX:
+            return TypeError(f"{op}: expected C in single or double precision, got {C.dtype}")
+        for name, t in tensors.items():
+            expected = COMPLEX[C.dtype] if name in ("state", "ahead") else C.dtype
+            if t.dtype != expected and not (name == "u" and t.dtype in _HALF and C.dtype == torch.float32):
+                return TypeError(f"{op}: expected all tensors in one precision, {name} to be {expected}, got {t.dtype}")
+        batch, H = u.shape[0], u.shape[2 if form.time_major else 1]
+        S, n = A.shape
+        if H % S:
+            return ValueError(f"{op}: expected the {S} rows of A to divide the {H} features of u {tuple(u.shape)}")
+        if ahead is not None and not form.bidirectional:
+            return ValueError(f"{op}: ahead is for bidirectional=True")
+        outputs = C.shape[0] if C.ndim == 4 else 1
+        if C.ndim not in (3, 4) or C.shape[-3:] != (H, n, 2) or (form.bidirectional and outputs % 2) or not outputs:
+            even = ", an even number of channels" if form.bidirectional else ""
+            return ValueError(f"{op}: expected C of shape (channels, {H}, {n}){even}, got {tuple(C.shape[:-1])}")
+        expected_shapes = {
+            "B": (S, n),
+            "D": (form.channels(outputs), H),
+            "state": (batch, H, n),
+            "ahead": (batch, H, n),
+        }
+        for name, shape in expected_shapes.items():
+            if name in tensors:
+                found = tuple(tensors[name].shape[:-1] if name == "B" else tensors[name].shape)
+                if found != shape and not (name == "D" and shape[0] == 1 and found == shape[1:]):
+                    return ValueError(f"{op}: expected {name} of shape {shape}, got {found}")
+        return ValueError(f"{op}: expected dt of shape ({H},), ({H}, 1) or ({H}, {n}), got {tuple(dt.shape)}")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
+from s4_fast.ops.diagonal.form import COMPLEX
 
-_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _SIZES, _SYSTEM = "iiiiiiiiiid", "ppppppppp"
 _FORWARD = native_library.Function("diagonal", _SIZES + _SYSTEM + "pp")
 _BACKWARD = native_library.Function("diagonal_backward", _SIZES + "pp" + _SYSTEM + "ppppppppp")
@@ -30,7 +30,7 @@ def diagonal_ssm(
     sizes = _sizes(u, dt, A_real, C, flags)
     batch, H, n, L, c = sizes[3:8]
     y = torch.empty_like(u) if c == 1 else u.new_empty((batch, L, c * H) if flags & 1 else (batch, c * H, L))
-    final = C.new_empty((batch, H, n), dtype=_COMPLEX[C.dtype])
+    final = C.new_empty((batch, H, n), dtype=COMPLEX[C.dtype])
     _FORWARD(u, *sizes, rate, u, dt, A_real, A_imag, B, C, D, state, ahead, y, final)
     return y, final
 

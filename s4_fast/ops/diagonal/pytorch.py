@@ -10,6 +10,8 @@ from s4_fast.ops.diagonal.discretization import Discretized
 from s4_fast.ops.diagonal.form import Form, form_of
 from s4_fast.ops.scan import pytorch as scan
 
+_Scan = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # u, x, B, C, D and the state
+
 
 def diagonal_ssm(
     u: Tensor,
@@ -29,7 +31,7 @@ def diagonal_ssm(
     call = _Call(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
     rows, final = [], None
     for j in range(call.c):
-        y, after = scan.ssm_scan(call.u, call.x, call.B_bar, call.C[j], call.D(j), call.state, False)
+        y, after = scan.ssm_scan(*call.forwards(j), False)
         final = after if final is None else final
         if form.bidirectional:
             y = y + call.late(scan.ssm_scan(*call.reversed(j), False)[0], j)
@@ -69,25 +71,24 @@ def diagonal_ssm_backward(
     for j, dy in enumerate(grad_y.chunk(call.c, 1)):
         # One final state is that of all channels.
         seen = grad_final if j == 0 else None
-        inputs = (call.u, call.x, call.B_bar, call.C[j], call.D(j), call.state)
-        of_u, of_x, of_B, of_C, of_D, of_state = scan.ssm_scan_backward(dy, seen, *inputs, False, wanted)
-        _add(grad_u, of_u), _add(grad_x, of_x), _add(grad_B_bar, of_B), _add(grad_C[j], of_C)
-        if grad_D is not None:
-            _add(grad_D[j], of_D)
-        _add(grad_state, of_state)
+        found = scan.ssm_scan_backward(dy, seen, *call.forwards(j), False, wanted)
+        of_u, of_x, of_B, of_C, of_D, of_state = found
+        pairs = [(grad_u, of_u), (grad_x, of_x), (grad_B_bar, of_B), (grad_C[j], of_C), (grad_state, of_state)]
+        _add(*pairs, (None if grad_D is None else grad_D[j], of_D))
         if form.bidirectional:
             late = call.c + j
             flipped = dy.flip(-1)
-            inputs = call.reversed(j)
-            of_u, of_x, of_B, of_C, _, of_start = scan.ssm_scan_backward(
-                pad(flipped[..., 1:], (0, 1)), None, *inputs, False, (*wanted[:4], False, True)
-            )
-            _add(grad_u, None if of_u is None else of_u.flip(-1))
-            _add(grad_x, of_x), _add(grad_B_bar, of_B), _add(grad_C[late], of_C)
+            of_z, unseen = pad(flipped[..., 1:], (0, 1)), (*wanted[:4], False, True)
+            found = scan.ssm_scan_backward(of_z, None, *call.reversed(j), False, unseen)
+            of_u, of_x, of_B, of_C, _, of_start = found
+            of_u = None if of_u is None else of_u.flip(-1)
+            _add((grad_u, of_u), (grad_x, of_x), (grad_B_bar, of_B), (grad_C[late], of_C))
             if ahead is not None:
                 first = flipped[..., :1]
-                _add(grad_C[late], (2 * first * conj_physical(ahead)).sum(0))
-                _add(grad_ahead, of_start), _add(grad_ahead, 2 * first * conj_physical(call.C[late]))
+                of_C = (2 * first * conj_physical(ahead)).sum(0)
+                _add(
+                    (grad_C[late], of_C), (grad_ahead, of_start), (grad_ahead, 2 * first * conj_physical(call.C[late]))
+                )
     of_dt, of_A_real, of_A_imag, of_weight = call.system.gradients(grad_x, grad_B_bar)
     if grad_u is not None:
         grad_u = (grad_u.mT if form.time_major else grad_u).to(u.dtype)
@@ -135,10 +136,12 @@ class _Call:
         """(batch, features, L) in the parameters' precision."""
         return (t.mT if self.time_major else t).to(self.C.dtype.to_real()).contiguous()
 
-    def D(self, j: int) -> Tensor:
-        return self.nothing if self.skips is None else self.skips[j]
+    def forwards(self, j: int) -> _Scan:
+        """The arguments of a channel's scan."""
+        skip = self.nothing if self.skips is None else self.skips[j]
+        return self.u, self.x, self.B_bar, self.C[j], skip, self.state
 
-    def reversed(self, j: int) -> tuple[Tensor, ...]:
+    def reversed(self, j: int) -> _Scan:
         """The scan of u from its end, whose outputs are seen one sample late."""
         start = self.nothing if self.ahead is None else self.ahead
         return self.u.flip(-1), self.x, self.B_bar, self.C[self.c + j], self.nothing, start
@@ -151,6 +154,8 @@ class _Call:
         return y.flip(-1)
 
 
-def _add(total: Tensor | None, part: Tensor | None) -> None:
-    if total is not None and part is not None:
-        total += part
+def _add(*pairs: tuple[Tensor | None, Tensor | None]) -> None:
+    """Add to each total its part, where there are both."""
+    for total, part in pairs:
+        if total is not None and part is not None:
+            total += part

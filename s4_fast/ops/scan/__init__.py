@@ -99,9 +99,10 @@ def ssm_scan(
     choice = dispatch.choose(call, backend)
     u, D = _real(u, call.dtype), _real(u.new_empty(0) if D is None else D, call.dtype)
     state = x.new_empty(0) if state is None else state
+    turned = not u.is_contiguous() and u.mT.is_contiguous()
     if choice.backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _rounded(reference.ssm_scan(*map(_widened, (u, x, B, C, D, state))), u, x)
-    elif dispatch.offers("ssm_scan", choice.backend, "time_major", call.device) and not u.is_contiguous() and u.mT.is_contiguous():
+    elif turned and dispatch.offers("ssm_scan", choice.backend, "time_major", call.device):
         y, final = _SCAN(u.mT, x, B, C, D, state, True, backend=choice.backend)
         y = y.mT
     else:
