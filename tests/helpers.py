@@ -15,10 +15,9 @@ from torch import Generator, Tensor
 
 import s4_fast
 from s4_fast import dispatch, native_library
+from s4_fast.bench.accuracy import FORWARD, GRADIENT
 
 DTYPES = (torch.complex64, torch.complex128)
-FORWARD = {"float32": 2e-6, "float64": 1e-12}
-GRADIENT = {"float32": 1e-5, "float64": 1e-11}
 
 Tensors = dict[str, Tensor]
 

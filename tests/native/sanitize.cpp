@@ -479,11 +479,11 @@ void test_step(bool wide, Sizes s, bool optional) {
 
 void test_step_backward(bool wide, Sizes s, bool optional) {
     const ScanInputs in(wide, {s.batch, s.H, s.n, 1}, optional);
-    const int64_t states = s.batch * s.H * s.n;
-    const Array lambda = Array::random(true, 2 * s.H * s.n), state = Array::random(wide, 2 * states);
-    const Array grad_y = Array::random(wide, s.batch * s.H), grad_next = Array::random(wide, optional ? 2 * states : 0);
+    const Array lambda = Array::random(true, 2 * s.H * s.n), state = Array::random(wide, 2 * s.batch * s.H * s.n);
+    const Array grad_y = Array::random(wide, s.batch * s.H),
+                grad_next = Array::random(wide, optional ? state.count() : 0);
     Reals grad_u(std::size_t(s.batch * s.H)), grad_D(std::size_t(s.H));
-    Complexes grad_state(std::size_t(states)), grad_x(std::size_t(s.H * s.n)), grad_B(grad_x.size()),
+    Complexes grad_state(std::size_t(s.batch * s.H * s.n)), grad_x(std::size_t(s.H * s.n)), grad_B(grad_x.size()),
         grad_C(grad_x.size());
     for (int64_t row = 0; row < s.batch * s.H; ++row) {
         const int64_t h = row % s.H;

@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 import s4_fast
 from s4_fast import BackendUnavailableError, dplr_kernel, native_library
+from s4_fast.bench.accuracy import DPLR_KERNEL_FORWARD
 from s4_fast.ssm import hippo
 from tests import extended
 from tests.extended import needs_extended
@@ -32,7 +33,7 @@ from tests.helpers import (
 )
 
 BACKENDS = backends("dplr_kernel")
-FORWARD = {torch.complex64: 5e-6, torch.complex128: 1e-12}
+FORWARD = {dtype: DPLR_KERNEL_FORWARD[torch.finfo(dtype).dtype] for dtype in DTYPES}
 GRADIENT = {torch.complex64: 1e-5, torch.complex128: 1e-9}
 # The least -Re A: that of the official code, and one at which the reference in float64 is good to 1e-12.
 DAMPING = {torch.complex64: 1e-4, torch.complex128: 1e-1}

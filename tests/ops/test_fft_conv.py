@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -14,6 +16,7 @@ from tests.helpers import (
     evaluate,
     normal,
     relative_error,
+    threads,
     unusual_views,
 )
 
@@ -114,15 +117,22 @@ def test_expanded_inputs(backend: str, generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("c", [1, 2])
+@pytest.mark.parametrize("skip", [True, False])
 def test_blocks_of_features_make_one_result(
-    backend: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
+    skip: bool, c: int, backend: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend != "pytorch":
         pytest.skip(f"{backend} has no blocks of features")
     from s4_fast.ops.long_conv import pytorch
 
-    monkeypatch.setitem(pytorch._BLOCK, "cpu", 2 * 2 * 3 * 64)
-    assert_contract("fft_conv", inputs(generator, 2, 2, 7, 20, 20, torch.float64), backend)
+    monkeypatch.setitem(pytorch._BLOCK, "cpu", 3 * (2 * c * 40 * 8))
+    tensors = inputs(generator, 2, c, 7, 20, 20, torch.float64)
+    if not skip:
+        del tensors["D"]
+    with threads(1), mock.patch.object(pytorch, "_convolve", wraps=pytorch._convolve) as convolve:
+        assert_contract("fft_conv", tensors, backend)
+    assert convolve.call_count == 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from s4_fast.ops._layout import sum_over
 
-# Samples of one padded block (batch * channels * features * FFT length): on a CPU for each thread, which has a cache
-# of its own.
-_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 27}
+# Bytes of one padded block (batch * channels * features * FFT length): on a CPU for each thread, which has a cache of
+# its own.
+_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 29}
 
 
 def fft_conv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
     (B, H, L), c = u.shape, k.shape[0]
     k = k[..., :L]
     size = _fft_size(L + k.shape[-1] - 1)
-    step = _features(B * c * size, u.device)
+    step = _features(B * c * size, u)
     if step >= H:
         return _convolve(u, k, D, size)
     y = u.new_empty(B, c, H, L)
@@ -47,7 +47,7 @@ def fft_conv_backward(
     grad_u = torch.empty_like(u) if needs[0] else None
     grad_k = torch.zeros_like(k) if needs[1] else None
     grad_D = torch.empty_like(D) if needs[2] else None
-    for h in _blocks(H, _features(B * c * size, u.device)):
+    for h in _blocks(H, _features(B * c * size, u)):
         g, u_h = grad[:, :, h], u[:, h]
         if grad_D is not None and D.numel():
             grad_D[:, h] = (g * u_h[:, None]).sum((0, 3))
@@ -74,11 +74,12 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     return a.mul_(b) if b.shape[-3] == 1 else a * b
 
 
-def _features(samples: int, device: torch.device) -> int:
+def _features(samples: int, like: Tensor) -> int:
     """How many features of so many padded samples each a block has."""
-    if device.type == "cpu":
-        return max(1, _BLOCK["cpu"] * torch.get_num_threads() // samples)
-    return max(1, _BLOCK["cuda"] // samples)
+    least = samples * like.element_size()
+    if like.device.type == "cpu":
+        return max(1, _BLOCK["cpu"] * torch.get_num_threads() // least)
+    return max(1, _BLOCK["cuda"] // least)
 
 
 def _blocks(H: int, step: int) -> Iterator[slice]:

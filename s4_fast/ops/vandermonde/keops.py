@@ -6,53 +6,32 @@ The phase x l is formed in the precision of x, so in float32 its error grows wit
 from __future__ import annotations
 
 import torch
-from torch import Tensor, conj_physical
+from torch import Tensor
 
 from s4_fast.ops._keops import pairs, sum_over_j
+from s4_fast.ops.vandermonde.products import Nodes, Products
 
 _POWER = "ComplexExp(ComplexRealScal(l, x))"
 
 
-def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
-    """v (c, H, n), x (H, n) -> (c, H, L)."""
-    return _synthesize(2 * v, x, L)
+class _Nodes(Nodes):
+    def synthesize(self, v: Tensor, scale: float) -> Tensor:
+        nodes = {"v": pairs(scale * v), "x": pairs(self.x)[None]}
+        return sum_over_j(f"ComplexReal(ComplexMult(v, {_POWER}))", {"l": self._indices()}, nodes)[..., 0]
+
+    def moments(self, u: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+        signal = {"u": u[..., None], "l": self._indices()}
+        # Both in one formula: another one would have to be compiled.
+        out = sum_over_j(f"TensorProd(Concat(u, u * l), {_POWER})", {"x": pairs(self.x)[None]}, signal)
+        zeroth, with_l = torch.view_as_complex(out.unflatten(-1, (2, 2))).unbind(-1)
+        return zeroth, with_l if first else None
+
+    def _indices(self) -> Tensor:
+        return torch.arange(self.L, dtype=self.x.real.dtype, device=self.x.device).view(1, 1, self.L, 1)
 
 
-def log_vandermonde_backward(
-    grad: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor, Tensor]:
-    """grad_v = 2 (sum_l g_l lambda^l)*, grad_x = sum_c 2 v* (sum_l l g_l lambda^l)*."""
-    zeroth, first = _moments(grad, x)
-    return conj_physical(2 * zeroth), conj_physical((2 * v * first).sum(0))
-
-
-def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-    """u (c, H, L), v (c, H, n), x (H, n) -> (c, H, n)."""
-    return v * _moments(u, x)[0]
-
-
-def log_vandermonde_transpose_backward(
-    grad: Tensor, u: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """grad_u = Re sum_n g* v lambda^l, grad_v = g (sum_l u_l lambda^l)*, grad_x = sum_c g (v sum_l l u_l lambda^l)*."""
-    grad_u = _synthesize(conj_physical(grad) * v, x, L) if needs[0] else None
-    zeroth, first = _moments(u, x)
-    return grad_u, grad * conj_physical(zeroth), (grad * conj_physical(v * first)).sum(0)
-
-
-def _synthesize(v: Tensor, x: Tensor, L: int) -> Tensor:
-    """Re sum_n v_n exp(x_n l), (c, H, L)."""
-    nodes = {"v": pairs(v), "x": pairs(x)[None]}
-    return sum_over_j(f"ComplexReal(ComplexMult(v, {_POWER}))", {"l": _indices(L, x)}, nodes)[..., 0]
-
-
-def _moments(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_l u_l exp(x_n l) and sum_l l u_l exp(x_n l), (c, H, n)."""
-    signal = {"u": u[..., None], "l": _indices(u.shape[-1], x)}
-    out = sum_over_j(f"TensorProd(Concat(u, u * l), {_POWER})", {"x": pairs(x)[None]}, signal)
-    zeroth, first = torch.view_as_complex(out.unflatten(-1, (2, 2))).unbind(-1)
-    return zeroth, first
-
-
-def _indices(L: int, x: Tensor) -> Tensor:
-    return torch.arange(L, dtype=x.real.dtype, device=x.device).view(1, 1, L, 1)
+_PRODUCTS = Products(_Nodes)
+log_vandermonde = _PRODUCTS.log_vandermonde
+log_vandermonde_backward = _PRODUCTS.log_vandermonde_backward
+log_vandermonde_transpose = _PRODUCTS.log_vandermonde_transpose
+log_vandermonde_transpose_backward = _PRODUCTS.log_vandermonde_transpose_backward

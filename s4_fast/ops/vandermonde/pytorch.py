@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor, conj_physical
+from torch import Tensor
 
+from s4_fast.ops.vandermonde.products import Nodes, Products
 from s4_fast.ops.vandermonde.two_level import TwoLevelTables, log_powers
 
 
-def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
-    """v (c, H, n), x (H, n) -> (c, H, L)."""
-    return _tables(x, L, v.shape[0]).synthesize(2 * v)
+class _Nodes(Nodes):
+    def __init__(self, x: Tensor, L: int, rows: int) -> None:
+        super().__init__(x, L, rows)
+        self._tables = TwoLevelTables(log_powers(x, L), L, x.dtype, rows)
+
+    def synthesize(self, v: Tensor, scale: float) -> Tensor:
+        return self._tables.synthesize(v if scale == 1 else scale * v)
+
+    def moments(self, u: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+        return self._tables.moments(u, first)
 
 
-def log_vandermonde_backward(
-    grad: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """grad_v = 2 (sum_l g_l lambda^l)*, grad_x = sum_c 2 v* (sum_l l g_l lambda^l)*."""
-    zeroth, first = _tables(x, L, v.shape[0]).moments(grad, first=needs[1])
-    grad_x = None if first is None else conj_physical((2 * v * first).sum(0))
-    return conj_physical(2 * zeroth), grad_x
-
-
-def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-    """u (c, H, L), v (c, H, n), x (H, n) -> (c, H, n)."""
-    zeroth, _ = _tables(x, L, v.shape[0]).moments(u, first=False)
-    return v * zeroth
-
-
-def log_vandermonde_transpose_backward(
-    grad: Tensor, u: Tensor, v: Tensor, x: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """grad_u = Re sum_n g* v lambda^l, grad_v = g (sum_l u_l lambda^l)*, grad_x = sum_c g (v sum_l l u_l lambda^l)*."""
-    tables = _tables(x, L, v.shape[0])
-    grad_u = tables.synthesize(conj_physical(grad) * v) if needs[0] else None
-    if not (needs[1] or needs[2]):
-        return grad_u, None, None
-    zeroth, first = tables.moments(u, first=needs[2])
-    grad_x = None if first is None else (grad * conj_physical(v * first)).sum(0)
-    return grad_u, grad * conj_physical(zeroth), grad_x
-
-
-def _tables(x: Tensor, L: int, rows: int) -> TwoLevelTables:
-    return TwoLevelTables(log_powers(x, L), L, x.dtype, rows)
+_PRODUCTS = Products(_Nodes)
+log_vandermonde = _PRODUCTS.log_vandermonde
+log_vandermonde_backward = _PRODUCTS.log_vandermonde_backward
+log_vandermonde_transpose = _PRODUCTS.log_vandermonde_transpose
+log_vandermonde_transpose_backward = _PRODUCTS.log_vandermonde_transpose_backward

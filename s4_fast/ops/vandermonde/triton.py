@@ -25,43 +25,42 @@ from s4_fast.ops._triton import (
     store_complex,
     times,
 )
-from s4_fast.ops.vandermonde.products import Products
+from s4_fast.ops.vandermonde.products import Nodes, Products
 
 # Programs that fill the largest GPU a few times over. A constant, so that sums do not depend on where they run.
 _PROGRAMS = 1024
 
 
-def _synthesize(v: Tensor, x: Tensor, L: int, scale: float) -> Tensor:
-    """scale Re sum_n v_n lambda_n^l: v (c, H, n), x (H, n) -> (c, H, L)."""
-    c, H, n = v.shape
-    out = v.new_empty(c, H, L, dtype=v.real.dtype)
-    M, T, K, warps = synthesis_tile(L, out.dtype)
-    synthesis_kernel[(c * H * triton.cdiv(L, M * T),)](
-        *(pairs(v), pairs(x), out, H, n, L, scale, M, T, K, product_precision(out.dtype)), num_warps=warps, **LAUNCH
-    )
-    return out
+class _Nodes(Nodes):
+    def synthesize(self, v: Tensor, scale: float) -> Tensor:
+        (c, H, n), L = v.shape, self.L
+        out = v.new_empty(c, H, L, dtype=v.real.dtype)
+        M, T, K, warps = synthesis_tile(L, out.dtype)
+        precision = product_precision(out.dtype)
+        synthesis_kernel[(c * H * triton.cdiv(L, M * T),)](
+            *(pairs(v), pairs(self.x), out, H, n, L, scale, M, T, K, precision), num_warps=warps, **LAUNCH
+        )
+        return out
+
+    def moments(self, u: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+        (c, H, L), n = u.shape, self.x.shape[-1]
+        M, T, K, warps = moments_tile(L, u.dtype)
+        tiles, blocks = triton.cdiv(L, M * T), triton.cdiv(n, K)
+        splits = min(tiles, max(1, _PROGRAMS // (c * H * blocks)))
+        each = triton.cdiv(tiles, splits)
+        splits = triton.cdiv(tiles, each)
+        parts = u.new_empty(1 + first, splits, c, H, n, 2)
+        moments_kernel[(c * H, splits, blocks)](
+            *(u, pairs(self.x), parts, H, n, L, each, M, T, K, product_precision(u.dtype), first),
+            num_warps=warps,
+            num_stages=1,
+            **LAUNCH,
+        )
+        sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
+        return sums[0], sums[1] if first else None
 
 
-def _moments(u: Tensor, x: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
-    """sum_l u_l lambda^l and, if ``first``, sum_l l u_l lambda^l: u (c, H, L), x (H, n) -> (c, H, n)."""
-    (c, H, L), n = u.shape, x.shape[-1]
-    M, T, K, warps = moments_tile(L, u.dtype)
-    tiles, blocks = triton.cdiv(L, M * T), triton.cdiv(n, K)
-    splits = min(tiles, max(1, _PROGRAMS // (c * H * blocks)))
-    each = triton.cdiv(tiles, splits)
-    splits = triton.cdiv(tiles, each)
-    parts = u.new_empty(1 + first, splits, c, H, n, 2)
-    moments_kernel[(c * H, splits, blocks)](
-        *(u, pairs(x), parts, H, n, L, each, M, T, K, product_precision(u.dtype), first),
-        num_warps=warps,
-        num_stages=1,
-        **LAUNCH,
-    )
-    sums = torch.view_as_complex(parts[:, 0] if splits == 1 else parts.sum(1))
-    return sums[0], sums[1] if first else None
-
-
-_PRODUCTS = Products(_synthesize, _moments)
+_PRODUCTS = Products(_Nodes)
 log_vandermonde = _PRODUCTS.log_vandermonde
 log_vandermonde_backward = _PRODUCTS.log_vandermonde_backward
 log_vandermonde_transpose = _PRODUCTS.log_vandermonde_transpose
