@@ -132,9 +132,13 @@ def use_isa(name: str | None) -> None:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def limit(name: str) -> int:
     """A limit of the header, by its name without ``S4_FAST_``. The library must be usable."""
+    return _limit(name)
+
+
+@functools.cache
+def _limit(name: str) -> int:
     function = _handle().s4_fast_limit
     function.restype = ctypes.c_int64
     value: int = function(name.upper().encode())

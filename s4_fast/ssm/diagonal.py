@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from s4_fast.ops import log_vandermonde, log_vandermonde_transpose
+from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
 from s4_fast.ops.diagonal.form import Arguments, Form
 from s4_fast.ssm import initialization
@@ -65,6 +65,7 @@ class DiagonalModel(SSMModel):
 
     def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
         """x and B_bar in complex128: float32's rounding of x would be multiplied by the number of steps."""
+        self._expect_changes()
         dt, A_real, A_imag, B, _, log_dt, log_decay, conjugate = self.stored()
         dt, A_real, A_imag = dt.double().view(self.d_model, -1), A_real.double(), A_imag.double()
         A = torch.complex(-A_real.exp() if log_decay else A_real, -A_imag if conjugate else A_imag)
@@ -90,8 +91,7 @@ class DiagonalModel(SSMModel):
         bidirectional: bool = False,
         time_major: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            self._memo.forget()  # as A() does
+        self._expect_changes()
         dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
         bilinear = self.discretization == "bilinear"
         form = Form(time_major, bidirectional, bilinear, log_dt, log_decay, conjugate, rate)
@@ -104,14 +104,14 @@ class DiagonalModel(SSMModel):
             self.check(u, state, "L")
         if L == 0:
             return self.init_state(u.shape[0]) if state is None else state
-        wide, B = self._discretize(rate)
-        dtype = self.state_dtype()
-        x, B, u = wide.to(dtype), B.to(dtype), u.to(self.real_dtype())
-        after = log_vandermonde_transpose(reversed_rows(u, lengths), B, x, L, backend=self.backend)
+        if lengths is None:
+            return self.scan(u, None, state, rate=rate)[1]
+        # Rows that end together.
+        after = self.scan(reversed_rows(u, lengths).flip(-1), None, rate=rate)[1]
         if state is None:
             return after
-        count = L if lengths is None else lengths[:, None, None]
-        return torch.exp(wide * count).to(state.dtype) * state + after
+        wide, _ = self._discretize(rate)
+        return torch.exp(wide * lengths[:, None, None]).to(state.dtype) * state + after
 
     def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
         x, _, C = self.discretize(rate)

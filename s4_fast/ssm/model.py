@@ -59,9 +59,16 @@ class SSMModel(SSMParameters):
         return torch.zeros((batch, self.d_model, self.d_state // 2), dtype=self.state_dtype(), device=self.C.device)
 
     def A(self) -> Tensor:
-        if torch.is_grad_enabled():
-            self._memo.forget()  # an optimiser's step may follow, and fused ones do not raise the version
+        self._expect_changes()
         return super().A()
+
+    def _expect_changes(self) -> None:
+        """Forget what is remembered where gradients are recorded.
+
+        An optimiser's step may follow, and fused ones do not raise the version of a tensor.
+        """
+        if torch.is_grad_enabled():
+            self._memo.forget()
 
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
 from s4_fast.backend_table import SCAN_THRESHOLDS, Threshold
-from s4_fast.layers import ssm_layer
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
-from s4_fast.ssm import diagonal
+from s4_fast.ssm import diagonal, sequence
 from tests.helpers import needs_native, relative_error
 from tests.layers.building import assert_close, build, run, signal
 
@@ -252,7 +251,7 @@ def taken(layer: S4DLayer, u: Tensor) -> str:
     """The path that a forward pass takes, seen from the ops that it calls."""
     with (
         mock.patch.object(diagonal, "stored_diagonal_ssm", wraps=diagonal.stored_diagonal_ssm) as scan,
-        mock.patch.object(ssm_layer, "fft_conv", wraps=ssm_layer.fft_conv) as conv,
+        mock.patch.object(sequence, "fft_conv", wraps=sequence.fft_conv) as conv,
     ):
         layer(u)
     assert scan.called != conv.called
