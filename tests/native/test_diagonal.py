@@ -124,7 +124,8 @@ def expected(case: Case, tensors: Tensors, grad_y: Tensor, grad_final: Tensor | 
     leaves: dict[str, Tensor] = {name: t.double().requires_grad_() for name, t in tensors.items()}
     given: list[Any] = [leaves.get(name) for name in ARGUMENTS]
     given[-2:] = [t if t is None else torch.view_as_complex(t) for t in given[-2:]]
-    y, final = reference.diagonal_ssm(*given, case.form)
+    given.append(case.form)
+    y, final = reference.diagonal_ssm(*given)
     final = torch.view_as_real(final)
     loss = (y * grad_y.double()).sum() + (0 if grad_final is None else (final * grad_final.double()).sum())
     return y, final, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
