@@ -49,7 +49,7 @@ struct Scan {
     int64_t rest() const { return L - chunks() * kChunk; }
     int64_t signal_bytes() const { return signal == Signal::same ? int64_t(sizeof(T)) : 2; }
 
-    static constexpr int64_t kChunk = 32, kFew = 128;
+    static constexpr int64_t kChunk = 32, kFew = 192;
 };
 
 template <class T>
