@@ -37,6 +37,7 @@ PACKAGE = CSRC.parents[1] if INSTALLED else CSRC.parent / "s4_fast"
 
 MODES = ("auto", "cpu", "cuda", "none")
 ARCHITECTURES = ("80", "90", "100")
+# Every processor with AVX2 and FMA has F16C.
 ISAS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mavx2", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -40,7 +40,7 @@ void chain(const Scan<T> &s, int64_t h, double *sums, T *grad_dt, char *scratch)
 // Threads that are worth waking.
 template <class T>
 int64_t worth(const Scan<T> &scan, int64_t threads) {
-    constexpr int64_t kWork = 1 << 16;
+    constexpr int64_t kWork = 1 << 17;
     return scan.batch * scan.L * scan.H * (scan.n + 8) * scan.outputs() < kWork ? 1 : threads;
 }
 

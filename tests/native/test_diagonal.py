@@ -6,14 +6,17 @@ import ctypes
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from s4_fast import native_library
+from s4_fast.ops.diagonal import reference
 from s4_fast.ops.diagonal.form import Form
-from s4_fast.ops.diagonal.reference import diagonal_ssm
+from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from tests.helpers import (
     DECAYS,
     FORWARD,
@@ -36,7 +39,7 @@ OPTIONAL = ("B", "D", "state", "ahead")
 pytestmark = [needs_native, pytest.mark.usefixtures("poisoned_memory")]
 
 
-PLAIN = Form()
+FORM = Form()
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Case:
     copies: int = 4
     per_state: bool = False
     decay: str = "weak"
-    form: Form = PLAIN
+    form: Form = FORM
     absent: tuple[str, ...] = ()
     final: bool = True
     dtype: torch.dtype = torch.float64
@@ -68,7 +71,7 @@ class Case:
         form, batch, H, n = self.form, self.batch, self.H, self.n
         dt = log_uniform(generator, 0.01, 0.1, H, n if self.per_state else 1)
         decay = DECAYS[self.decay](generator, self.copies, n) * 20
-        phase = uniform(generator, -math.pi, math.pi, self.copies, n) * (10 if form.bilinear else 5 / form.rate)
+        phase = uniform(generator, -math.pi, math.pi, self.copies, n) * 10 / form.rate
         made = {
             "u": normal(generator, batch, *((self.L, H) if form.time_major else (H, self.L)), dtype=torch.float64),
             "dt": dt.log() if form.log_dt else dt,
@@ -118,26 +121,31 @@ def backward(
 
 def expected(case: Case, tensors: Tensors, grad_y: Tensor, grad_final: Tensor | None) -> tuple[Tensor, Tensor, Tensors]:
     """Output, final state and gradients by the definition."""
-    leaves = {name: t.double().requires_grad_() for name, t in tensors.items()}
-    states = {name: torch.view_as_complex(leaves[name]) for name in ("state", "ahead") if name in leaves}
-    arguments = {name: states.get(name, leaves.get(name)) for name in ARGUMENTS}
-    y, final = diagonal_ssm(**arguments, form=case.form)
+    leaves: dict[str, Tensor] = {name: t.double().requires_grad_() for name, t in tensors.items()}
+    given: list[Any] = [leaves.get(name) for name in ARGUMENTS]
+    given[-2:] = [t if t is None else torch.view_as_complex(t) for t in given[-2:]]
+    given.append(case.form)
+    y, final = reference.diagonal_ssm(*given)
     final = torch.view_as_real(final)
     loss = (y * grad_y.double()).sum() + (0 if grad_final is None else (final * grad_final.double()).sum())
     return y, final, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 def check(case: Case, generator: Generator) -> None:
-    tensors = case.tensors(generator)
+    check_tensors(case, case.tensors(generator), generator)
+
+
+def check_tensors(case: Case, tensors: Tensors, generator: Generator) -> None:
     grad_y, grad_final = case.cotangents(generator)
-    want_y, want_final, want = expected(case, tensors, grad_y, grad_final)
+    with threads(1):  # quicker for tensors as small as these
+        want_y, want_final, want = expected(case, tensors, grad_y, grad_final)
     y, final = forward(case, tensors)
     precision = torch.finfo(case.dtype).dtype
     # A half signal is rounded once, and once more where a second direction adds to it.
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(case.signal_dtype, 0.0)
-    errors = {"y": (relative_error(y, want_y), FORWARD[precision] + rounding)}
+    errors = {"y": (relative_error(y, want_y.detach()), FORWARD[precision] + rounding)}
     if final is not None:
-        errors["final"] = (relative_error(final, want_final), FORWARD[precision])
+        errors["final"] = (relative_error(final, want_final.detach()), FORWARD[precision])
     for name, grad in backward(case, tensors, grad_y, grad_final).items():
         errors[name] = (relative_error(grad, want[name]), GRADIENT[precision] + (rounding if name == "u" else 0))
     assert not {name: pair for name, pair in errors.items() if not pair[0] <= pair[1]}, (case, errors)
@@ -147,31 +155,33 @@ FLAGS = ("time_major", "bidirectional", "bilinear", "log_dt", "log_decay", "conj
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("L", [1, 40, 230])
-def test_every_reading_of_the_arguments(L: int, dtype: torch.dtype, generator: Generator) -> None:
-    for i, flags in enumerate(itertools.product((False, True), repeat=len(FLAGS))):
-        form = Form(**dict(zip(FLAGS, flags, strict=True)), rate=(1.0, 0.5, 2.0)[i % 3])
-        absent = tuple(name for bit, name in enumerate(OPTIONAL) if i * 7 >> bit & 1)
-        case = Case(L=L, c=(1, 3)[i % 2], copies=(1, 2, 4)[i % 3], per_state=i % 5 < 2, form=form, absent=absent)
-        check(replace(case, final=i % 4 > 0, decay=list(DECAYS)[i % 3], dtype=dtype), generator)
+def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator) -> None:
+    def pick(*options: Any) -> Any:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    for flags in itertools.product((False, True), repeat=len(FLAGS)):
+        form = Form(**dict(zip(FLAGS, flags, strict=True)), rate=pick(1.0, 0.5, 2.0))
+        case = Case(L=pick(1, 40, 230), c=pick(1, 3), copies=pick(1, 2, 4), per_state=pick(False, True), form=form)
+        absent = tuple(name for name in OPTIONAL if pick(False, True))
+        check(replace(case, absent=absent, final=pick(False, True), decay=pick(*DECAYS), dtype=dtype), generator)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("time_major", [False, True])
 def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Generator) -> None:
-    sizes = [(1, 5, 1, 1), (7, 2, 3, 32), (20, 3, 29, 17), (3, 18, 3, 191), (2, 2, 100, 1047), (1, 3, 5, 4097)]
+    sizes = [(1, 5, 1, 1), (7, 2, 3, 32), (20, 3, 29, 17), (3, 18, 3, 191), (1, 2, 100, 1047), (1, 2, 5, 4097)]
     with instruction_set(isa):
         for i, (batch, H, n, L) in enumerate(sizes):
             form = Form(time_major=time_major, bidirectional=i % 2 > 0 or L > 1000, bilinear=i % 3 == 2)
             check(Case(batch, H, n, L, c=1 + i % 2, copies=H, decay="strong", form=form, dtype=dtype), generator)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-def test_long_segments(decay: str, generator: Generator) -> None:
-    """More chunks than a block, and than the states that are kept at a time."""
+def test_long_segments(generator: Generator) -> None:
+    """More chunks than a block, and than the states that are kept at a time: of a line of features."""
     form = Form(time_major=True, bidirectional=True, log_dt=True)
-    check(Case(1, 18, 65, 2500, copies=9, decay=decay, form=form, dtype=torch.float32), generator)
+    with threads(1):
+        check(Case(1, 16, 130, 1700, copies=8, form=form, dtype=torch.float32), generator)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -192,14 +202,15 @@ def test_half_numbers_are_those_of_pytorch(signal: torch.dtype, time_major: bool
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(signal)
     normal_numbers = every.float().abs() >= (torch.finfo(torch.float32).tiny if signal == torch.bfloat16 else 0)
     every = torch.where(normal_numbers | every.isnan(), every, 0)
-    # A number that is not finite spoils those of its chunk, so that a sequence has one sample, or one chunk of equals.
-    batch, H = 4096, 16
+    # What is not finite spoils its row, and fills whole rows here: vectors, in both layouts.
+    every = every[every.isfinite().argsort(stable=True)]
+    batch, H, L = 256, 16, 16
     for scale in (1.0, 1 + 2**-9, 0.7):
-        case = Case(batch, H, 1, 1, form=Form(time_major=time_major), copies=1, dtype=torch.float32, signal=signal)
+        case = Case(batch, H, 1, L, form=Form(time_major=time_major), copies=1, dtype=torch.float32, signal=signal)
         tensors = case.tensors(Generator().manual_seed(0))
         tensors["u"], tensors["D"] = every.reshape_as(tensors["u"]), torch.full_like(tensors["D"], scale)
         tensors["C"].zero_(), tensors["state"].zero_(), tensors["B"].fill_(2.0**-126)
-        with instruction_set(isa):
+        with instruction_set(isa), threads(1):
             y, _ = forward(case, tensors)
         want = (every.double() * tensors["D"][0, 0].double()).float()
         want = torch.where(want.abs() < torch.finfo(torch.float32).tiny, 0 * want, want).to(signal)
@@ -252,40 +263,17 @@ def test_gradients_one_by_one(L: int, generator: Generator) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e-8, 1e-4, 0.4999, 0.5001, 3.0])
 def test_small_and_large_steps(size: float, dtype: torch.dtype, bilinear: bool, generator: Generator) -> None:
-    """|dt A| around where a series takes over from a quotient, and where the quotient would cancel."""
+    """|dt A| around where a series takes over from a quotient; the definition without its cancellation near 0."""
     case = Case(H=8, n=4, copies=1, L=40, form=Form(bilinear=bilinear, rate=2.0), dtype=dtype)
     tensors = case.tensors(generator)
     tensors["dt"].fill_(0.25)
     angle = uniform(generator, 0.5 * math.pi, 1.5 * math.pi, 1, 4)
     tensors["A_real"].copy_(2 * size * angle.cos()), tensors["A_imag"].copy_(2 * size * angle.sin())
-    grad_y, grad_final = case.cotangents(generator)
-    x = [tensors["A_real"].double() / 2, tensors["A_imag"].double() / 2]
-    y, _ = forward(case, tensors)
-    grads = backward(case, tensors, grad_y, grad_final)
-    want_y, want = accurate(case, tensors, torch.complex(*x), grad_y, grad_final)
-    assert relative_error(y, want_y) <= FORWARD[torch.finfo(dtype).dtype]
-    for name, grad in grads.items():
-        assert relative_error(grad, want[name]) <= GRADIENT[torch.finfo(dtype).dtype], name
-
-
-def accurate(
-    case: Case, tensors: Tensors, z: Tensor, grad_y: Tensor, grad_final: Tensor | None
-) -> tuple[Tensor, Tensors]:
-    """By the definition, but of a discretisation that does not cancel near 0."""
-    from unittest import mock
-
-    from s4_fast.ops.diagonal import reference
-    from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-
-    def of(made: object) -> object:
-        return lambda z, B: made(z, B, torch.ones((), dtype=torch.float64))  # type: ignore[operator]
-
     with (
-        mock.patch.object(reference, "zoh", of(zoh_diagonal)),
-        mock.patch.object(reference, "bilinear", of(bilinear_diagonal)),
+        mock.patch.object(reference, "zoh", lambda z, B: zoh_diagonal(z, B, 1.0)),
+        mock.patch.object(reference, "bilinear", lambda z, B: bilinear_diagonal(z, B, 1.0)),
     ):
-        y, _, grads = expected(case, tensors, grad_y, grad_final)
-    return y, grads
+        check_tensors(case, tensors, generator)
 
 
 @pytest.mark.parametrize("time_major", [False, True])
