@@ -29,7 +29,7 @@ void forward(Call &call, const Scan &scan, const Model<R> &model, bool time_majo
     if (!call.ready()) return;
     const Tables<R> tables = prepare(call, scan, model, made, time_major, staged, none);
     find_states(call, scan, tables, runs);
-    find_outputs<false>(call, scan, tables, outputs);
+    find_outputs(call, scan, tables, outputs);
 }
 
 }  // namespace

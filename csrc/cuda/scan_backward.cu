@@ -1,4 +1,6 @@
 // The gradients of a diagonal SSM over a sequence, of the recurrence's nodes or of the continuous system.
+#include <algorithm>
+
 #include "scan_call.cuh"
 #include "scan_finish.cuh"
 #include "scan_gradients.cuh"
@@ -23,8 +25,12 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
     const bool of_parameters = grad.states(), both = scan.directions > 1;
     const bool correlated = of_parameters || grad.D, adjoint = in.grad_u || in.grad_state || in.grad_ahead;
     const int64_t blocks = divide_up(scan.n, K), rows = scan.directions * scan.c, size = scan.H * scan.n;
-    const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * rows));
-    const Shares correlation_shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * rows));
+    Deal deal{{tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * rows)},
+              output_shares(scan, 1),
+              {tiles(scan), ENOUGH_BLOCKS / (scan.H * rows)}};
+    if (of_parameters) deal.parameters = deal.of_parameters.count * rows * scan.H * blocks;
+    if (in.grad_u) deal.outputs = output_blocks(scan, deal.of_outputs, 1);
+    if (correlated) deal.correlation = deal.of_correlation.count * rows * scan.H;
     const bool shared = !model.x && model.copies < scan.H && (grad.A_real || grad.A_imag || grad.B);
 
     const MadeTables<R> made = take_tables<R>(call, scan);
@@ -32,7 +38,7 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
     const R *const grad_y = take_signal<R, S>(call, scan, time_major, in.grad_y, scan.c, staged_y);
     const R *const u = correlated ? take_signal<R, S>(call, scan, time_major, in.u, 1, staged_u) : nullptr;
     Recurrences<R> runs{};
-    Paired<R> pairs{u, grad_y, made.enter, model.C};
+    Paired<R> pairs{u, grad_y, made.enter, made.leave};
     if (adjoint || of_parameters) {
         pairs.gradients[0] =
             add<R>(call, scan, runs, {true, true, true, scan.c, grad_y, made.leave, in.grad_final, in.grad_state})
@@ -48,27 +54,26 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
         if (both) pairs.states[1] = add<R>(call, scan, runs, {true, false, false, 1, u, made.enter, in.ahead}).states;
     }
     R *const partial = in.grad_u ? take_partial<R>(call, scan, 1) : nullptr;
-    Complex<R> *const sums = of_parameters ? call.take<Complex<R>>(shares.count * rows * PARAMETERS * size) : nullptr;
-    R *const correlation = correlated ? call.take<R>(correlation_shares.count * rows * scan.H * CHUNK<R>) : nullptr;
+    Sums<R> sums{};
+    if (of_parameters) sums.parameters = call.take<Complex<R>>(deal.of_parameters.count * rows * PARAMETERS * size);
+    if (correlated) sums.correlation = call.take<R>(deal.of_correlation.count * rows * scan.H * CHUNK<R>);
     Contribution *const contributions = shared ? call.take<Contribution>(size) : nullptr;
     if (!call.ready()) return;
 
     const Tables<R> tables = prepare(call, scan, model, made, time_major, staged_u, staged_y);
     if (runs.count) find_states(call, scan, tables, runs);
-    if (in.grad_u)
-        find_outputs<true>(
-            call, scan, tables,
-            Outputs<R, S>{
-                grad_y, made.enter, {pairs.gradients[0], pairs.gradients[1]}, partial, in.grad_u, time_major, 1, 0});
+    const Outputs<R, S> outputs{
+        grad_y, made.enter, {pairs.gradients[0], pairs.gradients[1]}, partial, in.grad_u, time_major, 1, 0};
+    constexpr size_t memory =
+        std::max({sizeof(OutputTables<R>), sizeof(ParameterTables<R>), sizeof(CorrelationTables<R>)});
+    const int64_t launched = deal.parameters + deal.outputs + deal.correlation;
+    if (launched)
+        call.launch("scan_gradients_kernel", scan_gradients_kernel<R, S>, launched, THREADS, memory, scan, deal,
+                    tiles(scan), tables, outputs, pairs, sums);
     if (!correlated) return;
-    call.launch("scan_correlation_kernel", scan_correlation_kernel<R>, correlation_shares.count * rows * scan.H,
-                THREADS, sizeof(CorrelationTables<R>), scan, correlation_shares, tiles(scan), pairs, correlation);
-    if (of_parameters)
-        call.launch("scan_parameters_kernel", scan_parameters_kernel<R>, shares.count * rows * scan.H * blocks, THREADS,
-                    sizeof(ParameterTables<R>), scan, shares, tiles(scan), blocks, tables.nodes, pairs, sums);
     call.launch("scan_finish_kernel", scan_finish_kernel<R>, scan.H, THREADS, sizeof(FinishTables<R>), scan, model,
-                Parts<R>{sums, shares.count, correlation, correlation_shares.count}, tables.nodes, tables.enter, grad,
-                contributions);
+                Parts<R>{sums.parameters, deal.of_parameters.count, sums.correlation, deal.of_correlation.count},
+                tables.nodes, tables.enter, grad, contributions);
     if (shared)
         call.launch("scan_copies_kernel", scan_copies_kernel<R>, model.copies * divide_up(scan.n, COPIED), THREADS,
                     sizeof(CopiesTables), scan, model.copies, contributions, grad);

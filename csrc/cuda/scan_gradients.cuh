@@ -10,7 +10,7 @@
 // and R[-1-d] in place of R[d].
 #pragma once
 
-#include "scan_states.cuh"
+#include "scan_outputs.cuh"
 
 namespace s4_fast {
 namespace {
@@ -21,7 +21,7 @@ enum { OF_C, OF_B, OF_X, PARAMETERS };
 template <class R>
 struct Paired {
     const R *u, *grad_y;
-    const Complex<R> *B, *C;
+    const Complex<R> *enter, *leave;
     const Complex<R> *states[2], *gradients[2];
 };
 
@@ -30,6 +30,7 @@ struct ParameterTables {
     Complex<R> powers[CHUNK<R>][K];
     Samples<R, M, CHUNK<R>> samples;
     Complex<R> sums[THREAD_ROWS][K];
+    Complex<R> enter[K], leave[K];
     Chunk chunks[M];
     Node<R> nodes[K];
 };
@@ -37,32 +38,32 @@ struct ParameterTables {
 // The sums over the chunks of a share of the tiles, for K states of a feature in a direction and a channel, the first
 // of which has those with U too: parts[share, direction, channel, parameter, h, state].
 template <class R>
-__global__ void __launch_bounds__(THREADS, 2)
-    scan_parameters_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, const Node<R> *nodes,
-                           const __grid_constant__ Paired<R> in, Complex<R> *parts) {
+S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares &shares, int64_t tiles,
+                                     const Node<R> *nodes, const Paired<R> &in, Complex<R> *parts) {
     constexpr int RK = K / THREAD_COLUMNS;
     auto &tables = shared_memory<ParameterTables<R>>();
-    const int64_t block = blockIdx.x / (scan.H * blocks), h = blockIdx.x / blocks % scan.H;
-    const int64_t first = blockIdx.x % blocks * K, channel = block % scan.c;
-    const int64_t share = block / (scan.c * scan.directions);
-    const int direction = int(block / scan.c % scan.directions);
+    // None of these is more than there are blocks.
+    const unsigned blocks = unsigned((scan.n + K - 1) / K), H = unsigned(scan.H), c = unsigned(scan.c);
+    const unsigned block = id / blocks / H, h = id / blocks % H, channel = block % c;
+    const int64_t share = block / c / unsigned(scan.directions), first = int64_t(id % blocks) * K;
+    const int direction = int(block / c % unsigned(scan.directions));
     const Complex<R> *const S = in.states[direction], *const conj_G = in.gradients[direction];
     const R *const grad_y = in.grad_y ? in.grad_y + channel * scan.channel() : nullptr;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     load_nodes(tables.nodes, scan, h, first, nodes);
+    if (threadIdx.x < K) {
+        const int64_t k = first + threadIdx.x, row = direction * scan.c + channel;
+        const bool present = k < scan.n;
+        tables.enter[threadIdx.x] = present ? in.enter[h * scan.n + k] : Complex<R>{0, 0};
+        tables.leave[threadIdx.x] = present ? in.leave[(row * scan.H + h) * scan.n + k] : Complex<R>{0, 0};
+    }
     __syncthreads();
     make_powers(tables.powers, tables.nodes, scan);
     const R lag = direction == 0 ? 1 : 0;
-    Complex<R> lagged[RK], whole[RK], enter[RK], leave[RK], sums[PARAMETERS][RK] = {};
+    Complex<R> whole[RK], sums[PARAMETERS][RK] = {};
 #pragma unroll
-    for (int b = 0; b < RK; ++b) {
-        const int64_t k = j + b * THREAD_COLUMNS, index = h * scan.n + first + k;
-        const bool present = first + k < scan.n;
-        lagged[b] = power(tables.nodes[k], direction == 0 ? 1 : 0);
-        whole[b] = power(tables.nodes[k], scan.T < scan.L ? scan.T : scan.L);
-        enter[b] = present ? in.B[index] : Complex<R>{0, 0};
-        leave[b] = present ? R(2) * in.C[(direction * scan.c + channel) * scan.H * scan.n + index] : Complex<R>{0, 0};
-    }
+    for (int b = 0; b < RK; ++b)
+        whole[b] = power(tables.nodes[j + b * THREAD_COLUMNS], scan.T < scan.L ? scan.T : scan.L);
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(THREADS, 2)
                     const Complex<R> g = conj_G[chunk.states + first + k], s = S[chunk.states + first + k];
                     const Complex<R> decay = chunk.length == scan.T ? whole[b] : power(tables.nodes[k], chunk.length);
                     sums[OF_B][b] += g * zeroth[a][b];
-                    sums[OF_X][b] += g * (R(chunk.length) * (decay * s) + enter[b] * weighted[a][b]);
+                    sums[OF_X][b] += g * (R(chunk.length) * (decay * s) + tables.enter[k] * weighted[a][b]);
                 }
             }
         }
@@ -98,9 +99,9 @@ __global__ void __launch_bounds__(THREADS, 2)
             for (int b = 0; b < RK; ++b) {
                 const int k = j + b * THREAD_COLUMNS;
                 if (!chunk.length || first + k >= scan.n) continue;
-                const Complex<R> s = lagged[b] * S[chunk.states + first + k];
+                const Complex<R> s = S[chunk.states + first + k];
                 sums[OF_C][b] += s * zeroth[a][b];
-                sums[OF_X][b] += leave[b] * (s * (lag * zeroth[a][b] + weighted[a][b]));
+                sums[OF_X][b] += tables.leave[k] * (s * (lag * zeroth[a][b] + weighted[a][b]));
             }
         }
     }
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(THREADS, 2)
         if (threadIdx.x >= K || first + threadIdx.x >= scan.n) continue;
         Complex<R> sum = {0, 0};
         for (int row = 0; row < THREAD_ROWS; ++row) sum += tables.sums[row][threadIdx.x];
-        parts[((block * PARAMETERS + parameter) * scan.H + h) * scan.n + first + threadIdx.x] = sum;
+        if (parameter == OF_C && direction == 0) sum = power(tables.nodes[threadIdx.x], 1) * sum;
+        parts[((int64_t(block) * PARAMETERS + parameter) * scan.H + h) * scan.n + first + threadIdx.x] = sum;
     }
 }
 
@@ -130,13 +132,14 @@ struct CorrelationTables {
 // R[d], or R[-d] in the second direction, over a share of the tiles of a feature and a channel,
 // parts[share, direction, channel, h, d]. A thread has four neighbouring d.
 template <class R>
-__global__ void __launch_bounds__(THREADS)
-    scan_correlation_kernel(Scan scan, Shares shares, int64_t tiles, const __grid_constant__ Paired<R> in, R *parts) {
+S4_FAST_INLINE void correlation_block(unsigned id, const Scan &scan, const Shares &shares, int64_t tiles,
+                                      const Paired<R> &in, R *parts) {
     constexpr int T = CHUNK<R>, ROWS = THREADS * 4 / T;
     auto &tables = shared_memory<CorrelationTables<R>>();
-    const int64_t block = blockIdx.x / scan.H, h = blockIdx.x % scan.H, channel = block % scan.c;
-    const int64_t share = block / (scan.c * scan.directions);
-    const bool ahead = block / scan.c % scan.directions;
+    const unsigned H = unsigned(scan.H), c = unsigned(scan.c);
+    const unsigned block = id / H, h = id % H, channel = block % c;
+    const int64_t share = block / c / unsigned(scan.directions);
+    const bool ahead = block / c % unsigned(scan.directions);
     const R *const grad_y = in.grad_y ? in.grad_y + channel * scan.channel() : nullptr;
     const int d = threadIdx.x % (T / 4) * 4, row = threadIdx.x / (T / 4);
     R sums[4] = {};
@@ -168,7 +171,35 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x >= T) return;
     R sum = 0;
     for (int p = 0; p < ROWS; ++p) sum += tables.sums[p][threadIdx.x];
-    parts[(block * scan.H + h) * T + threadIdx.x] = sum;
+    parts[(int64_t(block) * H + h) * T + threadIdx.x] = sum;
+}
+
+// How many blocks of each kind a launch has, in this order, and the shares of each.
+struct Deal {
+    Shares of_parameters, of_outputs, of_correlation;
+    int64_t parameters, outputs, correlation;
+};
+
+// What the sums over the chunks of a call are left in.
+template <class R>
+struct Sums {
+    Complex<R> *parameters;
+    R *correlation;
+};
+
+// The gradient of u and the sums for those of the parameters: all that waits for the states alone, in one launch.
+template <class R, class S>
+__global__ void __launch_bounds__(THREADS, sizeof(R) == sizeof(float) ? 4 : 2)
+    scan_gradients_kernel(Scan scan, Deal deal, int64_t tiles, const __grid_constant__ Tables<R> made,
+                          const __grid_constant__ Outputs<R, S> outputs, const __grid_constant__ Paired<R> in,
+                          Sums<R> sums) {
+    unsigned block = blockIdx.x;
+    if (block < deal.parameters)
+        return parameters_block(block, scan, deal.of_parameters, tiles, made.nodes, in, sums.parameters);
+    block -= unsigned(deal.parameters);
+    if (block < deal.outputs) return output_block<true>(block, scan, deal.of_outputs, tiles, made, outputs);
+    block -= unsigned(deal.outputs);
+    correlation_block(block, scan, deal.of_correlation, tiles, in, sums.correlation);
 }
 
 }  // namespace

@@ -55,12 +55,12 @@ S4_FAST_INLINE void find_row(OutputTables<R> &tables, const Scan &scan, const Ou
 // has powers of its own.
 template <class R, int RT>
 S4_FAST_INLINE void add_short_states(R (&sums)[RM][RT], const OutputTables<R> &tables, int here, int i, int j) {
-#pragma unroll 1
-    for (int k = 0; k < here; ++k)
 #pragma unroll
-        for (int a = 0; a < RM; ++a) {
+    for (int a = 0; a < RM; ++a) {
+        const int last = tables.chunks[i + a * THREAD_ROWS].length - 1;
+#pragma unroll 1
+        for (int k = 0; k < here; ++k) {
             const Complex<R> left = tables.states[i + a * THREAD_ROWS][k];
-            const int last = tables.chunks[i + a * THREAD_ROWS].length - 1;
 #pragma unroll
             for (int b = 0; b < RT; ++b) {
                 const int t = j + b * THREAD_COLUMNS;
@@ -68,6 +68,7 @@ S4_FAST_INLINE void add_short_states(R (&sums)[RM][RT], const OutputTables<R> &t
                 sums[a][b] += left.re * right.re + left.im * right.im;
             }
         }
+    }
 }
 
 // The same for whole rows, or with lambda^t where not FLIPPED.
@@ -91,21 +92,20 @@ S4_FAST_INLINE void add_states(R (&sums)[RM][RT], const OutputTables<R> &tables,
 
 // The outputs of a share of the tiles of one feature and channel, K states at a time: what earlier passes have found
 // lies in `partial`.
-template <class R, class S, bool ADJOINT>
-__global__ void __launch_bounds__(THREADS, 4)
-    scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const Node<R> *nodes, const R *response,
-                       const __grid_constant__ Outputs<R, S> outputs) {
+template <bool ADJOINT, class R, class S>
+S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares &shares, int64_t tiles,
+                                 const Tables<R> &made, const Outputs<R, S> &outputs) {
     constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;
     auto &tables = shared_memory<OutputTables<R>>();
     const unsigned H = unsigned(scan.H), channels = ADJOINT ? 1 : unsigned(outputs.channels);  // no more than blocks
-    const unsigned h = blockIdx.x % H, channel = ADJOINT ? 0 : blockIdx.x / H % channels;
-    const int64_t share = blockIdx.x / H / channels;
+    const unsigned h = block % H, channel = ADJOINT ? 0 : block / H % channels;
+    const int64_t share = block / H / channels;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t first = 0; first < scan.n; first += K) {
         const int here = int(scan.n - first < K ? scan.n - first : K);
         __syncthreads();
-        load_nodes(tables.nodes, scan, h, first, nodes);
+        load_nodes(tables.nodes, scan, h, first, made.nodes);
         __syncthreads();
         for (int entry = threadIdx.x; entry < here * T; entry += THREADS)
             tables.powers[entry / T][entry % T] = bounded_power(scan, tables.nodes[entry / T], entry % T);
@@ -143,11 +143,11 @@ __global__ void __launch_bounds__(THREADS, 4)
                     add_short_states(sums, tables, here, i, j);
             }
 #pragma unroll 1
-            for (int64_t from = 0; first == 0 && from < (ADJOINT ? scan.c : 1); ++from) {
+            for (unsigned from = 0; first == 0 && from < (ADJOINT ? unsigned(scan.c) : 1); ++from) {
                 const R *const samples = outputs.samples ? outputs.samples + from * scan.channel() : nullptr;
                 __syncthreads();
                 load_samples(tables.samples, tables.chunks, false, samples, ADJOINT);
-                const R *const row = response + ((ADJOINT ? from : channel) * scan.H + h) * 2 * T;
+                const R *const row = made.response + ((ADJOINT ? from : channel) * scan.H + h) * 2 * T;
                 for (int lag = threadIdx.x; lag < 2 * T; lag += THREADS)
                     tables.response[lag] = !ADJOINT ? row[lag] : lag == 0 ? R(0) : row[2 * T - lag];
                 __syncthreads();
@@ -169,16 +169,17 @@ __global__ void __launch_bounds__(THREADS, 4)
 #pragma unroll
             for (int a = 0; a < RM; ++a) {
                 const int row = i + a * THREAD_ROWS, length = tables.chunks[row].length;
-                const Row at = tables.rows[row];
+                const int64_t start = tables.rows[row].start;
+                int64_t target = tables.rows[row].target + j * step;
 #pragma unroll
-                for (int b = 0; b < RT; ++b) {
+                for (int b = 0; b < RT; ++b, target += THREAD_COLUMNS * step) {
                     const int t = j + b * THREAD_COLUMNS;
                     if (t >= length) continue;
-                    const R sum = first == 0 ? sums[a][b] : outputs.partial[at.start + t] + sums[a][b];
+                    const R sum = first == 0 ? sums[a][b] : outputs.partial[start + t] + sums[a][b];
                     if (complete)
-                        store_value(outputs.out[at.target + t * step], sum);
+                        store_value(outputs.out[target], sum);
                     else
-                        outputs.partial[at.start + t] = sum;
+                        outputs.partial[start + t] = sum;
                 }
             }
         }
@@ -191,11 +192,26 @@ R *take_partial(Call &call, const Scan &scan, int64_t channels) {
     return scan.n > K ? call.take<R>(scan.batch * channels * scan.H * scan.L) : nullptr;
 }
 
-template <bool ADJOINT, class R, class S>
-void find_outputs(Call &call, const Scan &scan, const Tables<R> &tables, const Outputs<R, S> &outputs) {
-    const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * outputs.channels));
-    call.launch("scan_output_kernel", scan_output_kernel<R, S, ADJOINT>, shares.count * outputs.channels * scan.H,
-                THREADS, sizeof(OutputTables<R>), scan, shares, tiles(scan), tables.nodes, tables.response, outputs);
+inline int64_t output_blocks(const Scan &scan, const Shares &shares, int64_t channels) {
+    return shares.count * channels * scan.H;
+}
+
+inline Shares output_shares(const Scan &scan, int64_t channels) {
+    return {tiles(scan), ENOUGH_BLOCKS / (scan.H * channels)};
+}
+
+template <class R, class S>
+__global__ void __launch_bounds__(THREADS, 4)
+    scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const __grid_constant__ Tables<R> made,
+                       const __grid_constant__ Outputs<R, S> outputs) {
+    output_block<false>(blockIdx.x, scan, shares, tiles, made, outputs);
+}
+
+template <class R, class S>
+void find_outputs(Call &call, const Scan &scan, const Tables<R> &made, const Outputs<R, S> &outputs) {
+    const Shares shares = output_shares(scan, outputs.channels);
+    call.launch("scan_output_kernel", scan_output_kernel<R, S>, output_blocks(scan, shares, outputs.channels), THREADS,
+                sizeof(OutputTables<R>), scan, shares, tiles(scan), made, outputs);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 // The first kernel of every call: what follows from the parameters alone, and signals as the other kernels read them.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "discretise.cuh"
 #include "half.cuh"
 #include "scan_chunks.cuh"
