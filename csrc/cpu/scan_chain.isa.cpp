@@ -46,22 +46,24 @@ void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
         const DoubleVector step = load(of.step + i);
         const ComplexVector A = at(of.A, i), B = at(of.B, i), by_B = at(of.by_B, i);
         const ComplexVector z = {step * A.re, step * A.im};
-        ComplexVector phi, slope, by_z = at(of.by_x, i);
+        // With growth the derivative of z phi: through phi and its slope it would cancel where z is large.
+        ComplexVector phi, slope, growth = at(of.power, i), by_z = at(of.by_x, i);
         if (s.bilinear) {
-            phi = phi_bilinear(z);
-            slope = times(phi, phi), slope.re *= 0.5, slope.im *= 0.5;
+            phi = phi_bilinear(z), growth = times(phi, phi);
+            slope = {0.5 * growth.re, 0.5 * growth.im};
             const ComplexVector squared = times(z, z);
             by_z = times(by_z, reciprocal({1 - 0.25 * squared.re, -0.25 * squared.im}));
         } else {
-            phi = phi_of(z, at(of.power, i)), slope = phi_slope(z, at(of.power, i), phi);
+            phi = phi_of(z, growth), slope = phi_slope(z, growth, phi);
         }
         const ComplexVector of_B = times(by_B, B), of_z = times(of_B, slope);
+        const DoubleVector by_step = times(by_z, A).re + times(of_B, growth).re;
         by_z.re += step * of_z.re, by_z.im += step * of_z.im;
         const DoubleVector by_real = step * by_z.re, by_imag = step * by_z.im;
-        const ComplexVector of_A = times(by_z, A), of_phi = times(of_B, phi), of_step = times(by_B, phi);
+        const ComplexVector of_weight = times(by_B, phi);
         store_at(of.by_x, i, {s.log_decay ? by_real * A.re : by_real, s.conjugate ? by_imag : -by_imag});
-        store_at(of.by_B, i, {step * of_step.re, step * of_step.im});
-        const DoubleVector by_step = of_A.re + of_phi.re, by_dt = s.log_dt ? by_step * step : by_step * s.rate;
+        store_at(of.by_B, i, {step * of_weight.re, step * of_weight.im});
+        const DoubleVector by_dt = s.log_dt ? by_step * step : by_step * s.rate;
         if (grad_dt && s.dt_states == 1) total += sum(by_dt);
         for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < kLanes<double> && i + j < n; ++j)
             grad_dt[h * n + i + j] = T(by_dt[j]);

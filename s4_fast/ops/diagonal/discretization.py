@@ -67,14 +67,16 @@ class Discretized:
         """The gradients of dt, A_real, A_imag and B, float64 (B as pairs), for those of x and B_bar (H, n).
 
         ``grad_z = grad_x x'* + grad_B_bar (step hold' B)*``, ``grad_A = step grad_z``, ``grad_B = grad_B_bar (step
-        hold)*``, ``grad_step = Re sum_n grad_z A* + grad_B_bar (hold B)*``.
+        hold)*``, ``grad_step = Re sum_n grad_x (x' A)* + grad_B_bar ((z hold)' B)*``: through hold and hold' apart, the
+        last would cancel where z is large.
         """
         form, z = self.form, self.z
         held = grad_B_bar if self.B is None else grad_B_bar * conj_physical(self.B)
-        slope = self.hold.square() / 2 if form.bilinear else phi_derivative(z)
+        growth = self.hold.square() if form.bilinear else torch.exp(z)  # (z hold)'
+        slope = growth / 2 if form.bilinear else phi_derivative(z)
         grad_z = grad_x / conj_physical(1 - z.square() / 4) if form.bilinear else grad_x
+        grad_step = (grad_z * conj_physical(self.A) + held * conj_physical(growth)).real
         grad_z = grad_z + held * conj_physical(self.step * slope)
-        grad_step = (grad_z * conj_physical(self.A) + held * conj_physical(self.hold)).real
         if self.step.shape[1] == 1:
             grad_step = grad_step.sum(1, keepdim=True)
         grad_A = self._of_copies(self.step * grad_z)
