@@ -8,6 +8,7 @@ is on the machine. It remembers nothing, so nothing can be out of date; a call o
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -234,7 +235,8 @@ def _automatic(call: Call, preface: str) -> Choice:
 
 def load(op: str, backend: str) -> ModuleType:
     """The module that implements ``op`` for ``backend``."""
-    return importlib.import_module(_implementations[op][backend].module)
+    name = _implementations[op][backend].module
+    return sys.modules.get(name) or importlib.import_module(name)
 
 
 def explain(op: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:

@@ -190,6 +190,8 @@ def _plain(t: Tensor | None) -> Tensor | None:
 
 
 def _split(outputs: Any) -> tuple[Any, ...]:
+    if type(outputs) is tuple:
+        return outputs
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 

@@ -47,4 +47,6 @@ def operations_are_seen() -> bool:
 
 def plain(t: Tensor) -> Tensor:
     """``t`` contiguous and without pending signs, as backends take it."""
+    if t.is_contiguous() and not t.is_neg() and not t.is_conj():
+        return t
     return t.resolve_conj().resolve_neg().contiguous()

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from s4_fast import dispatch
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
 from s4_fast.ops.diagonal.form import Arguments, Form
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-from s4_fast.ssm.model import SSMModel, reversed_rows
+from s4_fast.ssm.model import Scan, SSMModel, reversed_rows
 from s4_fast.ssm.parameters import SSMParameters, given_tensors
 from s4_fast.ssm.stepping import DiagonalStepper
 
@@ -80,7 +81,7 @@ class DiagonalModel(SSMModel):
     def scans(self) -> bool:
         return True
 
-    def scan(
+    def prepared_scan(
         self,
         u: Tensor,
         D: Tensor | None,
@@ -90,13 +91,14 @@ class DiagonalModel(SSMModel):
         rate: float = 1.0,
         bidirectional: bool = False,
         time_major: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Scan:
         self._expect_changes()
         dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
         bilinear = self.discretization == "bilinear"
         form = Form(time_major, bidirectional, bilinear, log_dt, log_decay, conjugate, rate)
         given = Arguments(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
-        return stored_diagonal_ssm(given, backend=self.backend)
+        backend = dispatch.choose(given.call(), self.backend).backend
+        return Scan(backend, lambda: stored_diagonal_ssm(given, backend))
 
     def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
         L = u.shape[-1]
@@ -105,9 +107,9 @@ class DiagonalModel(SSMModel):
         if L == 0:
             return self.init_state(u.shape[0]) if state is None else state
         if lengths is None:
-            return self.scan(u, None, state, rate=rate)[1]
+            return self.prepared_scan(u, None, state, rate=rate).run()[1]
         # Rows that end together.
-        after = self.scan(reversed_rows(u, lengths).flip(-1), None, rate=rate)[1]
+        after = self.prepared_scan(reversed_rows(u, lengths).flip(-1), None, rate=rate).run()[1]
         if state is None:
             return after
         wide, _ = self._discretize(rate)

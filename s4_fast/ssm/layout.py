@@ -29,8 +29,13 @@ class _Turned(torch.autograd.Function):
 
 
 def turned(x: Tensor) -> Tensor:
-    """(..., i, j) -> (..., j, i), contiguous. A view where x is one of what is wanted, and needs no gradient."""
-    if not x.requires_grad or operations_are_seen() or torch_private.has_dual_level():
+    """(..., i, j) -> (..., j, i), contiguous: a view where x lies so, else a copy."""
+    if lies_turned(x) or not x.requires_grad or operations_are_seen() or torch_private.has_dual_level():
         return x.mT.contiguous()
     result: Tensor = _Turned.apply(x)
     return result
+
+
+def lies_turned(x: Tensor) -> bool:
+    """Whether x lies in memory as the transpose of a contiguous tensor."""
+    return not x.is_contiguous() and x.mT.is_contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from s4_fast.ssm.parameters import HALF, SSMParameters
 from s4_fast.ssm.stepping import Stepper
 
 T = TypeVar("T")
+
+
+class Scan(NamedTuple):
+    """A scan that may run: the backend that was chosen, and ``run()``, which gives y and the state after u.
+
+    y is (batch, c d_model, L), or (batch, L, c d_model) where u is time-major.
+    """
+
+    backend: str
+    run: Callable[[], tuple[Tensor, Tensor]]
 
 
 class SSMModel(SSMParameters):
@@ -75,10 +85,10 @@ class SSMModel(SSMParameters):
         raise NotImplementedError
 
     def scans(self) -> bool:
-        """Whether :meth:`scan` computes what the kernel of any length does."""
+        """Whether :meth:`prepared_scan` computes what the kernel of any length does."""
         return False
 
-    def scan(
+    def prepared_scan(
         self,
         u: Tensor,
         D: Tensor | None,
@@ -88,8 +98,8 @@ class SSMModel(SSMParameters):
         rate: float = 1.0,
         bidirectional: bool = False,
         time_major: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """``k * u + D u`` by the recurrence, and the state after u.
+    ) -> Scan:
+        """``k * u + D u`` by the recurrence, ready to run.
 
         Args:
             u: (batch, d_model, L), or (batch, L, d_model) if ``time_major``.
@@ -100,8 +110,8 @@ class SSMModel(SSMParameters):
             bidirectional: whether the second half of the channels runs from the end, and meets each sample one later.
             time_major: the layout of u and y.
 
-        Returns:
-            y (batch, c d_model, L), or (batch, L, c d_model), and the state.
+        Raises:
+            BackendUnavailableError: the backend that is asked for has no scan.
         """
         raise NotImplementedError
 

@@ -17,8 +17,8 @@ from s4_fast import dispatch, torch_private
 from s4_fast.backend_table import SCAN_THRESHOLDS
 from s4_fast.dispatch import BackendUnavailableError, Call
 from s4_fast.ops import fft_conv
-from s4_fast.ssm.layout import turned
-from s4_fast.ssm.model import SSMModel
+from s4_fast.ssm.layout import lies_turned, turned
+from s4_fast.ssm.model import Scan, SSMModel
 from s4_fast.ssm.parameters import HALF
 
 if TYPE_CHECKING:
@@ -47,37 +47,63 @@ class Way(NamedTuple):
 
 def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     """The path of ``model`` over (batch, L) samples per feature. Backends are chosen as for every op."""
+    forced = _forced(model, L, way)
+    if forced is not None:
+        return forced
+    shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
+    call = Call("diagonal_ssm", model.C.device.type, model.real_dtype(), shape)
+    try:
+        backend = dispatch.choose(call, model.backend).backend
+    except BackendUnavailableError as error:
+        return Path("convolution", f"the requested backend has no scan: {error}")
+    return faster(model, call.device, backend, L)
+
+
+def _forced(model: SSMModel, L: int, way: Way) -> Path | None:
+    """The path where there is no choice."""
+    if way.path == "convolution":
+        return Path("convolution", "requested by path=")
     if not model.scans():
         return Path("convolution", f"{type(model).__name__} has no scan")
     if way.change is not None or (way.taps is not None and way.taps < L):
         return Path("convolution", "the kernel itself is cut or changed")
     if torch_private.has_hooks(model):
         return Path("convolution", "hooks are to see the kernel")
-    if way.path != "auto":
-        return Path(way.path, "requested by path=")
-    return faster(model, batch, L)
+    return Path("scan", "requested by path=") if way.path == "scan" else None
 
 
-def faster(model: SSMModel, batch: int, L: int) -> Path:
-    """The faster path of a ``model`` that scans."""
-    n, C = model.d_state // 2, model.C
-    shape = {"batch": batch, "H": model.d_model, "n": n, "L": L}
-    try:
-        call = Call("diagonal_ssm", C.device.type, model.real_dtype(), shape)
-        backend = dispatch.choose(call, model.backend).backend
-    except BackendUnavailableError as error:
-        return Path("convolution", f"the requested backend has no scan: {error}")
-    wanted = model.backend or dispatch.requested() or "auto"
-    if wanted not in ("auto", backend):
-        return Path("convolution", f"backend {wanted} has no scan")
-    threshold = SCAN_THRESHOLDS.get((C.device.type, backend))
+def faster(model: SSMModel, device: str, backend: str, L: int) -> Path:
+    """The faster path of a ``model`` that scans, on ``backend``."""
+    wanted = model.backend or dispatch.requested()
+    if wanted not in (None, "auto", backend):
+        return Path("convolution", f"backend {wanted} has no scan: it does not implement diagonal_ssm here")
+    threshold = SCAN_THRESHOLDS.get((device, backend))
     if threshold is None:
-        return Path(
-            "convolution", f"automatic: the scan has not been measured on {C.device.type} with backend {backend}"
-        )
+        return Path("convolution", f"automatic: the scan has not been measured on {device} with backend {backend}")
+    n = model.d_state // 2
     least = 1 if n <= threshold.states else threshold.length * n
     faster = f"automatic: for n = {n} the {backend} scan is the faster path from L = {least} on"
     return Path("scan" if L >= least else "convolution", faster)
+
+
+def _scan(
+    model: SSMModel, u: Tensor, D: Tensor | None, L: int, way: Way, state: Tensor | None, ahead: Tensor | None
+) -> Scan | None:
+    """The scan, where that is the path, as :func:`choose` says."""
+    forced = _forced(model, L, way)
+    if forced is not None and forced.name == "convolution":
+        return None
+    try:
+        scan = model.prepared_scan(
+            u, D, state, ahead, rate=way.rate, bidirectional=way.bidirectional, time_major=way.time_major
+        )
+    except BackendUnavailableError:
+        if forced is not None:
+            raise
+        return None
+    if forced is None and faster(model, u.device.type, scan.backend, L).name == "convolution":
+        return None
+    return scan
 
 
 def through(
@@ -104,23 +130,23 @@ def through(
         return_state: whether the state after the (row's) last sample is wanted.
 
     Returns:
-        y like u with c d_model features, contiguous, and the state or None.
+        y like u with c d_model features, which lies in memory as u does, and the state or None.
     """
-    batch, L = u.shape[0], u.shape[1 if way.time_major else 2]
     after: Tensor | None
-    if choose(model, batch, L, way).name == "scan":
-        y, after = model.scan(
-            u, D, state, ahead, rate=way.rate, bidirectional=way.bidirectional, time_major=way.time_major
-        )
+    scan = _scan(model, u, D, u.shape[1 if way.time_major else 2], way, state, ahead)
+    if scan is not None:
+        y, after = scan.run()
         if return_state and lengths is not None:
             after = model.state_after(_by_feature(u, way), state, lengths, way.rate)
-        # What comes next works on whole rows of memory, and so does its gradient.
-        y = y if y.is_contiguous() else turned(y.mT)
     else:
         with model.computed_once():
             signals = _by_feature(u, way)
             y = _convolved(model, signals, D, way, state, ahead).to(u.dtype)
-            y = turned(y) if way.time_major else y
+            # What comes next works on memory that lies alike.
+            if way.time_major:
+                y = y.mT if lies_turned(u) else turned(y)
+            elif lies_turned(u):
+                y = turned(y).mT
             after = model.state_after(signals, state, lengths, way.rate) if return_state else None
     return y, after if return_state else None
 

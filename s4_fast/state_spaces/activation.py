@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional, init
 
+from s4_fast.ssm.layout import lies_turned
+from s4_fast.torch_private import has_hooks
+
 
 class GLU(nn.Module):
     """``a f(b)`` of the halves (a, b) of ``dim``; ``torch.nn.GLU`` where f is the sigmoid."""
@@ -157,6 +160,25 @@ class WeightNorm(nn.Module):
         return (functional.conv1d if self.convolves else functional.linear)(x, self.weight, self.bias)
 
 
+class MappedFeatures(nn.Sequential):
+    """A map of the features and its activation.
+
+    Where (batch, length, features) lies in memory as (batch, features, length), so does what comes out, without a copy
+    between: a linear map is then one of each column, a convolution of width 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear, activation = self
+        if not (type(linear) is nn.Linear and x.ndim == 3 and lies_turned(x)) or any(map(has_hooks, self)):
+            found: Tensor = super().forward(x)
+            return found
+        by_feature = functional.conv1d(x.mT, linear.weight[..., None], linear.bias)
+        if type(activation) is nn.GLU and activation.dim == -1:
+            return functional.glu(by_feature, dim=-2).mT  # the gradient of GLU is always in rows
+        mapped: Tensor = activation(by_feature.mT)
+        return mapped
+
+
 def LinearActivation(
     d_input: int,
     d_output: int,
@@ -194,4 +216,4 @@ def LinearActivation(
             raise ValueError(f"unknown initializer {initializer!r}; expected one of {', '.join(_INITIALIZERS)}")
         _INITIALIZERS[initializer](linear.weight, _GAINS.get(activation or "none", "linear"))
     mapped = WeightNorm(linear) if weight_norm else linear
-    return nn.Sequential(mapped, layer) if activate and activation is not None else mapped
+    return MappedFeatures(mapped, layer) if activate and activation is not None else mapped

@@ -137,7 +137,9 @@ class S4Block(AllOrNothing):
         refuse_requests(kwargs, "S4Block takes x, lengths, state and rate")
         x = signal("x", x, self.layer.D)
         check_shape(x, self.d_model, self.transposed)
-        x = turned(x) if self.transposed else x
+        if self.transposed:
+            # The layer and the last map take either memory order; the maps of the others would each copy x.
+            x = x.mT if self.gate is None and self.bottleneck is None else turned(x)
         rows = padding.rows(per_row(lengths, x.shape[0]), x)
         if rows is not None:
             x = rows.cut(x)

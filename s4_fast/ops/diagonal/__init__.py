@@ -151,29 +151,30 @@ def diagonal_ssm(
         >>> y = diagonal_ssm(torch.randn(2, 8, 100), A, None, C, torch.full((8,), 0.01))
     """
     given = _given(u, A, B, C, dt, D, state, ahead, discretization, bidirectional, rate, time_major)
-    y, final = stored_diagonal_ssm(given, backend=backend)
+    y, final = stored_diagonal_ssm(given, dispatch.choose(given.call(), backend).backend)
     if C.ndim == 3:
         y = y.unflatten(2 if time_major else 1, (-1, C.shape[1]))
     return (y, final) if return_state else y
 
 
-def stored_diagonal_ssm(given: Arguments, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def stored_diagonal_ssm(given: Arguments, backend: str) -> tuple[Tensor, Tensor]:
     """:func:`diagonal_ssm` of parameters as modules store them, real, with nothing between them and the op.
+
+    ``backend`` is what ``dispatch.choose(given.call())`` says, or may be asked for.
 
     Returns:
         y (batch, c H, L), or (batch, L, c H) if ``given.form.time_major``, and the state after u.
     """
-    chosen = dispatch.choose(given.call(), backend).backend
     u = given.u
     # Where samples lie in the other order, that one is read.
     turned = not u.is_contiguous() and u.mT.is_contiguous()
     if turned:
         given = given._replace(u=u.mT, form=given.form._replace(time_major=not given.form.time_major))
-    if chosen == "reference" and u.numel():  # there is no FFT of nothing
+    if backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _by_definition(given)
     else:
         *tensors, form = given
-        y, final = _OP(*tensors, form.flags, form.rate, backend=chosen)
+        y, final = _OP(*tensors, form.flags, form.rate, backend=backend)
     return (y.mT if turned else y), final
 
 
