@@ -110,7 +110,7 @@ class DPLRModel(SSMModel):
         Where ``length`` is 0, ``first`` is the one to start with.
         """
         A_bar = self._transition(self._recurrence(plain=False, rate=rate))
-        row = _row(self._C().to(torch.complex128))
+        row = _row(torch.view_as_complex(self.read("C").double()))
         if length == 0:
             length = first
             row = row - row @ torch.linalg.matrix_power(A_bar, length)
@@ -154,7 +154,7 @@ class DPLRModel(SSMModel):
         C = self._C()
         if L > length and not self._holds_C():
             wide, length = self._truncated(L, length, L, rate)
-            C = wide.to(C.dtype)
+            C = self._within_band(wide.to(C.dtype))
         dt, B, P = self.dt(rate), self.B_vector()[None], self._shared(torch.view_as_complex(self.read("P")))
         k = dplr_kernel(dt * self.A(), P, P, B, C, dt, length, backend=self.backend)[0, ..., :L]
         return k if L <= length else pad(k, (0, L - length))  # by the roundings of rate L and l_kernel / rate

@@ -125,6 +125,10 @@ class SSMParameters(MarkedModule):
         """(channels, d_model, n), complex."""
         return torch.view_as_complex(self.read("C"))
 
+    def _within_band(self, C: Tensor) -> Tensor:
+        """C without what takes no part in the outputs."""
+        return C
+
     def _shared(self, t: Tensor) -> Tensor:
         """(..., n_ssm, n) -> (..., d_model, n), the copies taken in turn."""
         repeats = self.d_model // self.n_ssm

@@ -183,7 +183,9 @@ class SSMKernel(SSMModel):
         return _as_complex(self.read("B")[0]) if self.is_real else super()._B()
 
     def _C(self) -> Tensor:
-        C = _as_complex(self.read("C")) if self.is_real else super()._C()
+        return self._within_band(_as_complex(self.read("C")) if self.is_real else super()._C())
+
+    def _within_band(self, C: Tensor) -> Tensor:
         if self.bandlimit is None:
             return C
         frequencies = self.dt() * self.A().imag.abs() / (2 * math.pi)
