@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
 
-
 _PARTS = ("orig", "g", "v")  # what prune, spectral_norm and weight_norm append to a parameter's name
 
 
