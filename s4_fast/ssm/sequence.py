@@ -210,7 +210,9 @@ def through_slice(
         if L:
             y, _ = through(model, u, D, way, state=start, ahead=ahead)
         else:
-            y = u + ties + start.real.sum() * 0
+            c = model.channels // 2 if way.bidirectional else model.channels
+            y = u.repeat(1, 1, c) if way.time_major else u.repeat(1, c, 1)
+            y = y + ties + start.real.sum() * 0
             y = y if ahead is None else y + ahead.real.sum() * 0
     return y, last if return_state else None
 

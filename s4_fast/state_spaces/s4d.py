@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from s4_fast.arguments import integer, number, options_of, refuse_unknown, signal
 from s4_fast.layers.dropout import DropoutNd
@@ -152,7 +153,9 @@ class S4D(SequenceModule):
         y, _ = self._through(self.kernel, batch, skip, way, lambda least: self._check(u, least))
         # The map takes (batch, d_model, length).
         y = y if self.transposed else turned(y)
-        y = self.output_linear(self.dropout(self.activation(y)))
+        y = self.dropout(self.activation(y))
+        # No convolution takes an empty slice; its parameters have a part in the backward pass still.
+        y = self.output_linear(y) if y.shape[-1] else self.output_linear(pad(y, (0, 1)))[..., :0]
         y = y if self.transposed else turned(y)
         return (y[0] if single else y), None
 
