@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import torch_private
+from s4_fast.dispatch import Choice
 from s4_fast.ops.direct import operations_are_seen
 from s4_fast.ssm.memo import Memo, found
 from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters
@@ -19,12 +20,12 @@ T = TypeVar("T")
 
 
 class Scan(NamedTuple):
-    """A scan that may run: the backend that was chosen, and ``run()``, which gives y and the state after u.
+    """A scan that may run: which backend was chosen, and ``run()``, which gives y and the state after u.
 
     y is (batch, c d_model, L), or (batch, L, c d_model) where u is time-major.
     """
 
-    backend: str
+    choice: Choice
     run: Callable[[], tuple[Tensor, Tensor]]
 
 
