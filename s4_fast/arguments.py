@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def kind(value: object) -> str:
@@ -27,8 +27,8 @@ def is_array(value: object) -> bool:
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
-def signal(name: str, value: Any, like: Tensor) -> Tensor:
-    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``like`` is on another device.
+def signal(name: str, value: Any, module: nn.Module) -> Tensor:
+    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``module`` is on another device.
 
     Raises:
         TypeError: it is something else.
@@ -36,7 +36,7 @@ def signal(name: str, value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if is_array(value):
-        return torch.from_numpy(value).to(like.device)
+        return torch.from_numpy(value).to(next(module.parameters()).device)
     raise TypeError(f"expected {name} to be a tensor, got {kind(value)}")
 
 
