@@ -23,8 +23,8 @@ from tests.helpers import (
 )
 from tests.ops.diagonal_inputs import BACKENDS, BOTH, EVERY, ORDERS, RULES, contract, inputs, on
 
-# (batch, H, n, L)
-SIZES = [(2, 3, 1, 1), (1, 2, 3, 17), (2, 4, 29, 17), (3, 2, 3, 1047), (1, 2, 100, 1047), (1, 3, 100, 1)]
+# (batch, H, n, L). Several features: the gradient of one dt alone can be a small difference by chance.
+SIZES = [(2, 7, 1, 1), (1, 8, 3, 17), (2, 6, 29, 17), (3, 6, 3, 1047), (1, 5, 100, 1047), (1, 5, 100, 1)]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
