@@ -88,6 +88,21 @@ def ssm_scan(
     return y, final if state is None else final + torch.exp(L * x) * state
 
 
+def diagonal_ssm(
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Zero-order hold as the official S4D forms it, ``B (exp(dt A) - 1) / A``, and the rest as for ``ssm_scan``."""
+    x = dt * A
+    return ssm_scan(u, x, B * (torch.exp(x) - 1) / A, C, D, state, return_state)
+
+
 def ssm_step(
     u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
