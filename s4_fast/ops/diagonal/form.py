@@ -130,10 +130,10 @@ class Arguments(NamedTuple):
         op, form = "diagonal_ssm", self.form
         u, dt, A, B, C, D, state, ahead = self.u, self.dt, self.A_real, self.B, self.C, self.D, self.state, self.ahead
         given = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "state": state, "ahead": ahead}
-        tensors = {name: t for name, t in given.items() if t is not None or name in ("u", "dt")}
-        for name, t in tensors.items():
-            if not isinstance(t, Tensor):
+        for name, t in given.items():
+            if not isinstance(t, Tensor) and (t is not None or name in ("u", "dt")):
                 return TypeError(f"{op}: expected {name} to be a tensor, got {arguments.kind(t)}")
+        tensors = {name: t for name, t in given.items() if t is not None}
         if u.ndim != 3 or u.shape[1 if form.time_major else 2] < 1:
             layout = "(batch, L, H)" if form.time_major else "(batch, H, L)"
             return ValueError(f"{op}: expected u of shape {layout} with L >= 1, got {tuple(u.shape)}")
