@@ -144,6 +144,8 @@ class DPLRModel(SSMModel):
         Differentiable in every parameter.
         """
         _checks.length("kernel", L)
+        if self._steps and self._truncation(rate) == 0:
+            return self._dense_at(rate).kernel(L)
         # PyTorch 2.6 shows the next line in place of the message.
         self.prepare(L if rate == 1 else _rounded(rate * L))  # compiled, a longer kernel needs setup(length), eagerly
         length = self._truncation(rate)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4_fast import torch_private
 from s4_fast.dispatch import Choice
@@ -43,6 +43,7 @@ class SSMModel(SSMParameters):
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self._memo = Memo()
         self._once: dict[str, Any] | None = None
+        self._steps = False  # whether kernels are those of a step
 
     def forward(self, L: int, rate: float = 1.0) -> Tensor:
         """The first L samples of the kernel, (channels, d_model, L), differentiable in every parameter."""
@@ -56,7 +57,8 @@ class SSMModel(SSMParameters):
     def refresh(self) -> None:
         """Let hooks that run before a call set what they set: masks, norms."""
         if torch_private.has_hooks(self):
-            self.seen_kernel(1)
+            with one_step(self):
+                self.seen_kernel(1)
 
     def prepare(self, L: int) -> None:
         """Make kernels up to length L available, where that takes anything."""
@@ -248,11 +250,31 @@ class SSMModel(SSMParameters):
         return {**super().__getstate__(), **self._uncopied()}
 
     def _uncopied(self) -> dict[str, Any]:
-        return {"_memo": Memo(), "_once": None}
+        return {"_memo": Memo(), "_once": None, "_steps": False}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._memo.forget()  # inference tensors have no version that would show the change
+
+
+def one_step(module: nn.Module) -> AbstractContextManager[None]:
+    """A block in which the models inside ``module`` make kernels of one sample, for a step that hooks see.
+
+    None is set up for them: a step without hooks sets up nothing either.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _one_step(module)
+
+
+@contextmanager
+def _one_step(module: nn.Module) -> Iterator[None]:
+    models = [(m, m._steps) for m in module.modules() if isinstance(m, SSMModel)]
+    try:
+        for m, _ in models:
+            m._steps = True
+        yield
+    finally:
+        for m, before in models:
+            m._steps = before
 
 
 def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:

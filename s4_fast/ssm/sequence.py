@@ -153,8 +153,8 @@ def through(
 
 def _by_feature(u: Tensor, way: Way) -> Tensor:
     """(batch, d_model, L), contiguous, in the precision that is computed with."""
-    u = u.mT if way.time_major else u
-    return u.to(torch.float32).contiguous() if u.dtype in HALF else u.contiguous()
+    u = u.to(torch.float32) if u.dtype in HALF else u
+    return turned(u) if way.time_major else u.contiguous()
 
 
 def _convolved(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +169,10 @@ class MappedFeatures(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        linear, activation = self
-        if not (type(linear) is nn.Linear and x.ndim == 3 and lies_turned(x)) or any(map(has_hooks, self)):
+        linear: Any = self[0]
+        activation = self[1]
+        is_linear = type(linear) is nn.Linear or (type(linear) is WeightNorm and not linear.convolves)
+        if not (is_linear and x.ndim == 3 and lies_turned(x)) or any(map(has_hooks, self)):
             found: Tensor = super().forward(x)
             return found
         by_feature = functional.conv1d(x.mT, linear.weight[..., None], linear.bias)

@@ -14,6 +14,7 @@ from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm.dplr import longest
+from s4_fast.ssm.model import one_step
 from s4_fast.ssm.parameters import HALF
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.activation import Activation, halves
@@ -183,7 +184,8 @@ class FFTConv(SequenceModule):
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
         if torch_private.has_hooks(self):
-            y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
+            with one_step(self):
+                y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
             return (y[..., 0] if self.transposed else y[:, 0]), after
         x = as_autocast(signal("x", x, self))
         if len(self.D) == 1:
