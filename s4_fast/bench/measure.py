@@ -17,6 +17,8 @@ _SAMPLES = 100
 _LEAST_SAMPLES = 3
 # Shorter samples are dominated by the clock and by one launch.
 _SAMPLE_SECONDS = 1e-3
+# Each turn begins with caches that the other has filled, which would show in a shorter one.
+_TURN_SECONDS = 2e-2
 
 
 class Time(NamedTuple):
@@ -45,7 +47,7 @@ def timed_in_turn(runs: Sequence[Callable[[], Any]], seconds: float) -> list[Tim
     for run in runs:
         run()
         estimate = _sample(run, "cpu", 3)
-        plans.append((run, max(1, math.ceil(_SAMPLE_SECONDS / estimate)), estimate))
+        plans.append((run, max(1, math.ceil(_TURN_SECONDS / estimate)), estimate))
     each = sum(calls * estimate for _, calls, estimate in plans)
     count = min(_SAMPLES, max(_LEAST_SAMPLES, int(seconds / each)))
     samples = [[1e3 * _sample(run, "cpu", calls) for run, calls, _ in plans] for _ in range(count)]

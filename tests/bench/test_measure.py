@@ -32,9 +32,9 @@ def test_several_are_timed_in_turn() -> None:
     def waiting(name: str, seconds: float) -> Callable[[], None]:
         return lambda: (calls.append(name), time.sleep(seconds))[1]
 
-    quick, slow = measure.timed_in_turn([waiting("a", 0.005), waiting("b", 0.01)], seconds=0.1)
-    assert 5 <= quick.p20 <= quick.median <= quick.p80
-    assert 10 <= slow.p20 <= slow.median <= slow.p80
+    quick, slow = measure.timed_in_turn([waiting("a", 0.025), waiting("b", 0.05)], seconds=0.4)
+    assert 25 <= quick.p20 <= quick.median <= quick.p80
+    assert 50 <= slow.p20 <= slow.median <= slow.p80
     assert quick.median < slow.median
     warm_up = [*"aaaa", *"bbbb"]
     assert calls[:8] == warm_up and "".join(calls[8:]) == "ab" * (len(calls) // 2 - 4)
