@@ -30,13 +30,16 @@ def is_array(value: object) -> bool:
 def signal(name: str, value: Any, module: nn.Module) -> Tensor:
     """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``module`` is on another device.
 
+    An array that no tensor can share the memory of, read-only or with negative strides, is copied.
+
     Raises:
         TypeError: it is something else.
     """
     if isinstance(value, Tensor):
         return value
     if is_array(value):
-        return torch.from_numpy(value).to(next(module.parameters()).device)
+        shares = value.flags.writeable and min(value.strides, default=0) >= 0
+        return torch.from_numpy(value if shares else value.copy()).to(next(module.parameters()).device)
     raise TypeError(f"expected {name} to be a tensor, got {kind(value)}")
 
 
@@ -59,12 +62,14 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """``value`` as a float: a real number, of NumPy or in a tensor of one entry too.
+    """``value`` as a float: a real number, of NumPy or in a tensor or array of one entry too.
 
     Raises:
         TypeError: it is not a number.
     """
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if is_array(value) and value.size == 1 and value.dtype.kind in "iuf":
+        return float(value.item())
     if isinstance(value, bool) or not (single or isinstance(value, Real)):
         raise TypeError(_not(name, "a number", value))
     return float(value)
@@ -103,13 +108,31 @@ def options_of(*takers: Callable[..., Any]) -> list[str]:
     return list(names)
 
 
+class UnknownOptionError(TypeError):
+    """What was called does not take ``names``; ``known`` is what it takes."""
+
+    def __init__(self, message: str, names: Iterable[str] = (), known: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.names, self.known = list(names), list(known)
+
+    @classmethod
+    def of(cls, owner: str, names: Iterable[str], known: Iterable[str]) -> UnknownOptionError:
+        names, known = list(names), list(dict.fromkeys(known))
+        word = "option" if len(names) == 1 else "options"
+        return cls(f"{owner}: unknown {word} {', '.join(names)}; it takes {', '.join(known)}", names, known)
+
+    def through(self, owner: type) -> UnknownOptionError:
+        """The error of ``owner``, which was called with the options and handed them on."""
+        own = options_of(owner.__init__)  # type: ignore[misc]
+        return self.of(owner.__name__, self.names, (*own, *self.known))
+
+
 def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise TypeError where ``given`` has an option that is not in ``known``.
+    """Raise UnknownOptionError, a TypeError, where ``given`` has an option that is not in ``known``.
 
     The message names ``owner``, the layer that was called, and lists what it takes.
     """
     known = list(known)
     unknown = [name for name in given if name not in known]
     if unknown:
-        word = "option" if len(unknown) == 1 else "options"
-        raise TypeError(f"{owner}: unknown {word} {', '.join(unknown)}; it takes {', '.join(known)}")
+        raise UnknownOptionError.of(owner, unknown, known)

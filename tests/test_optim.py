@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from s4_fast import DPLRSSM, S4DLayer, S4SequenceModel, get_ssm_param_groups
+from s4_fast import DPLRSSM, S4DLayer, S4Layer, S4SequenceModel, get_ssm_param_groups
+from s4_fast.state_spaces import S4D, S4Block
 
 RATES = {"lr": 1e-2, "ssm_lr": 1e-3, "weight_decay": 0.05}
 
@@ -106,3 +109,78 @@ def test_decay_leaves_state_space_parameters_alone():
     torch.optim.AdamW(get_ssm_param_groups(ssm, lr=0.1, weight_decay=0.5)).step()
     changed = {name for name, p in ssm.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"C"}
+
+
+class Halved(nn.Module):
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return t / 2
+
+
+def pickled(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def assigned(module: nn.Module) -> nn.Module:
+    module.load_state_dict({name: t.clone() for name, t in module.state_dict().items()}, assign=True)
+    return module
+
+
+def swapped(module: nn.Module) -> nn.Module:
+    """Moved where moving makes new parameters."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return module.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+CHANGES = {
+    "nothing": lambda module: module,
+    "deepcopy": copy.deepcopy,
+    "pickle": pickled,
+    "to": lambda module: module.to(torch.float64),
+    "to with new parameters": swapped,
+    "to_empty": lambda module: module.to_empty(device="meta"),
+    "assign": assigned,
+    "two of them": lambda module: assigned(copy.deepcopy(module)),
+}
+MAKES = {
+    "halved": lambda kernel, name: parametrize.register_parametrization(kernel, name, Halved()),
+    "weight_norm": parametrizations.weight_norm,  # of two parameters
+    "pruned": lambda kernel, name: prune.random_unstructured(kernel, name, amount=0.3),
+    "old weight_norm": torch.nn.utils.weight_norm,
+}
+KERNELS = {
+    "S4DLayer": (lambda: S4DLayer(4, 8, lr=1e-4), "A_real"),
+    "S4Layer": (lambda: S4Layer(4, 8, lr=1e-4), "P"),
+    "S4D": (lambda: S4D(4, 8, lr=1e-4), "log_A_real"),
+    "S4Block": (lambda: S4Block(4, d_state=8, lr=1e-4), "B"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (make, change)
+        for make in MAKES
+        for change in CHANGES
+        # PyTorch pickles no parametrized module, and copies none with a parameter that a hook makes.
+        if (change != "pickle" or make not in ("halved", "weight_norm"))
+        and (change not in ("deepcopy", "two of them") or make not in ("pruned", "old weight_norm"))
+    ],
+)
+@pytest.mark.parametrize("kind", KERNELS)
+def test_parameters_made_of_others_keep_their_mark(kind, make, change):
+    build, name = KERNELS[kind]
+    module = build()
+    kernel = module.layer.kernel if kind == "S4Block" else module.kernel
+    ordinary, *ssm = [len(group["params"]) for group in get_ssm_param_groups(module, **RATES)]
+    MAKES[make](kernel, name)
+    parts = 2 if "weight_norm" in make else 1
+    module = CHANGES[change](module)
+    groups = get_ssm_param_groups(module, **RATES)
+    assert [len(group["params"]) for group in groups] == [ordinary, ssm[0] + parts - 1]
+    assert (groups[1]["lr"], groups[1]["weight_decay"]) == (1e-4, 0.0)
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in module.parameters()}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from s4_fast.arguments import kind
+
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _PRECISION_OF_REAL = {torch.float32: torch.float32, torch.float64: torch.float64}
 _PRECISION_OF_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -17,7 +19,10 @@ def shape_of(**tensors: Tensor) -> str:
 
 
 def same_device(op: str, **tensors: Tensor) -> str:
-    """The common device type; ValueError when the tensors live on different devices."""
+    """The common device type; ValueError when they live on different ones, TypeError for what is no tensor."""
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: expected {name} to be a tensor, got {kind(t)}")
     device = next(iter(tensors.values())).device
     for t in tensors.values():
         if t.device != device:

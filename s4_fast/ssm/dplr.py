@@ -288,7 +288,7 @@ class DPLRSSM(DPLRModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        l_max = longest(l_max)
+        l_max, d_state, rank = longest(l_max), integer("d_state", d_state), integer("rank", rank)
         if isinstance(init, str):
             w, P, B = initialization.dplr(init, d_state, rank, generator=generator)
         else:
@@ -300,6 +300,7 @@ class DPLRSSM(DPLRModel):
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
         self.set_marks({"P": self.marks()["A_real"]})
+        self.l_kernel = self.l_kernel.to(self.P.device)
 
 
 def longest(l_max: Any) -> int | None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from s4_fast.checkpoint import AllOrNothing
 
+_PARTS = ("orig", "g", "v")  # what prune, spectral_norm and weight_norm append to a parameter's name
+
 
 class MarkedModule(AllOrNothing):
     """A module whose parameters carry ``_optim``, a mapping of optimiser options such as ``weight_decay``.
@@ -29,11 +31,13 @@ class MarkedModule(AllOrNothing):
         return {**self._given_marks, **carried}
 
     def named_marked(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The module's own parameters, and what parametrizations of them are made of, under the parameter's name.
+        """The module's own parameters, and what parametrizations and hooks make them of, under the parameter's name.
 
-        A parametrization with several tensors has one name for all: they have one mark.
+        Where that is several tensors they have one name, and one mark.
         """
-        yield from self.named_parameters(recurse=False)
+        for name, parameter in self.named_parameters(recurse=False):
+            made, _, part = name.rpartition("_")
+            yield made if part in _PARTS and made in self._given_marks else name, parameter
         for name, parametrized in getattr(self, "parametrizations", {}).items():
             for part, parameter in parametrized.named_parameters(recurse=False):
                 if part.startswith("original"):

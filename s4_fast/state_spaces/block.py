@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import integer, signal
+from s4_fast.arguments import UnknownOptionError, integer, signal
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
@@ -86,7 +86,10 @@ class S4Block(AllOrNothing):
         inner = d_model if bottleneck is None else d_model // bottleneck
         if bottleneck is not None:
             self.input_linear = LinearActivation(d_model, inner)
-        self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **layer_args)
+        try:
+            self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **layer_args)
+        except UnknownOptionError as error:
+            raise error.through(S4Block) from None
         width = self.layer.d_output
         if gate is not None:
             self.input_gate = LinearActivation(d_model, gate * d_model, activation=gate_act, activate=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import integer, signal
+from s4_fast.arguments import UnknownOptionError, integer, signal
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
@@ -80,9 +80,12 @@ class FFTConv(SequenceModule):
         inner = 2 * channels if halves(activation) else channels
         self.activation = Activation(activation, dim=1 if transposed else -1, size=inner * d_model)
         self.D = nn.Parameter(torch.randn(inner, d_model))
-        self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
-            d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=self.l_max, **kernel_args
-        )
+        try:
+            self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
+                d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=self.l_max, **kernel_args
+            )
+        except UnknownOptionError as error:
+            raise error.through(FFTConv) from None
         drop = DropoutNd(dropout, transposed=transposed) if tie_dropout else nn.Dropout(dropout)
         self.drop = nn.Identity() if dropout == 0 else drop
         self.drop_kernel = nn.Identity() if drop_kernel == 0 else nn.Dropout(drop_kernel)

@@ -47,7 +47,7 @@ class Initial(NamedTuple):
 
 
 def initial(
-    init: str | Sequence[str], N: int, rank: int, copies: int, *, low_rank: bool = True, **args: Any
+    init: str | Sequence[str], N: int, rank: int, copies: int, low_rank: bool = True, /, **args: Any
 ) -> Initial:
     r"""The start of ``copies`` systems with ``n = N // 2`` stored modes each.
 

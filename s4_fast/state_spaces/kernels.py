@@ -6,13 +6,12 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import integer, number
+from s4_fast.arguments import UnknownOptionError, integer, number
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops._complex import expm1
@@ -109,7 +108,7 @@ class SSMKernel(SSMModel):
         if backend not in _OFFICIAL_BACKENDS and backend not in BACKENDS:
             known = ", ".join(dict.fromkeys((*_OFFICIAL_BACKENDS, *BACKENDS)))
             raise ValueError(f"unknown backend {backend!r}; expected one of {known}")
-        d_state = integer("d_state", d_state)
+        d_state, rank = integer("d_state", d_state), integer("rank", rank)
         init = _one_init(init, measure)
         rates, decays = _by_group("lr", lr), _by_group("wd", wd)
         n = d_state // 2
@@ -121,10 +120,10 @@ class SSMKernel(SSMModel):
 
         dt = self._initial_dt(dt_min, dt_max, deterministic)
         try:
-            A, P, B, V = initial(init, d_state, rank, self.n_ssm, low_rank=self.low_rank, **init_args)
+            A, P, B, V = initial(init, d_state, rank, self.n_ssm, self.low_rank, **init_args)
         except UnknownArgumentError as error:
-            unknown, own = ", ".join(error.names), ", ".join((*self._options(), *error.known))
-            raise TypeError(f"unknown option {unknown}; {type(self).__name__} with init={init!r} takes {own}") from None
+            options = (*self._options(), *error.known)
+            raise UnknownOptionError.of(type(self).__name__, error.names, options) from None
         check_stable(A)
         if deterministic:
             C = V[None, :, 0].repeat(channels, d_model // self.n_ssm, 1)
@@ -468,9 +467,8 @@ def _by_group(option: str, given: float | Mapping[str, float | None] | None) -> 
         found = {name: given.get(name) for name in _GROUPS}
     else:
         found = dict.fromkeys(_GROUPS, given)
-    for value in found.values():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise TypeError(f"{option} must be a number or a mapping of {', '.join(_GROUPS)} to numbers, got {value!r}")
+    values = {name: None if value is None else number(option, value) for name, value in found.items()}
+    for value in values.values():
         if value is not None and not value >= 0:
             raise ValueError(f"{option} must be at least 0, got {value}")
-    return found
+    return values

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4_fast.arguments import integer, number, refuse_unknown, signal
+from s4_fast.arguments import integer, number, options_of, refuse_unknown, signal
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
@@ -121,7 +121,7 @@ class S4D(SequenceModule):
         **kernel_args: Any,
     ) -> None:
         super().__init__()
-        refuse_unknown("S4D", kernel_args, ("d_model", "d_state", "dropout", "transposed", *_KERNEL_OPTIONS))
+        refuse_unknown("S4D", kernel_args, (*options_of(S4D.__init__), *_KERNEL_OPTIONS))
         d_model, d_state = integer("d_model", d_model, 1), integer("d_state", d_state)
         self.h, self.n, self.d_output, self.transposed = d_model, d_state, d_model, transposed
         self.D = nn.Parameter(torch.randn(d_model))
