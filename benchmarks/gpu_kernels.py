@@ -17,7 +17,8 @@ import torch
 
 from s4_fast import dispatch
 from s4_fast.bench import accuracy, direct, evaluate, machine, measure, plot
-from s4_fast.bench.cases import Arguments, Case, arguments
+from s4_fast.bench.cases import Case
+from s4_fast.bench.inputs import Arguments, arguments
 
 OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel", "ssm_scan")
 FEATURES, STATES, LENGTHS = (128, 1024), 32, (1024, 4096, 16384, 65536)

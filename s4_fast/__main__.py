@@ -16,7 +16,8 @@ from rich.text import Text
 import s4_fast
 from s4_fast import dispatch, doctor
 from s4_fast.bench import layers, machine, plot, report, runner
-from s4_fast.bench.cases import OPS, Case, select
+from s4_fast.bench.cases import Case, select
+from s4_fast.bench.inputs import OPS
 from s4_fast.bench.results import Row, compare
 from s4_fast.state_spaces import convert
 

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def kind(value: object) -> str:
@@ -27,8 +27,8 @@ def is_array(value: object) -> bool:
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
-def signal(name: str, value: Any, like: Tensor) -> Tensor:
-    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``like`` is on another device.
+def signal(name: str, value: Any, module: nn.Module) -> Tensor:
+    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``module`` is on another device.
 
     An array that no tensor can share the memory of, read-only or with negative strides, is copied.
 
@@ -39,7 +39,7 @@ def signal(name: str, value: Any, like: Tensor) -> Tensor:
         return value
     if is_array(value):
         shares = value.flags.writeable and min(value.strides, default=0) >= 0
-        return torch.from_numpy(value if shares else value.copy()).to(like.device)
+        return torch.from_numpy(value if shares else value.copy()).to(next(module.parameters()).device)
     raise TypeError(f"expected {name} to be a tensor, got {kind(value)}")
 
 

@@ -43,10 +43,14 @@ class Call(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The backend that runs a call, and why it was chosen."""
+    """The backend that runs a call, and why it was chosen.
+
+    ``replaces`` is the backend that was preferred, where that does not serve the call.
+    """
 
     backend: str
     reason: str
+    replaces: str | None = None
 
 
 def _serves_everything(call: Call) -> str | None:
@@ -77,6 +81,7 @@ class Status:
     fix: str = ""
 
 
+_ORDER = ", ".join(AUTOMATIC_ORDER)
 _implementations: dict[str, dict[str, Implementation]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
 
@@ -205,23 +210,25 @@ def choose(call: Call, backend: str | None = None) -> Choice:
     """
     request = backend_requests.find(backend)
     if request is None:
-        return _automatic(call, "")
+        return _automatic(call)
     _check_usable(call.op, request)
     implementation = _implementations[call.op].get(request.backend)
     if implementation is None:
         if request.strict:
             have = ", ".join(_implementations[call.op])
             _fail(call.op, request, f"it does not implement {call.op}; backends that do: {have}")
-        return _automatic(call, f"{request.where} prefers {request.backend}, which does not implement {call.op}; ")
+        why = f"{request.where} prefers {request.backend}, which does not implement {call.op}; "
+        return _automatic(call, why, request.backend)
     refusal = _refusal(call, request.backend, implementation)
     if not refusal:
         return Choice(request.backend, f"requested by {request.where}")
     if request.strict:
         _fail(call.op, request, refusal)
-    return _automatic(call, f"{request.where} prefers {request.backend}, which refuses this call ({refusal}); ")
+    why = f"{request.where} prefers {request.backend}, which refuses this call ({refusal}); "
+    return _automatic(call, why, request.backend)
 
 
-def _automatic(call: Call, preface: str) -> Choice:
+def _automatic(call: Call, preface: str = "", replaces: str | None = None) -> Choice:
     table = _implementations[call.op]
     for name in AUTOMATIC_ORDER:
         implementation = table.get(name)
@@ -229,7 +236,8 @@ def _automatic(call: Call, preface: str) -> Choice:
             continue
         if _missing(name) or _refusal(call, name, implementation):
             continue
-        return Choice(name, f"{preface}automatic: first of {', '.join(AUTOMATIC_ORDER)} that serves {call.op} here")
+        reason = f"{preface}automatic: first of {_ORDER} that serves {call.op} here"
+        return Choice(name, reason, replaces)
     raise AssertionError(f"no backend serves {call.op}")  # pytorch serves everything
 
 

@@ -15,7 +15,8 @@ from rich.text import Text
 from s4_fast import dispatch, native_library
 from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
-from s4_fast.bench.cases import OPS, Arguments, Case, arguments
+from s4_fast.bench.cases import Case
+from s4_fast.bench.inputs import OPS, Arguments, arguments
 
 _SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000), "ssm_step": (8, 32, 1), "dplr_step": (8, 32, 1)}
 CASES = (
@@ -29,6 +30,7 @@ CASES = (
     Case("log_vandermonde", 1, 4, 2**20, decay=1e-6),
     Case("log_vandermonde_transpose", 1, 4, 2**20, decay=1e-6),
     Case("ssm_scan", 1, 4, 2**20, decay=1e-6, state=True),
+    Case("diagonal_ssm", 1, 4, 2**20, decay=1e-6, state=True),
 )
 
 

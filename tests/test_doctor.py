@@ -10,7 +10,8 @@ import s4_fast
 from s4_fast import __main__ as command
 from s4_fast import dispatch, doctor
 from s4_fast.bench.accuracy import KNOWN_LIMIT
-from s4_fast.bench.cases import OPS, Case
+from s4_fast.bench.cases import Case
+from s4_fast.bench.inputs import OPS
 
 TINY = tuple(Case(op, 2, 3, 40, dtype=dtype) for op in OPS for dtype in ("float32", "float64"))
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import s4_fast
 from s4_fast.bench import direct
-from s4_fast.bench.cases import OPS, Arguments, Axes, Case, cast
+from s4_fast.bench.cases import Case
 from s4_fast.bench.evaluate import Outcome, Output, cotangent, implementation, parts
+from s4_fast.bench.inputs import OPS, Arguments, Axes, cast
 
 # The accuracy contract: the largest relative error of an output and of a gradient, by precision.
 FORWARD = {"float32": 2e-6, "float64": 1e-12}
@@ -25,7 +26,7 @@ PASS, FAIL, KNOWN_LIMIT = "pass", "FAIL", "known limit"
 _BLOCK = 2**22
 # Steps up to which the quadratic definition of fft_conv is evaluated; beyond, one FFT in float64, good to 1e-15.
 _QUADRATIC = 2**28
-# Powers up to which the definition of ssm_scan is evaluated; beyond, its kernel by matrix products and that FFT.
+# Powers up to which the definitions of scans are evaluated; beyond, their kernels by matrix products and that FFT.
 _POWERS = 2**24
 
 
@@ -60,14 +61,25 @@ def reference(case: Case, arguments: Arguments) -> Outcome:
 def _definition(case: Case) -> Callable[..., Output]:
     if case.op == "fft_conv" and case.batch * case.H * case.L**2 > _QUADRATIC:
         return direct.fft_conv
-    if case.op == "ssm_scan" and not case.state and case.H * case.n * case.L > _POWERS:
-        return _convolution
+    if case.op in _CONVOLUTIONS and not case.state and case.H * case.n * case.L > _POWERS:
+        return _CONVOLUTIONS[case.op]
     return implementation(case.op, "reference")
 
 
 def _convolution(u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, return_state: bool) -> Tensor:
     """``ssm_scan`` without a state, apart from everything that is in its backends."""
     return direct.fft_conv(u, s4_fast.log_vandermonde(C * B, x, u.shape[-1], backend="pytorch"), D)
+
+
+def _continuous_convolution(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, return_state: bool
+) -> Tensor:
+    """``diagonal_ssm`` under zero-order hold, in the same way."""
+    x = dt * A
+    return _convolution(u, x, B * torch.expm1(x) / A, C, D, return_state)
+
+
+_CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {"ssm_scan": _convolution, "diagonal_ssm": _continuous_convolution}
 
 
 class _Block(NamedTuple):

@@ -7,10 +7,11 @@ nodes near ``omega = -1`` in float32). The definitions are the ``reference`` mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4_fast.layers import S4DLayer, S4Layer
 from s4_fast.ssm import with_conjugates
@@ -88,6 +89,21 @@ def ssm_scan(
     return y, final if state is None else final + torch.exp(L * x) * state
 
 
+def diagonal_ssm(
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Zero-order hold as the official S4D forms it, ``B (exp(dt A) - 1) / A``, and the rest as for ``ssm_scan``."""
+    x = dt * A
+    return ssm_scan(u, x, B * (torch.exp(x) - 1) / A, C, D, state, return_state)
+
+
 def ssm_step(
     u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -117,6 +133,27 @@ def s4_layer(layer: S4Layer, u: Tensor) -> Tensor:
     ssm = layer.kernel
     dt, P, B, C = ssm.dt(), *(torch.view_as_complex(t) for t in (ssm.P, ssm.B, ssm.C))
     return fft_conv(u.mT, dplr_kernel(dt * ssm.A(), P, P, B, C, dt, u.shape[1])[0, 0], layer.D).mT
+
+
+class MinimalS4D(nn.Module):
+    """The layer of the official minimal S4D, without its output map, on (batch, L, H)."""
+
+    def __init__(self, H: int, N: int = 64, dt_min: float = 0.001, dt_max: float = 0.1) -> None:
+        super().__init__()
+        n = N // 2
+        self.D = nn.Parameter(torch.randn(H))
+        self.C = nn.Parameter(torch.view_as_real(torch.randn(H, n, dtype=torch.complex64)))
+        self.log_dt = nn.Parameter(torch.rand(H) * math.log(dt_max / dt_min) + math.log(dt_min))
+        self.log_A_real = nn.Parameter(torch.log(0.5 * torch.ones(H, n)))
+        self.A_imag = nn.Parameter(math.pi * torch.arange(n).repeat(H, 1).float())
+
+    def forward(self, u: Tensor) -> Tensor:
+        L = u.shape[1]
+        A = -torch.exp(self.log_A_real) + 1j * self.A_imag
+        dtA = A * torch.exp(self.log_dt)[:, None]
+        C = torch.view_as_complex(self.C) * (torch.exp(dtA) - 1) / A
+        powers = torch.exp(dtA[..., None] * torch.arange(L, device=u.device))
+        return fft_conv(u.mT, 2 * torch.einsum("hn,hnl->hl", C, powers).real, self.D).mT
 
 
 def s4d_step(layer: S4DLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

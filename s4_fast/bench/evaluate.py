@@ -12,7 +12,7 @@ from torch import Tensor
 import s4_fast
 from s4_fast import dispatch
 from s4_fast.bench import direct
-from s4_fast.bench.cases import Arguments
+from s4_fast.bench.inputs import Arguments
 
 # Evaluations that an op is compared with, beside its backends: the direct one, and for ``ssm_scan`` the convolution
 # with a kernel that costs nothing.

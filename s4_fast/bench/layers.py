@@ -1,4 +1,4 @@
-"""Whole layers beside the same layers by direct evaluation: training, prefill, and one step.
+"""Whole layers beside the same layers by direct evaluation: training, prefill, one step, and passes with a goal.
 
 Run as a module this is the process that measures, which writes one row as a JSON line per case.
 """
@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich import box
@@ -20,42 +20,10 @@ from rich.table import Table
 from torch import Tensor
 
 from s4_fast.bench import direct, measure
+from s4_fast.bench.layer_passes import measure_passes
+from s4_fast.bench.layer_rows import SMOKE, Pair, Row, Sizes, both_ways, forward, timed
 from s4_fast.bench.runner import KEEP_PAGES
 from s4_fast.layers import S4DLayer, S4Layer
-
-
-class Sizes(NamedTuple):
-    """What is measured, and for about how many seconds each."""
-
-    batch: int = 16
-    length: int = 1024
-    features: int = 128
-    steps: int = 100_000
-    seconds: float = 2.0
-
-
-SMOKE = Sizes(2, 20, 4, 50, 0.01)
-
-
-@dataclass
-class Row:
-    """One case: milliseconds, MiB, the relative norm of a difference, and the goal in words."""
-
-    name: str
-    ours: float
-    baseline: float | None = None
-    peak: float | None = None
-    baseline_peak: float | None = None
-    error: float | None = None
-    goal: str = ""
-    met: bool | None = None
-
-
-class Pair(NamedTuple):
-    """Ours and the baseline, as calls without arguments."""
-
-    ours: Callable[[], Any]
-    baseline: Callable[[], Any]
 
 
 def measure_all(sizes: Sizes) -> Iterator[Row]:
@@ -64,26 +32,22 @@ def measure_all(sizes: Sizes) -> Iterator[Row]:
         yield from _training(kind, cls(sizes.features), reference, sizes)
     yield from _stepping(sizes)
     yield from _prefill(sizes)
+    yield from measure_passes(sizes)
 
 
 def _training(kind: str, layer: Any, reference: Callable[..., Tensor], sizes: Sizes) -> Iterator[Row]:
     shape = sizes.batch, sizes.length, sizes.features
-    u, cotangent = torch.randn(shape).requires_grad_(), torch.randn(shape)
-    leaves = (u, *layer.parameters())
+    u, parameters = torch.randn(shape), list(layer.parameters())
     with torch.no_grad():
         layer(u)  # S4 is set up for the length
 
-    def forward(evaluate: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        return torch.no_grad()(lambda: evaluate(u))
-
-    def both(evaluate: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(evaluate(u), leaves, cotangent)
-
-    for what, wrap in (("forward", forward), ("forward + backward", both)):
-        pair = Pair(wrap(layer), wrap(lambda u: reference(layer, u)))
-        row = _timed(f"{kind} {what} {shape}", pair, sizes)
+    evaluations: tuple[Callable[[Tensor], Tensor], ...] = layer, lambda t: reference(layer, t)
+    alone = Pair(*(forward(evaluate, u) for evaluate in evaluations))
+    both = Pair(*(both_ways(evaluate, u, parameters) for evaluate in evaluations))
+    for what, pair in (("forward", alone), ("forward + backward", both)):
+        row = timed(f"{kind} {what} {shape}", pair, sizes)
         row.peak, row.baseline_peak = (measure.peak_memory(run, "cpu") for run in pair)
-        if kind == "S4DLayer" and wrap is both:
+        if kind == "S4DLayer" and pair is both:
             assert row.baseline is not None
             row.goal, row.met = "6x faster, a third of the memory", row.baseline >= 6 * row.ours
             if row.peak is not None and row.baseline_peak is not None:
@@ -103,7 +67,7 @@ def _stepping(sizes: Sizes) -> Iterator[Row]:
             step, state = reference(layer), layer.init_state(1)
             dense = torch.zeros(1, sizes.features, layer.d_state) if cls is S4Layer else state
             pair = Pair(lambda: layer.step(u, state), lambda: step(u, dense))  # noqa: B023
-            row = _timed(f"{kind} step {tuple(u.shape)}", pair, sizes)
+            row = timed(f"{kind} step {tuple(u.shape)}", pair, sizes)
         row.goal, row.met = f"{1e3 * most:.0f} us", row.ours <= most
         yield row
 
@@ -126,17 +90,11 @@ def _prefill(sizes: Sizes) -> Iterator[Row]:
         yield Row(name, time, one_by_one, error=error, goal="the same state to 2e-6", met=error <= 2e-6)
 
 
-def _timed(name: str, pair: Pair, sizes: Sizes) -> Row:
-    """Both in turn, twice, so that a slow spell of the machine does not fall on one of them alone."""
-    times = [[measure.timed(run, "cpu", sizes.seconds / 2).median for run in pair] for _ in range(2)]
-    return Row(name, *(min(both) for both in zip(*times, strict=True)))
-
-
 def table(rows: Sequence[Row]) -> Table:
     """The rows for people."""
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     grid.add_column("layer, float32", no_wrap=True)
-    for heading in ("ms", "direct\nms", "ratio", "peak\nMiB", "of\ndirect", "difference"):
+    for heading in ("ms", "other\nms", "ratio", "peak\nMiB", "of\nother", "difference"):
         grid.add_column(heading, justify="right", no_wrap=True)
     grid.add_column("goal", no_wrap=True)
     for row in rows:
@@ -145,7 +103,7 @@ def table(rows: Sequence[Row]) -> Table:
             row.name,
             f"{row.ours:.3g}",
             "" if row.baseline is None else f"{row.baseline:.3g}",
-            "" if row.baseline is None else f"{row.baseline / row.ours:.1f}x",
+            "" if row.baseline is None else f"{row.baseline / row.ours:.3g}x",
             "" if row.peak is None else f"{row.peak:.1f}",
             "" if row.peak is None or not row.baseline_peak else f"{row.peak / row.baseline_peak:.1%}",
             "" if row.error is None else f"{row.error:.1e}",

@@ -6,7 +6,7 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ _SAMPLES = 100
 _LEAST_SAMPLES = 3
 # Shorter samples are dominated by the clock and by one launch.
 _SAMPLE_SECONDS = 1e-3
+# Each turn begins with caches that the other has filled, which would show in a shorter one.
+_TURN_SECONDS = 2e-2
 
 
 class Time(NamedTuple):
@@ -34,6 +36,22 @@ def timed(run: Callable[[], Any], device: str, seconds: float) -> Time:
     around the calls themselves where a graph cannot be captured. Otherwise: wall time.
     """
     return timed_with_launches(replayed(run) if device.startswith("cuda") else run, device, seconds)
+
+
+def timed_in_turn(runs: Sequence[Callable[[], Any]], seconds: float) -> list[Time]:
+    """The times of several on the CPU, a sample of each in turn, for about ``seconds`` together, after a warm-up.
+
+    What slows the machine for a while then slows all of them.
+    """
+    plans = []
+    for run in runs:
+        run()
+        estimate = _sample(run, "cpu", 3)
+        plans.append((run, max(1, math.ceil(_TURN_SECONDS / estimate)), estimate))
+    each = sum(calls * estimate for _, calls, estimate in plans)
+    count = min(_SAMPLES, max(_LEAST_SAMPLES, int(seconds / each)))
+    samples = [[1e3 * _sample(run, "cpu", calls) for run, calls, _ in plans] for _ in range(count)]
+    return [_summary(times) for times in zip(*samples, strict=True)]
 
 
 def replayed(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -59,6 +77,10 @@ def timed_with_launches(run: Callable[[], Any], device: str, seconds: float) -> 
     count = min(_SAMPLES, max(_LEAST_SAMPLES, int(seconds / (estimate * calls))))
     samples = [1e3 * estimate] if calls == 1 else []
     samples += [1e3 * _sample(run, device, calls) for _ in range(count - len(samples))]
+    return _summary(samples)
+
+
+def _summary(samples: Sequence[float]) -> Time:
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
     return Time(statistics.median(samples), deciles[1], deciles[7])
 

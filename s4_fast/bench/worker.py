@@ -18,8 +18,9 @@ import torch
 
 from s4_fast.bench import evaluate, measure
 from s4_fast.bench.accuracy import errors, reference
-from s4_fast.bench.cases import Arguments, Case, arguments
+from s4_fast.bench.cases import Case
 from s4_fast.bench.evaluate import Outcome
+from s4_fast.bench.inputs import Arguments, arguments
 from s4_fast.bench.results import Row
 
 

@@ -62,7 +62,7 @@ class S4DBlock(AllOrNothing):
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(batch, length, d_model) -> the same shape, from state to state; arguments as in the layer's ``forward``."""
-        x = signal("x", x, self.mix.weight)
+        x = signal("x", x, self)
         rows = padding.rows(lengths, x)
         if rows is not None:
             x = rows.cut(x)
@@ -89,7 +89,7 @@ class S4DBlock(AllOrNothing):
         """One step: x (batch, d_model), state -> (batch, d_model), state. Equals :meth:`forward` without dropout."""
         if torch_private.has_hooks(self):
             return one_sample(self, x, state)
-        x = signal("x", x, self.mix.weight)
+        x = signal("x", x, self)
         y, state = self.layer.step(self.norm(x), state)
         return x + self._mix(y[:, None])[:, 0], state
 

@@ -109,7 +109,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
         slices = None
-        u = signal("u", u, self.head.weight)
+        u = signal("u", u, self)
         if self.time_split is None:
             self._check_sequence(u, state)
         else:
@@ -168,7 +168,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         if self.head.out_features != self.d_input:
             raise ValueError(f"to generate, d_output must be d_input = {self.d_input}, got {self.head.out_features}")
         steps = integer("steps", steps, 1)
-        u = signal("u", u, self.head.weight)
+        u = signal("u", u, self)
         if self.training and any(block.dropout.p for block in self.blocks):
             raise RuntimeError("dropout is active: call eval() before generate()")
         rows = padding.rows(lengths, u)
@@ -198,7 +198,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             RuntimeError: the model is bidirectional.
             TypeError, ValueError: u or state is not of this model and batch.
         """
-        u = signal("u", u, self.head.weight)
+        u = signal("u", u, self)
         if u.ndim != 2 or u.shape[-1] != self.d_input:
             raise ValueError(f"expected u of shape (batch, {self.d_input}), got {tuple(u.shape)}")
         self._check(u, state)

@@ -66,7 +66,7 @@ class SSMLayer(SequenceModule):
             TypeError: u or state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        u = as_autocast(signal("u", u, self.D))
+        u = as_autocast(signal("u", u, self))
         rows = padding.rows(lengths, u)
         if rows is not None:
             u = rows.cut(u)
@@ -123,8 +123,7 @@ class SSMLayer(SequenceModule):
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
         if torch_private.has_hooks(self):
             return one_sample(self, u, state)
-        y, state = self.kernel.step(as_autocast(signal("u", u, self.D)), state, self.D)
-        return y.squeeze(1), state
+        return self.kernel.stepped(as_autocast(signal("u", u, self)), state, self.D)
 
     def extra_repr(self) -> str:
         return f"bidirectional={self.bidirectional}"

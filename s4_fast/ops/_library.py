@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from s4_fast import dispatch, torch_private
-from s4_fast.ops.direct import is_recorded, only_autograd_sees, operations_are_seen, plain
+from s4_fast.ops.direct import is_plain, is_recorded, only_autograd_sees, operations_are_seen, plain
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,17 @@ class Op:
     def _outputs(self, outputs: Sequence[Tensor | None]) -> Any:
         return zip(outputs, self.complex_outputs, strict=True)
 
-    def _run(self, function: str, tensors: Sequence[Any], rest: Sequence[Any], backend: str) -> tuple[Tensor, ...]:
+    def _run(self, function: str, args: Sequence[Any], backend: str, device: str) -> tuple[Tensor, ...]:
         run = getattr(dispatch.load(self.name, backend), function)
-        device = next(t for t in tensors if t is not None).device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return _split(run(*tensors, *rest))
-        return _split(run(*tensors, *rest))
+                return _split(run(*args))
+        return _split(run(*args))
 
     def _run_forward(self, tensors: Sequence[Tensor | None], scalars: Sequence[Any], backend: str) -> list[Tensor]:
-        return [t.contiguous() for t in self._run(self.name, tensors, scalars, backend)]
+        first = tensors[0]
+        assert first is not None
+        return [t.contiguous() for t in self._run(self.name, (*tensors, *scalars), backend, first.device.type)]
 
     def _forward(self, *args: Any) -> Any:
         *rest, backend = args
@@ -113,7 +114,8 @@ class Op:
         pairs = [*self._outputs(grads), *self._inputs(rest)]
         tensors = [None if t is None else _from_pairs(t.contiguous(), c) for t, c in pairs]
         scalars = rest[len(self.tensors) :]
-        found = self._run(f"{self.name}_backward", tensors, [*scalars, tuple(needs)], backend)
+        args = (*tensors, *scalars, tuple(needs))
+        found = self._run(f"{self.name}_backward", args, backend, rest[0].device.type)
         out = []
         for g, is_complex, needed in zip(found, self.complex_inputs, needs, strict=True):
             if not needed:
@@ -164,7 +166,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:
-        plain_tensors = [_plain(t) for t in tensors]
+        plain_tensors = [t if t is None or is_plain(t) else plain(t) for t in tensors]
         ctx.set_materialize_grads(not op._several)
         ctx.save_for_backward(*plain_tensors)
         ctx.op, ctx.scalars, ctx.backend = op, scalars, backend
@@ -180,7 +182,8 @@ class _Recorded(torch.autograd.Function):
             found = [_from_pairs(g, c) if n else None for g, c, n in zip(found, op.complex_inputs, needs, strict=True)]
         else:
             plain_grads = [_plain(g) for g in grads]
-            found = op._run(f"{op.name}_backward", [*plain_grads, *tensors], [*ctx.scalars, needs], ctx.backend)
+            args = (*plain_grads, *tensors, *ctx.scalars, needs)
+            found = op._run(f"{op.name}_backward", args, ctx.backend, tensors[0].device.type)
             found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
 

@@ -20,7 +20,7 @@ def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
 
 def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
     """Whether autograd records what is done to them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
 
 
 def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
@@ -28,7 +28,7 @@ def only_autograd_sees(tensors: Sequence[Tensor | None]) -> bool:
     if operations_are_seen():
         return False
     return (
-        all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        all([t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors])  # faster than generated
         and not (tensors[0] is not None and tensors[0].is_meta)
         and not torch_private.function_modes()
         and not torch_private.has_dual_level()
@@ -47,6 +47,9 @@ def operations_are_seen() -> bool:
 
 def plain(t: Tensor) -> Tensor:
     """``t`` contiguous and without pending signs, as backends take it."""
-    if t.is_contiguous() and not t.is_neg() and not t.is_conj():
-        return t
-    return t.resolve_conj().resolve_neg().contiguous()
+    return t if is_plain(t) else t.resolve_conj().resolve_neg().contiguous()
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether backends take ``t`` as it is."""
+    return t.is_contiguous() and not t.is_neg() and not t.is_conj()

@@ -98,8 +98,8 @@ class DiagonalModel(SSMModel):
         bilinear = self.discretization == "bilinear"
         form = Form(time_major, bidirectional, bilinear, log_dt, log_decay, conjugate, rate)
         given = Arguments(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
-        backend = dispatch.choose(given.call(), self.backend).backend
-        return Scan(backend, lambda: stored_diagonal_ssm(given, backend))
+        choice = dispatch.choose(given.call(), self.backend)
+        return Scan(choice, lambda: stored_diagonal_ssm(given, choice.backend))
 
     def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
         L = u.shape[-1]

@@ -11,6 +11,8 @@ from s4_fast.torch_private import versions
 
 T = TypeVar("T")
 
+_address = Tensor.data_ptr
+
 
 class Memo:
     """Values by name, for one state of the tensors that they were computed from.
@@ -27,9 +29,9 @@ class Memo:
         """The value ``name`` for ``tensors``, computed where it is not remembered."""
         given = [t for t in tensors if t is not None]
         try:
-            key = (*(t.data_ptr() for t in given), *versions(given))
+            key = (*map(_address, given), *versions(given))
         except RuntimeError:  # an inference tensor has no version
-            key = (*(t.data_ptr() for t in given), *(0 if t.is_inference() else versions((t,))[0] for t in given))
+            key = (*map(_address, given), *(0 if t.is_inference() else versions((t,))[0] for t in given))
         if key != self._key:
             # The aliases keep the memory, so that no other tensor can come to lie at its address.
             self._key, self._alive, self._values = key, [t.detach() for t in given], {}

@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
+from s4_fast.dispatch import Choice
 from s4_fast.ops.direct import operations_are_seen
 from s4_fast.ssm.memo import Memo, found
-from s4_fast.ssm.parameters import HALF, SSMParameters
+from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters
 from s4_fast.ssm.stepping import Stepper
 
 T = TypeVar("T")
 
 
 class Scan(NamedTuple):
-    """A scan that may run: the backend that was chosen, and ``run()``, which gives y and the state after u.
+    """A scan that may run: which backend was chosen, and ``run()``, which gives y and the state after u.
 
     y is (batch, c d_model, L), or (batch, L, c d_model) where u is time-major.
     """
 
-    backend: str
+    choice: Choice
     run: Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -165,14 +166,22 @@ class SSMModel(SSMParameters):
             ValueError: u, state or D has the wrong shape, or is not where the parameters are.
             BackendUnavailableError: the backend asked for (:func:`s4_fast.use_backend`) cannot step.
         """
+        y, after = self.stepped(u, state, D)
+        return y.view(len(u), self.channels, self.d_model), after
+
+    def stepped(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`step` with y (batch, channels d_model), as a layer's output over a sequence is."""
         self.refresh()
         self.check(u, state)
-        real = self.real_dtype()
+        real = REAL[state.dtype]
         if D is not None:
             D = D.float() if D.dtype in HALF else D
             if not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
                 raise _wrong_skip(D, real, u)
-        y, after = self.remembered("stepper", self._stepper).step(u if u.dtype is real else u.to(real), state, D)
+        stepper = self.remembered("stepper", self._stepper)
+        if u.dtype is real:
+            return stepper.step(u, state, D)
+        y, after = stepper.step(u.to(real), state, D)
         return (y.to(u.dtype) if u.dtype in HALF else y), after
 
     def _stepper(self) -> Stepper:
@@ -181,7 +190,8 @@ class SSMModel(SSMParameters):
     def check(self, u: Tensor, state: Tensor, *positions: str) -> None:
         """Raise unless u is (batch, d_model, *positions) and state is a state of this model for that batch."""
         C, ndim = self.C, 2 + len(positions)
-        real, wanted = self.real_dtype(), self.state_dtype()
+        wanted = COMPLEX[C.dtype]
+        real = REAL[wanted]
         if (
             u.ndim == ndim
             and u.shape[1] == self.d_model

@@ -13,6 +13,7 @@ from s4_fast.arguments import number, sizes, state_size
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.marks import MarkedModule, new_parameter
+from s4_fast.torch_private import own_parameters
 
 COMPLEX = {
     torch.float16: torch.complex64,
@@ -107,7 +108,9 @@ class SSMParameters(MarkedModule):
 
     def read(self, name: str) -> Tensor:
         """A parameter by name, in float32 where it is stored in half precision."""
-        t: Tensor = getattr(self, name)
+        t = own_parameters(self).get(name)
+        if t is None:  # a buffer, or made of other tensors
+            t = getattr(self, name)
         return t.float() if t.dtype in HALF else t
 
     def _dt(self) -> Tensor:

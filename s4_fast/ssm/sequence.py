@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from s4_fast import dispatch, torch_private
 from s4_fast.backend_table import SCAN_THRESHOLDS
-from s4_fast.dispatch import BackendUnavailableError, Call
+from s4_fast.dispatch import BackendUnavailableError, Call, Choice
 from s4_fast.ops import fft_conv
 from s4_fast.ssm.layout import lies_turned, turned
 from s4_fast.ssm.model import Scan, SSMModel
@@ -53,10 +53,10 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
     call = Call("diagonal_ssm", model.C.device.type, model.real_dtype(), shape)
     try:
-        backend = dispatch.choose(call, model.backend).backend
+        choice = dispatch.choose(call, model.backend)
     except BackendUnavailableError as error:
         return Path("convolution", f"the requested backend has no scan: {error}")
-    return faster(model, call.device, backend, L)
+    return faster(model, call.device, choice, L)
 
 
 def _forced(model: SSMModel, L: int, way: Way) -> Path | None:
@@ -72,11 +72,11 @@ def _forced(model: SSMModel, L: int, way: Way) -> Path | None:
     return Path("scan", "requested by path=") if way.path == "scan" else None
 
 
-def faster(model: SSMModel, device: str, backend: str, L: int) -> Path:
-    """The faster path of a ``model`` that scans, on ``backend``."""
-    wanted = model.backend or dispatch.requested()
-    if wanted not in (None, "auto", backend):
-        return Path("convolution", f"backend {wanted} has no scan: it does not implement diagonal_ssm here")
+def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
+    """The faster path of a ``model`` that scans, on the backend that is chosen."""
+    backend = choice.backend
+    if choice.replaces is not None:
+        return Path("convolution", f"the backend that is preferred has no scan: {choice.reason}")
     threshold = SCAN_THRESHOLDS.get((device, backend))
     if threshold is None:
         return Path("convolution", f"automatic: the scan has not been measured on {device} with backend {backend}")
@@ -101,7 +101,7 @@ def _scan(
         if forced is not None:
             raise
         return None
-    if forced is None and faster(model, u.device.type, scan.backend, L).name == "convolution":
+    if forced is None and faster(model, u.device.type, scan.choice, L).name == "convolution":
         return None
     return scan
 

@@ -23,7 +23,7 @@ class Stepper(ABC):
     """Coefficients, and the backend that steps with them, chosen once for everything that may be asked for.
 
     ``step(u, state, D)`` takes u (batch, d_model), state (batch, d_model, n), and D (d_model,) or None, all of the
-    coefficients' precision and device. It returns y (batch, channels, d_model), with D u in every channel, and the
+    coefficients' precision and device. It returns y (batch, channels d_model), with D u in every channel, and the
     next state.
     """
 
@@ -76,9 +76,9 @@ class DiagonalStepper(Stepper):
         if dispatch.requested("ssm_step") in (None, "pytorch"):
             state = following(u, state, self.lam, self.B)
             y = 2 * (self.C * state[:, None]).sum(-1).real
-            return (y if D is None else y + (D * u)[:, None]), state
+            return (y if D is None else y + (D * u)[:, None]).flatten(1), state
         outputs = [ssm_step(u, state, self.x, self.B, C, D) for C in self.C]
-        return torch.stack([y for y, _ in outputs], 1), outputs[0][1]
+        return torch.cat([y for y, _ in outputs], 1), outputs[0][1]
 
     def _prepare(self, u: Tensor, state: Tensor) -> Prepared | None:
         module = _preparing("ssm_step", u, state, self.x, self.B, self.C[0])
@@ -93,7 +93,8 @@ class DPLRStepper(Stepper):
         self.coefficients = (increment, G, V, B, C)
 
     def _step(self, u: Tensor, state: Tensor, D: Tensor | None) -> Outputs:
-        return dplr_step(u, state, *self.coefficients, D)
+        y, after = dplr_step(u, state, *self.coefficients, D)
+        return y.flatten(1), after
 
     def _prepare(self, u: Tensor, state: Tensor) -> Prepared | None:
         module = _preparing("dplr_step", u, state, *self.coefficients)

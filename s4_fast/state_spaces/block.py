@@ -139,7 +139,7 @@ class S4Block(AllOrNothing):
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
         refuse_requests(kwargs, "S4Block takes x, lengths, state and rate")
-        x = signal("x", x, self.layer.D)
+        x = signal("x", x, self)
         check_shape(x, self.d_model, self.transposed)
         if self.transposed:
             # The layer and the last map take either memory order; the maps of the others would each copy x.
@@ -173,7 +173,7 @@ class S4Block(AllOrNothing):
 
         From :meth:`default_state`, and without dropout, the outputs equal those of :meth:`forward`.
         """
-        x = signal("x", x, self.layer.D)
+        x = signal("x", x, self)
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"expected x of shape (batch, {self.d_model}), got {tuple(x.shape)}")
         if torch_private.has_hooks(self):

@@ -112,7 +112,7 @@ class FFTConv(SequenceModule):
             TypeError: lengths are not integers, or x or the state has the wrong dtype.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
-        x = as_autocast(signal("x", x, self.D))
+        x = as_autocast(signal("x", x, self))
         rate = check_rate(rate)
         rows = None
         if lengths is not None:
@@ -190,7 +190,7 @@ class FFTConv(SequenceModule):
             with one_step(self):
                 y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
             return (y[..., 0] if self.transposed else y[:, 0]), after
-        x = as_autocast(signal("x", x, self.D))
+        x = as_autocast(signal("x", x, self))
         if len(self.D) == 1:
             y, after = self.kernel.step(x, state, self.D[0])
         else:

@@ -145,7 +145,7 @@ class S4D(SequenceModule):
             ValueError: u has the wrong shape.
         """
         refuse_requests(kwargs, "S4D takes u alone and has no state to pass")
-        u = as_autocast(signal("u", u, self.D))
+        u = as_autocast(signal("u", u, self))
         single = u.ndim == 2
         batch = u[None] if single else u
         way = Way(time_major=not self.transposed)

@@ -9,12 +9,14 @@ import s4_fast
 from s4_fast import dispatch
 from s4_fast.bench import accuracy, direct, evaluate
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors
-from s4_fast.bench.cases import OPS, Case, arguments
+from s4_fast.bench.cases import Case
+from s4_fast.bench.inputs import OPS, arguments
 
 TINY = [
     *(Case(op, 3, 4, 24, batch=2, dtype="float64") for op in OPS),
     Case("dplr_kernel", 3, 4, 24, rank=2, dtype="float64"),
     Case("ssm_scan", 3, 4, 24, batch=2, dtype="float64", state=True),
+    Case("diagonal_ssm", 3, 4, 24, batch=2, dtype="float64", state=True),
 ]
 
 
@@ -63,8 +65,9 @@ def test_long_convolutions_are_not_compared_with_the_quadratic_definition(monkey
     assert 0 < errors.forward < 1e-14
 
 
-def test_long_scans_are_compared_with_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("ssm_scan", 3, 4, 200, batch=2, dtype="float64")
+@pytest.mark.parametrize("op", ["ssm_scan", "diagonal_ssm"])
+def test_long_scans_are_compared_with_a_convolution(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(op, 3, 4, 200, batch=2, dtype="float64")
     inputs = arguments(case)
     definition = accuracy.reference(case, inputs)
     monkeypatch.setattr(accuracy, "_POWERS", 1)

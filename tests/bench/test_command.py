@@ -113,8 +113,17 @@ def test_layers_are_measured_in_a_process_of_their_own(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = json.loads(file.read_text())["rows"]
     kinds = ("forward (2, 20, 4)", "forward + backward (2, 20, 4)", "step (1, 4)", "prefill (1, 50, 1), beside steps")
-    assert sorted(row["name"] for row in rows) == sorted(
-        f"{cls} {kind}" for cls in ("S4DLayer", "S4Layer") for kind in kinds
+    passes = (
+        "S4DLayer N=4 both ways (1, 16, 4)",
+        "S4DLayer N=8 both ways (2, 64, 4)",
+        "S4SequenceModel of 4 blocks both ways (1, 16, 1)",
+        "S4DLayer both ways (2, 20, 4), beside ssm_scan",
+        "S4DLayer in bfloat16 (2, 20, 4), beside float32",
+        "S4Block diag both ways (2, 4, 20), beside S4D",
     )
-    assert all(row["ours"] > 0 and row["baseline"] > 0 and row["name"] in result.stdout for row in rows)
+    expected = [*(f"{cls} {kind}" for cls in ("S4DLayer", "S4Layer") for kind in kinds), *passes]
+    assert sorted(row["name"] for row in rows) == sorted(expected)
+    assert all(row["ours"] > 0 and row["name"] in result.stdout for row in rows)
+    assert all(row["baseline"] is None if "Model" in row["name"] else row["baseline"] > 0 for row in rows)
+    assert all(row["goal"] and row["met"] is not None for row in rows if row["name"] in passes)
     assert all(row["error"] < 2e-6 for row in rows if "prefill" in row["name"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,6 +24,20 @@ def test_a_slow_evaluation_runs_a_few_times_only() -> None:
 
     measure.timed(slow, "cpu", seconds=0.01)
     assert len(calls) == 4
+
+
+def test_several_are_timed_in_turn() -> None:
+    calls = []
+
+    def waiting(name: str, seconds: float) -> Callable[[], None]:
+        return lambda: (calls.append(name), time.sleep(seconds))[1]
+
+    quick, slow = measure.timed_in_turn([waiting("a", 0.025), waiting("b", 0.05)], seconds=0.4)
+    assert 25 <= quick.p20 <= quick.median <= quick.p80
+    assert 50 <= slow.p20 <= slow.median <= slow.p80
+    assert quick.median < slow.median
+    warm_up = [*"aaaa", *"bbbb"]
+    assert calls[:8] == warm_up and "".join(calls[8:]) == "ab" * (len(calls) // 2 - 4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident pages are read from /proc")

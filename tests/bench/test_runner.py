@@ -10,7 +10,8 @@ import torch
 import s4_fast
 from s4_fast import dispatch
 from s4_fast.bench import evaluate, runner, worker
-from s4_fast.bench.cases import CASES, Case, arguments, select
+from s4_fast.bench.cases import CASES, Case, select
+from s4_fast.bench.inputs import arguments
 from s4_fast.bench.results import Row, compare
 from s4_fast.bench.runner import Job
 

@@ -62,7 +62,26 @@ def inputs(op: str, dtype: torch.dtype = torch.complex64) -> Tensors:
             "C": complex_(H, N),
             "D": real(H),
         },
+        "diagonal_ssm": lambda: {
+            "u": real(2, H, L),
+            "A": x,
+            "B": complex_(H, N),
+            "C": complex_(2, H, N),
+            "dt": 0.1 + real(H, 1).abs(),
+            "D": real(1, H),
+            "state": complex_(2, H, N),
+            "ahead": complex_(2, H, N),
+        },
     }[op]()
+
+
+def registered(op: str, dtype: torch.dtype = torch.complex64) -> list[Tensor]:
+    """Those of the op behind the boundary, where complex numbers are pairs."""
+    tensors = inputs(op, dtype)
+    if op == "diagonal_ssm":
+        A = tensors.pop("A")
+        tensors = {"u": tensors.pop("u"), "dt": tensors.pop("dt"), "real": A.real, "imag": A.imag, **tensors}
+    return [(torch.view_as_real(t) if t.is_complex() else t).clone() for t in tensors.values()]
 
 
 SCALARS = {
@@ -74,6 +93,7 @@ SCALARS = {
     "fft_conv": (),
     "ssm_scan": (False,),
     "ssm_step": (),
+    "diagonal_ssm": (2, 1.0),  # the flag of a bidirectional system, and the rate
 }
 OPS = tuple(SCALARS)
 SCANS = backends("ssm_scan")
@@ -85,6 +105,9 @@ PUBLIC = {"ssm_scan": (True,)}
 
 def call(op: str, *tensors: Tensor, backend: str | None = None) -> Any:
     """A tensor, or a tuple of them."""
+    if op == "diagonal_ssm":
+        *positional, ahead = tensors
+        return s4_fast.diagonal_ssm(*positional, return_state=True, ahead=ahead, bidirectional=True, backend=backend)
     return getattr(s4_fast, op)(*tensors, *PUBLIC.get(op, SCALARS[op]), backend=backend)
 
 
@@ -116,14 +139,13 @@ def test_the_list_of_ops_is_complete() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
-    pairs = [torch.view_as_real(t) if t.is_complex() else t for t in inputs(op, dtype).values()]
-    arguments = [t.clone().requires_grad_() for t in pairs]
+    arguments = [t.requires_grad_() for t in registered(op, dtype)]
     torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*arguments, *SCALARS[op], "pytorch"))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_of_the_adjoint(op: str) -> None:
-    pairs = [torch.view_as_real(t) if t.is_complex() else t for t in inputs(op).values()]
+    pairs = registered(op)
     grads = [torch.randn_like(t) for t in parts(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))]
     adjoint = getattr(torch.ops.s4_fast, f"{op}_backward")
     for needs in [[True] * len(pairs), [True] + [False] * (len(pairs) - 1)]:
@@ -255,7 +277,7 @@ def test_autocast_accepts_a_half_precision_signal(op: str, backend: str) -> None
     assert half.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("op", ["ssm_scan", "ssm_step"])
+@pytest.mark.parametrize("op", ["ssm_scan", "ssm_step", "diagonal_ssm"])
 def test_the_gradient_of_one_output_alone(op: str) -> None:
     """Autograd then has no gradient for the other one, which counts as zero."""
     for index in (0, 1):

@@ -153,7 +153,7 @@ def diagonal_ssm(
     given = _given(u, A, B, C, dt, D, state, ahead, discretization, bidirectional, rate, time_major)
     y, final = stored_diagonal_ssm(given, dispatch.choose(given.call(), backend).backend)
     if C.ndim == 3:
-        y = y.unflatten(2 if time_major else 1, (-1, C.shape[1]))
+        y = y.unflatten(2 if time_major else 1, (given.form.channels(C.shape[0]), C.shape[1]))
     return (y, final) if return_state else y
 
 
@@ -219,7 +219,7 @@ def _given(
     if discretization not in _DISCRETIZATIONS:
         raise ValueError(f"{op}: unknown discretization {discretization!r}; expected one of zoh, bilinear")
     for name, t in (("A", A), ("B", B), ("C", C)):
-        if t is not None and not (isinstance(t, Tensor) and t.is_complex()):
+        if (t is not None or name != "B") and not (isinstance(t, Tensor) and t.is_complex()):
             raise TypeError(f"{op}: expected {name} to be a complex tensor, got {arguments.kind(t)}")
     if C.ndim not in (2, 3):
         raise ValueError(f"{op}: expected C of shape (H, n) or (channels, H, n), got {tuple(C.shape)}")

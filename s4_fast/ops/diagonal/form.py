@@ -69,16 +69,18 @@ class Arguments(NamedTuple):
         sizes = self._sizes()
         if sizes is None:
             raise self._misfit()
-        grads: tuple[str, ...] = ()
-        if torch.is_grad_enabled():
-            tensors = zip(NAMES, self[:-1], strict=True)
-            grads = tuple([name for name, t in tensors if t is not None and t.requires_grad])
-        return Call("diagonal_ssm", self.u.device.type, self.C.dtype, sizes, grads)
+        return Call("diagonal_ssm", self.u.device.type, self.C.dtype, sizes)  # every backend has every gradient
 
     def _sizes(self) -> dict[str, int] | None:
         """The sizes, or None where something does not fit. This is on the path of every call, so it has no words."""
         u, dt, A_real, A_imag, B, C, D, state, ahead, form = self
-        if not isinstance(u, Tensor) or u.ndim != 3 or C.ndim not in (3, 4) or A_real.ndim != 2:
+        if (
+            not isinstance(u, Tensor)
+            or not isinstance(dt, Tensor)
+            or u.ndim != 3
+            or C.ndim not in (3, 4)
+            or A_real.ndim != 2
+        ):
             return None
         dtype, device = C.dtype, u.device
         batch, H, L = u.shape
@@ -108,11 +110,16 @@ class Arguments(NamedTuple):
         ):
             return None
         if D is not None and not (
-            (D.shape == (c, H) or (c == 1 and D.shape == (H,))) and D.dtype is dtype and D.device == device
+            isinstance(D, Tensor)
+            and (D.shape == (c, H) or (c == 1 and D.shape == (H,)))
+            and D.dtype is dtype
+            and D.device == device
         ):
             return None
         for s in (state, ahead):
-            if s is not None and not (s.shape == (batch, H, n) and s.dtype is COMPLEX[dtype] and s.device == device):
+            if s is not None and not (
+                isinstance(s, Tensor) and s.shape == (batch, H, n) and s.dtype is COMPLEX[dtype] and s.device == device
+            ):
                 return None
         if ahead is not None and not form.bidirectional:
             return None
@@ -123,10 +130,10 @@ class Arguments(NamedTuple):
         op, form = "diagonal_ssm", self.form
         u, dt, A, B, C, D, state, ahead = self.u, self.dt, self.A_real, self.B, self.C, self.D, self.state, self.ahead
         given = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "state": state, "ahead": ahead}
-        tensors = {name: t for name, t in given.items() if t is not None}
-        for name, t in tensors.items():
-            if not isinstance(t, Tensor):
+        for name, t in given.items():
+            if not isinstance(t, Tensor) and (t is not None or name in ("u", "dt")):
                 return TypeError(f"{op}: expected {name} to be a tensor, got {arguments.kind(t)}")
+        tensors = {name: t for name, t in given.items() if t is not None}
         if u.ndim != 3 or u.shape[1 if form.time_major else 2] < 1:
             layout = "(batch, L, H)" if form.time_major else "(batch, H, L)"
             return ValueError(f"{op}: expected u of shape {layout} with L >= 1, got {tuple(u.shape)}")
@@ -140,7 +147,9 @@ class Arguments(NamedTuple):
         for name, t in tensors.items():
             expected = COMPLEX[C.dtype] if name in ("state", "ahead") else C.dtype
             if t.dtype != expected and not (name == "u" and t.dtype in _HALF and C.dtype == torch.float32):
-                return TypeError(f"{op}: expected all tensors in one precision, {name} to be {expected}, got {t.dtype}")
+                # A and B come here as pairs of reals.
+                wanted, got = (COMPLEX.get(d, d) if name in ("A", "B") else d for d in (expected, t.dtype))
+                return TypeError(f"{op}: expected all tensors in one precision, {name} to be {wanted}, got {got}")
         batch, H = u.shape[0], u.shape[2 if form.time_major else 1]
         S, n = A.shape
         if H % S:
@@ -160,6 +169,7 @@ class Arguments(NamedTuple):
         for name, shape in expected_shapes.items():
             if name in tensors:
                 found = tuple(tensors[name].shape[:-1] if name == "B" else tensors[name].shape)
-                if found != shape and not (name == "D" and shape[0] == 1 and found == shape[1:]):
-                    return ValueError(f"{op}: expected {name} of shape {shape}, got {found}")
+                single = name == "D" and shape[0] == 1
+                if found != shape and not (single and found == shape[1:]):
+                    return ValueError(f"{op}: expected {name} of shape {shape[1:] if single else shape}, got {found}")
         return ValueError(f"{op}: expected dt of shape ({H},), ({H}, 1) or ({H}, {n}), got {tuple(dt.shape)}")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, conj_physical
 from torch.nn.functional import pad
 
 from s4_fast.ops.diagonal.discretization import Discretized
-from s4_fast.ops.diagonal.form import Form, form_of
+from s4_fast.ops.diagonal.form import form_of
 from s4_fast.ops.scan import pytorch as scan
 
 _Scan = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # u, x, B, C, D and the state
 
 
-def diagonal_ssm(
-    u: Tensor,
-    dt: Tensor,
-    A_real: Tensor,
-    A_imag: Tensor,
-    B: Tensor | None,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    ahead: Tensor | None,
-    flags: int,
-    rate: float,
-) -> tuple[Tensor, Tensor]:
-    """Shapes as in ``reference.py``, but y is (batch, c H, L), or (batch, L, c H)."""
-    form = form_of(flags, rate)
-    call = _Call(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
+def diagonal_ssm(*given: Any) -> tuple[Tensor, Tensor]:
+    """``given`` are the tensors of ``form.Arguments``, the flags and the rate.
+
+    y is (batch, c H, L), or (batch, L, c H).
+    """
+    call = _Call(*given)
+    form, u = call.form, given[0]
     rows, final = [], None
     for j in range(call.c):
         y, after = scan.ssm_scan(*call.forwards(j), False)
@@ -41,24 +34,12 @@ def diagonal_ssm(
     return (y.mT if form.time_major else y).to(u.dtype), final.to(call.C.dtype)
 
 
-def diagonal_ssm_backward(
-    grad_y: Tensor | None,
-    grad_final: Tensor | None,
-    u: Tensor,
-    dt: Tensor,
-    A_real: Tensor,
-    A_imag: Tensor,
-    B: Tensor | None,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    ahead: Tensor | None,
-    flags: int,
-    rate: float,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    form = form_of(flags, rate)
-    call = _Call(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
+def diagonal_ssm_backward(grad_y: Tensor | None, grad_final: Tensor | None, *given: Any) -> tuple[Tensor | None, ...]:
+    """``given`` are as in :func:`diagonal_ssm`, and then which gradients are needed."""
+    *inputs, needs = given
+    call = _Call(*inputs)
+    form = call.form
+    u, dt, A_real, A_imag, B, C, D, state, ahead = inputs[:9]
     size = (len(u), call.c * len(dt), call.u.shape[-1])
     grad_y = call.C.real.new_zeros(size) if grad_y is None else call.signal(grad_y)
     parameters = any(needs[1:6])
@@ -108,19 +89,9 @@ def diagonal_ssm_backward(
 class _Call:
     """The arguments of a call as the scan takes them."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        dt: Tensor,
-        A_real: Tensor,
-        A_imag: Tensor,
-        B: Tensor | None,
-        C: Tensor,
-        D: Tensor | None,
-        state: Tensor | None,
-        ahead: Tensor | None,
-        form: Form,
-    ) -> None:
+    def __init__(self, *given: Any) -> None:
+        u, dt, A_real, A_imag, B, C, D, state, ahead, flags, rate = given
+        self.form = form = form_of(flags, rate)
         H, n = u.shape[2 if form.time_major else 1], A_real.shape[1]
         self.time_major = form.time_major
         self.C = torch.view_as_complex(C).view(-1, H, n)

@@ -129,7 +129,10 @@ def _step_sizes(u: Tensor, state: Tensor, increment: Tensor, G: Tensor, *rest: T
 def prepared_step(
     increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """:func:`dplr_step` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1."""
+    """:func:`dplr_step` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1.
+
+    Its y is (Bt, c H).
+    """
     (c, H, n), rank = C.shape, G.shape[0]
     tensors = [plain(t) for t in (increment, G, V, B, C)]
     run = native_library.Prepared(
@@ -138,7 +141,8 @@ def prepared_step(
 
     def step(u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
         batch = u.shape[0]
-        y, following = u.new_empty((batch, c, H)), torch.empty_like(state)
+        y = torch.empty_like(u) if c == 1 else u.new_empty((batch, c * H))
+        following = torch.empty_like(state)
         skip = None if D is None else D.data_ptr()
         run(batch, u.data_ptr(), state.data_ptr(), skip, y.data_ptr(), following.data_ptr())
         return y, following

@@ -92,7 +92,7 @@ def prepared_step(
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     """:func:`step` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
 
-    C may have channels, (c, H, n); y is (Bt, c, H).
+    C has channels, (c, H, n), which become features of y, (Bt, c H).
     """
     c, H, n = C.shape
     lam, B = lam.contiguous(), B.contiguous()
@@ -108,13 +108,13 @@ def prepared_step(
         after = torch.empty_like(state)
         given = (batch, u.data_ptr(), state.data_ptr(), None if D is None else D.data_ptr())
         if c == 1:
-            y = u.new_empty((batch, 1, H))
+            y = torch.empty_like(u)
             runs[0](*given, y.data_ptr(), after.data_ptr())
             return y, after
         rows = u.new_empty((c, batch, H))
         for run, row in zip(runs, rows, strict=True):
             run(*given, row.data_ptr(), after.data_ptr())
-        return rows.transpose(0, 1), after
+        return rows.transpose(0, 1).flatten(1), after
 
     return step
 
