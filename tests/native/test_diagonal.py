@@ -170,7 +170,8 @@ def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("time_major", [False, True])
 def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Generator) -> None:
-    sizes = [(1, 5, 1, 1), (7, 2, 3, 32), (20, 3, 29, 17), (3, 18, 3, 191), (1, 2, 100, 1047), (1, 2, 5, 4097)]
+    # Features enough that no gradient of dt is a small difference by chance.
+    sizes = [(1, 5, 1, 1), (7, 6, 3, 32), (20, 5, 29, 17), (3, 18, 3, 191), (1, 5, 100, 1047), (1, 5, 5, 4097)]
     with instruction_set(isa):
         for i, (batch, H, n, L) in enumerate(sizes):
             form = Form(time_major=time_major, bidirectional=i % 2 > 0 or L > 1000, bilinear=i % 3 == 2)

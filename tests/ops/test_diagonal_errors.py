@@ -55,6 +55,9 @@ REAL, SINGLE, DOUBLE = "torch.float32", "torch.complex64", "torch.complex128"
         ({"state": S.real}, TypeError, f"one precision, state to be {SINGLE}, got {REAL}"),
         ({"state": S.to("meta")}, ValueError, "one device, got u on cpu, .* state on meta"),
         ({"ahead": S}, ValueError, "ahead is for bidirectional=True"),
+        ({"rate": 0}, ValueError, "expected a rate above 0, got 0"),
+        ({"rate": -1.0}, ValueError, "expected a rate above 0, got -1"),
+        ({"rate": float("nan")}, ValueError, "expected a rate above 0, got nan"),
         (
             {"ahead": S[:1], "C": CHANNELS, "bidirectional": True},
             ValueError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, overload
 
 import torch
@@ -223,7 +224,10 @@ def _given(
             raise TypeError(f"{op}: expected {name} to be a complex tensor, got {arguments.kind(t)}")
     if C.ndim not in (2, 3):
         raise ValueError(f"{op}: expected C of shape (H, n) or (channels, H, n), got {tuple(C.shape)}")
-    form = Form(time_major, bidirectional, discretization == "bilinear", rate=arguments.number("rate", rate))
+    rate = arguments.number("rate", rate)
+    if not 0 < rate < math.inf:
+        raise ValueError(f"{op}: expected a rate above 0, got {rate}")
+    form = Form(time_major, bidirectional, discretization == "bilinear", rate=rate)
     weight = None if B is None else torch.view_as_real(B.resolve_conj())
     outputs = torch.view_as_real(C.resolve_conj())
     return Arguments(u, dt, A.real, A.imag, weight, outputs, D, state, ahead, form)
