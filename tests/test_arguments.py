@@ -258,3 +258,18 @@ def test_an_unknown_option_names_the_layer_and_its_options(kind: str, option: st
 def test_a_layer_has_no_dropout(kind: str) -> None:
     with pytest.raises(TypeError, match=r"^S4D?Layer: unknown options dropout, N; it takes d_model, d_state"):
         KINDS[kind](dropout=0.1, N=8)
+
+
+@pytest.mark.parametrize("op", ["log_vandermonde", "log_vandermonde_transpose", "cauchy_bilinear", "dplr_kernel"])
+def test_a_length_may_be_numpy_s(op: str) -> None:
+    v = torch.full((1, 2, 3), -0.5) + 0j
+    given = {
+        "log_vandermonde": (v, v),
+        "log_vandermonde_transpose": (torch.ones(1, 2, 5), v, v),
+        "cauchy_bilinear": (v, v),
+        "dplr_kernel": (v[0], v, v, v, v, torch.full((2, 1), 0.1)),
+    }[op]
+    function = getattr(s4_fast, op)
+    assert torch.equal(function(*given, np.int64(5)), function(*given, 5))
+    with pytest.raises(TypeError, match="expected L to be an int, got float64"):
+        function(*given, np.float64(5))

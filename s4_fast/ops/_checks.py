@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -62,12 +63,20 @@ def to_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(_COMPLEX[dtype] if t.is_complex() else dtype)
 
 
-def length(op: str, L: int) -> None:
-    """ValueError unless L >= 1, TypeError unless it is an integer."""
-    if isinstance(L, bool) or not isinstance(L, (int, torch.SymInt)):
+def length(op: str, L: int) -> int:
+    """L as an int, if it is one or stands for one, as NumPy's do.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is less than 1.
+    """
+    if isinstance(L, bool) or not hasattr(L, "__index__"):
         raise TypeError(f"{op}: expected L to be an int, got {type(L).__name__}")
+    if not isinstance(L, (int, torch.SymInt)):
+        L = operator.index(L)
     if L < 1:
         raise ValueError(f"{op}: expected a length L >= 1, got L = {L}")
+    return L
 
 
 def same_states(op: str, **tensors: Tensor) -> int:

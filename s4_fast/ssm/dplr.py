@@ -84,7 +84,7 @@ class DPLRModel(SSMModel):
         Raises:
             RuntimeError: FSDP has sharded the parameters.
         """
-        _checks.length("setup", L)
+        L = _checks.length("setup", L)
         self._read_length()
         length = self._length
         if L <= length:
@@ -143,7 +143,7 @@ class DPLRModel(SSMModel):
 
         Differentiable in every parameter.
         """
-        _checks.length("kernel", L)
+        L = _checks.length("kernel", L)
         if self._steps and self._truncation(rate) == 0:
             return self._dense_at(rate).kernel(L)
         # PyTorch 2.6 shows the next line in place of the message.

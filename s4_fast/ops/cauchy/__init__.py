@@ -90,6 +90,7 @@ def cauchy_bilinear(v: Tensor, w: Tensor, L: int, *, backend: str | None = None)
         BackendUnavailableError: ``backend`` cannot serve the call.
     """
     call, lead = _prepare_bilinear(v, w, L)
+    L = call.shape["L"]
     choice = dispatch.choose(call, backend)
     if choice.backend == "reference":
         return reference.cauchy_bilinear(v.to(torch.complex128), w.to(torch.complex128), L).to(v.dtype)
@@ -114,7 +115,7 @@ def _prepare_bilinear(v: Tensor, w: Tensor, L: int) -> tuple[dispatch.Call, torc
     device = _checks.same_device(op, v=v, w=w)
     dtype = _checks.common_dtype(op, v=v, w=w)
     n = _checks.same_states(op, v=v, w=w)
-    _checks.length(op, L)
+    L = _checks.length(op, L)
     lead = _checks.broadcast_lead(op, v=v, w=w)
     return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, w=w)), lead
 

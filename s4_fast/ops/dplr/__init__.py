@@ -62,6 +62,7 @@ def dplr_kernel(
         BackendUnavailableError: ``backend`` cannot serve the call.
     """
     call = _prepare(w, P, Q, B, C, dt, L)
+    L = call.shape["L"]
     choice = dispatch.choose(call, backend)
     dt = dt.to(call.dtype)
     if choice.backend == "reference":
@@ -126,7 +127,7 @@ def _prepare(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, 
     tensors = dict(zip(_TENSORS, (w, P, Q, B, C, dt), strict=True))
     device = _checks.same_device(op, **tensors)
     dtype = _checks.common_dtype(op, real=("dt",), **tensors)
-    _checks.length(op, L)
+    L = _checks.length(op, L)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"{op}: expected w of shape (H, n) with H, n >= 1, got {tuple(w.shape)}")
     H, n = w.shape

@@ -52,6 +52,7 @@ def log_vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str | None = None)
         BackendUnavailableError: ``backend`` cannot serve the call.
     """
     call, lead = _prepare(v, x, L)
+    L = call.shape["L"]
     choice = dispatch.choose(call, backend)
     if choice.backend == "reference":
         return reference.log_vandermonde(v.to(torch.complex128), x.to(torch.complex128), L).to(call.dtype)
@@ -80,6 +81,7 @@ def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int, *, backen
         BackendUnavailableError: ``backend`` cannot serve the call.
     """
     call, lead = _prepare_transpose(u, v, x, L)
+    L = call.shape["L"]
     choice = dispatch.choose(call, backend)
     u = u.to(call.dtype)
     if choice.backend == "reference":
@@ -94,7 +96,7 @@ def _prepare(v: Tensor, x: Tensor, L: int) -> tuple[dispatch.Call, torch.Size]:
     device = _checks.same_device(op, v=v, x=x)
     dtype = _checks.common_dtype(op, v=v, x=x)
     n = _checks.same_states(op, v=v, x=x)
-    _checks.length(op, L)
+    L = _checks.length(op, L)
     lead = _checks.broadcast_lead(op, v=v, x=x)
     return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, x=x)), lead
 
@@ -104,7 +106,7 @@ def _prepare_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> tuple[dispatc
     device = _checks.same_device(op, u=u, v=v, x=x)
     dtype = _checks.common_dtype(op, real=("u",), u=u, v=v, x=x)
     n = _checks.same_states(op, v=v, x=x)
-    _checks.length(op, L)
+    L = _checks.length(op, L)
     if u.ndim < 1 or u.shape[-1] != L:
         raise ValueError(f"{op}: expected u of shape (..., L) with L = {L}, got {tuple(u.shape)}")
     lead = _checks.broadcast_lead(op, u=u, v=v, x=x)
