@@ -70,9 +70,9 @@ def length(op: str, L: int) -> int:
         TypeError: it is not an integer.
         ValueError: it is less than 1.
     """
-    if isinstance(L, bool) or not hasattr(L, "__index__"):
-        raise TypeError(f"{op}: expected L to be an int, got {type(L).__name__}")
-    if not isinstance(L, (int, torch.SymInt)):
+    if isinstance(L, bool) or not isinstance(L, (int, torch.SymInt)):
+        if isinstance(L, bool) or not hasattr(L, "__index__"):
+            raise TypeError(f"{op}: expected L to be an int, got {type(L).__name__}")
         L = operator.index(L)
     if L < 1:
         raise ValueError(f"{op}: expected a length L >= 1, got L = {L}")
