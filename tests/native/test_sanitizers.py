@@ -8,20 +8,22 @@ from types import ModuleType
 
 import pytest
 
+from s4_fast import native_library
 from tests.native import trees
 
 DRIVER = Path(__file__).with_name("sanitize.cpp")
-# By name: the compiler's options, the instruction sets (None: all), the driver's argument, and the run's environment.
-# What threads do does not depend on the instruction set.
+MEMORY = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+)
+# By name: the compiler's options, the run's environment, the instruction sets ("best": that of this processor, and the
+# portable one), and the driver's argument. What threads do does not depend on the instruction set.
 SANITIZERS = {
-    "address, undefined behaviour": (
-        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-        None,
-        "all",
-        {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
-    ),
-    "thread": (["-fsanitize=thread"], ["portable"], "threads", {}),
+    "address, undefined behaviour": (*MEMORY, "best", "all"),
+    "address, undefined behaviour, every instruction set": (*MEMORY, "all", "all"),
+    "thread": (["-fsanitize=thread"], {}, "portable", "threads"),
 }
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("set")) for name in SANITIZERS]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +51,15 @@ def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[s
     return compiler
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("sanitizer", EACH)
 def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path) -> None:
-    options, isas, argument, environment = SANITIZERS[sanitizer]
+    options, environment, which, argument = SANITIZERS[sanitizer]
     compiler = _needs(build_native, options, tmp_path)
-    if isas is None:
-        isas = list(build_native.ISAS) if build_native.platform.machine() == "x86_64" else ["portable"]
+    isas = (
+        list(build_native.ISAS) if build_native.platform.machine() == "x86_64" and which != "portable" else ["portable"]
+    )
+    if which == "best" and not native_library.cause():
+        isas = list(dict.fromkeys((native_library.isa(), "portable")))
 
     def checked(command: list[str]) -> list[str]:
         return ["-O1" if option == "-O3" else option for option in command] + [*options, "-g1", "-DS4_FAST_CHECKED"]

@@ -97,7 +97,7 @@ def differentiate(function: Any, given: dict[str, Any]) -> list[Tensor]:
 
 
 @BACKENDS
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=[needs_cxx, pytest.mark.slow])])
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("present", SOME)
 def test_one_graph_is_the_eager_call(present: frozenset[str], time_major: bool, compiler: str, backend: str) -> None:
