@@ -27,10 +27,14 @@ def is_array(value: object) -> bool:
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
-def signal(name: str, value: Any, module: nn.Module) -> Tensor:
-    """``value`` as a tensor: itself, or the memory of a NumPy array, copied where ``module`` is on another device.
+def from_array(array: Any) -> Tensor:
+    """A tensor in the memory of a NumPy array, or of a copy: no tensor shares it where it is read-only or reversed."""
+    shares = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if shares else array.copy())
 
-    An array that no tensor can share the memory of, read-only or with negative strides, is copied.
+
+def signal(name: str, value: Any, module: nn.Module) -> Tensor:
+    """``value`` as a tensor: itself, or :func:`from_array`, copied where ``module`` is on another device.
 
     Raises:
         TypeError: it is something else.
@@ -38,8 +42,7 @@ def signal(name: str, value: Any, module: nn.Module) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if is_array(value):
-        shares = value.flags.writeable and min(value.strides, default=0) >= 0
-        return torch.from_numpy(value if shares else value.copy()).to(next(module.parameters()).device)
+        return from_array(value).to(next(module.parameters()).device)
     raise TypeError(f"expected {name} to be a tensor, got {kind(value)}")
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import integer, is_array
+from s4_fast.arguments import from_array, integer, is_array
 from s4_fast.torch_private import assert_when_computed
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -52,7 +52,7 @@ def rows(lengths: Lengths | None, x: Tensor) -> Rows | None:
 
 def _integers(lengths: Tensor | Sequence[int]) -> Tensor:
     if is_array(lengths):
-        lengths = torch.from_numpy(lengths)
+        lengths = from_array(lengths)
     if isinstance(lengths, Tensor):
         if lengths.dtype not in _INTEGERS:
             raise TypeError(f"expected lengths to be integers, got {lengths.dtype}")

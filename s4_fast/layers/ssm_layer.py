@@ -13,7 +13,6 @@ from s4_fast.layers import padding
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule, one_sample
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
-from s4_fast.ssm.parameters import HALF
 from s4_fast.ssm.sequence import PATHS, Path, Way, as_autocast, choose
 
 
@@ -74,7 +73,7 @@ class SSMLayer(SequenceModule):
         y, after = self._through(
             self.kernel,
             u,
-            self.D if self.D.dtype not in HALF else self.D.float(),
+            self.D,
             way,
             lambda least: self._check(u, state, return_state, least),
             state=state,
@@ -170,7 +169,7 @@ class S4DLayer(SSMLayer):
     def explain(self, u: Tensor) -> Path:
         """The path that ``self(u)`` takes through u (batch, length, d_model), and why. Nothing is computed.
 
-        ``s4_fast.dispatch`` holds what the automatic choice goes by.
+        ``s4_fast.backend_table.SCAN_THRESHOLDS`` holds what the automatic choice goes by, and may be changed.
         """
         way = Way(bidirectional=self.bidirectional, path=self.path)
         return choose(self.kernel, u.shape[0], u.shape[1], way)

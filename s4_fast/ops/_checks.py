@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s4_fast.arguments import kind
 
-_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _PRECISION_OF_REAL = {torch.float32: torch.float32, torch.float64: torch.float64}
 _PRECISION_OF_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -60,7 +60,7 @@ def common_dtype(op: str, *, real: Sequence[str] = (), **tensors: Tensor) -> tor
 
 def to_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
     """``t`` in the real precision ``dtype``, complex where it was complex."""
-    return t.to(_COMPLEX[dtype] if t.is_complex() else dtype)
+    return t.to(COMPLEX[dtype] if t.is_complex() else dtype)
 
 
 def length(op: str, L: int) -> int:

@@ -12,6 +12,7 @@ from s4_fast import dispatch
 from s4_fast.arguments import integer
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
+from s4_fast.ops.diagonal.discretization import system
 from s4_fast.ops.diagonal.form import Arguments, Form
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
@@ -69,11 +70,10 @@ class DiagonalModel(SSMModel):
         """x and B_bar in complex128: float32's rounding of x would be multiplied by the number of steps."""
         self._expect_changes()
         dt, A_real, A_imag, B, _, log_dt, log_decay, conjugate = self.stored()
-        dt, A_real, A_imag = dt.double().view(self.d_model, -1), A_real.double(), A_imag.double()
-        A = torch.complex(-A_real.exp() if log_decay else A_real, -A_imag if conjugate else A_imag)
-        weight = torch.ones_like(A) if B is None else torch.view_as_complex(B).to(A.dtype).view(A.shape)
-        dt = rate * (dt.exp() if log_dt else dt)
-        return _DISCRETIZATIONS[self.discretization](self._shared(A), self._shared(weight), dt)
+        form = Form(log_dt=log_dt, log_decay=log_decay, conjugate=conjugate, rate=rate)
+        pairs = None if B is None else B.view(*A_real.shape, 2)
+        step, A, weight = system(dt.view(self.d_model, -1), A_real, A_imag, pairs, form)
+        return _DISCRETIZATIONS[self.discretization](A, torch.ones_like(A) if weight is None else weight, step)
 
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         x, B, C = self.discretize(rate)

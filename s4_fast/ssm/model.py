@@ -13,7 +13,7 @@ from s4_fast import torch_private
 from s4_fast.dispatch import Choice
 from s4_fast.ops.direct import operations_are_seen
 from s4_fast.ssm.memo import Memo, found
-from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters
+from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters, full
 from s4_fast.ssm.stepping import Stepper
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class SSMModel(SSMParameters):
         self.check(u, state)
         real = REAL[state.dtype]
         if D is not None:
-            D = D.float() if D.dtype in HALF else D
+            D = full(D)
             if not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
                 raise _wrong_skip(D, real, u)
         stepper = self.remembered("stepper", self._stepper)

@@ -25,6 +25,11 @@ REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 HALF = (torch.float16, torch.bfloat16)
 
 
+def full(t: Tensor) -> Tensor:
+    """t in the precision that is computed with: float32 where it is stored in half."""
+    return t.float() if t.dtype in HALF else t
+
+
 class SSMParameters(MarkedModule):
     r"""``x' = A x + B u, y = 2 Re C x`` for ``d_model`` independent features with ``n = d_state / 2`` pairs each.
 
@@ -111,7 +116,7 @@ class SSMParameters(MarkedModule):
         t = own_parameters(self).get(name)
         if t is None:  # a buffer, or made of other tensors
             t = getattr(self, name)
-        return t.float() if t.dtype in HALF else t
+        return full(t)
 
     def _dt(self) -> Tensor:
         return self.read("inv_dt").exp()

@@ -19,7 +19,7 @@ from s4_fast.dispatch import BackendUnavailableError, Call, Choice
 from s4_fast.ops import fft_conv
 from s4_fast.ssm.layout import lies_turned, turned
 from s4_fast.ssm.model import Scan, SSMModel
-from s4_fast.ssm.parameters import HALF
+from s4_fast.ssm.parameters import full
 
 if TYPE_CHECKING:
     from s4_fast.distributed import Slices
@@ -133,6 +133,7 @@ def through(
         y like u with c d_model features, which lies in memory as u does, and the state or None.
     """
     after: Tensor | None
+    D = None if D is None else full(D)
     scan = _scan(model, u, D, u.shape[1 if way.time_major else 2], way, state, ahead)
     if scan is not None:
         y, after = scan.run()
@@ -153,7 +154,7 @@ def through(
 
 def _by_feature(u: Tensor, way: Way) -> Tensor:
     """(batch, d_model, L), contiguous, in the precision that is computed with."""
-    u = u.to(torch.float32) if u.dtype in HALF else u
+    u = full(u)
     return turned(u) if way.time_major else u.contiguous()
 
 
@@ -167,7 +168,7 @@ def _convolved(
         k = way.change(k)
     c = len(k) // 2 if way.bidirectional else len(k)
     if D is not None:
-        D = (D.float() if D.dtype in HALF else D).view(c, -1)
+        D = D.view(c, -1)
     y = fft_conv(u, k[:c], D)
     if way.bidirectional:
         # The second kernel meets each sample one later.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import is_array
+from s4_fast.arguments import from_array, is_array
 from s4_fast.layers.padding import Lengths
 
 
@@ -36,7 +36,7 @@ def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
     if isinstance(lengths, bool):
         raise TypeError(f"expected lengths to be integers, got {lengths}")
     if is_array(lengths):
-        lengths = torch.from_numpy(lengths)
+        lengths = from_array(lengths)
     if isinstance(lengths, Integral):  # NumPy's too
         return torch.full((batch,), int(lengths))
     if isinstance(lengths, Tensor) and lengths.shape == (1,):

@@ -14,10 +14,9 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.ssm.layout import turned
-from s4_fast.ssm.model import one_step
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
 from s4_fast.state_spaces.arguments import check_shape, per_row, refuse_requests
-from s4_fast.state_spaces.convolution import FFTConv
+from s4_fast.state_spaces.convolution import FFTConv, one_sample
 
 
 class S4Block(AllOrNothing):
@@ -177,9 +176,7 @@ class S4Block(AllOrNothing):
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"expected x of shape (batch, {self.d_model}), got {tuple(x.shape)}")
         if torch_private.has_hooks(self):
-            with one_step(self):
-                y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
-            return (y[..., 0] if self.transposed else y[:, 0]), after
+            return one_sample(self, x, state)
         y, after = self.layer.step(self._enter(x), state)
         return self._leave(y, x), after
 

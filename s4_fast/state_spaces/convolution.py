@@ -15,7 +15,6 @@ from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm.dplr import longest
 from s4_fast.ssm.model import one_step
-from s4_fast.ssm.parameters import HALF
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.activation import Activation, halves
 from s4_fast.state_spaces.arguments import check_shape, per_row
@@ -130,11 +129,10 @@ class FFTConv(SequenceModule):
             change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
         )
         before = None if state is None else kernel.read_state(state, len(x))
-        D = self.D.float() if self.D.dtype in HALF else self.D
         y, after = self._through(
             kernel,
             x,
-            D,
+            self.D,
             way,
             lambda least: self._check(x, state, least),
             state=before,
@@ -187,9 +185,7 @@ class FFTConv(SequenceModule):
         if self.bidirectional:
             raise RuntimeError("a bidirectional layer needs the whole sequence; it cannot step")
         if torch_private.has_hooks(self):
-            with one_step(self):
-                y, after = self(x[:, :, None] if self.transposed else x[:, None], state=state)
-            return (y[..., 0] if self.transposed else y[:, 0]), after
+            return one_sample(self, x, state)
         x = as_autocast(signal("x", x, self))
         if len(self.D) == 1:
             y, after = self.kernel.step(x, state, self.D[0])
@@ -209,3 +205,10 @@ class FFTConv(SequenceModule):
 
     def extra_repr(self) -> str:
         return f"l_max={self.l_max}, channels={self.channels}, bidirectional={self.bidirectional}"
+
+
+def one_sample(module: Any, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """A step (batch, d_model) of ``module`` as a call with one sample, in which its hooks take part."""
+    with one_step(module):
+        y, after = module(x[:, :, None] if module.transposed else x[:, None], state=state)
+    return (y[..., 0] if module.transposed else y[:, 0]), after

@@ -14,7 +14,6 @@ from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
 from s4_fast.ssm.diagonal import DiagonalModel, Stored
 from s4_fast.ssm.layout import turned
-from s4_fast.ssm.parameters import HALF
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.arguments import refuse_requests
 
@@ -149,8 +148,7 @@ class S4D(SequenceModule):
         single = u.ndim == 2
         batch = u[None] if single else u
         way = Way(time_major=not self.transposed)
-        skip = self.D.float() if self.D.dtype in HALF else self.D
-        y, _ = self._through(self.kernel, batch, skip, way, lambda least: self._check(u, least))
+        y, _ = self._through(self.kernel, batch, self.D, way, lambda least: self._check(u, least))
         # The map takes (batch, d_model, length).
         y = y if self.transposed else turned(y)
         y = self.dropout(self.activation(y))

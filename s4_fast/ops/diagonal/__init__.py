@@ -10,9 +10,10 @@ from torch import Tensor
 
 from s4_fast import arguments, dispatch
 from s4_fast.ops import _native_calls
+from s4_fast.ops._checks import COMPLEX
 from s4_fast.ops._library import Op
 from s4_fast.ops.diagonal import reference
-from s4_fast.ops.diagonal.form import COMPLEX, NAMES, Arguments, Form
+from s4_fast.ops.diagonal.form import NAMES, Arguments, Form
 
 _DISCRETIZATIONS = ("zoh", "bilinear")
 

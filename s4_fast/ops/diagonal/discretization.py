@@ -42,6 +42,17 @@ def _series(terms: int) -> list[float]:
 _SERIES = _series(16)
 
 
+def system(
+    dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor | None, form: Form
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The steps (H, 1) or (H, n) in float64, and A and B (H, n) in complex128, of what is stored. Differentiable."""
+    copies, wide = len(dt) // len(A_real), dt.double()
+    real, imag = A_real.double(), A_imag.double()
+    A = torch.complex(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
+    weight = None if B is None else torch.view_as_complex(B).to(_WIDE).repeat(copies, 1)
+    return form.rate * (wide.exp() if form.log_dt else wide), A.repeat(copies, 1), weight
+
+
 class Discretized:
     """``x = log(lambda)`` and ``B_bar = step hold(z) B``, z = step A, of dt (H, 1) or (H, n), A_real, A_imag (S, n), B
     (S, n, 2) or None for 1. Feature h takes the copy h % S of A and B.
@@ -52,13 +63,8 @@ class Discretized:
 
     def __init__(self, dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor | None, form: Form) -> None:
         self.form, self.copies = form, len(dt) // len(A_real)
-        wide = dt.double()
-        self.step = form.rate * (wide.exp() if form.log_dt else wide)
-        real, imag = A_real.double(), A_imag.double()
-        self.A = torch.complex(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
-        self.A = self.A.repeat(self.copies, 1)
+        self.step, self.A, self.B = system(dt, A_real, A_imag, B, form)
         self.z = self.step * self.A
-        self.B = None if B is None else torch.view_as_complex(B).to(_WIDE).repeat(self.copies, 1)
         self.hold = 1 / (1 - self.z / 2) if form.bilinear else phi(self.z)
         self.x = log_bilinear(self.z) if form.bilinear else self.z
         self.B_bar = self.step * self.hold if self.B is None else self.step * self.hold * self.B

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from s4_fast import arguments
 from s4_fast.dispatch import Call
+from s4_fast.ops._checks import COMPLEX
 
-COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 NAMES = ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead")
 _HALF = (torch.float16, torch.bfloat16)
 

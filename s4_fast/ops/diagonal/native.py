@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
-from s4_fast.ops.diagonal.form import COMPLEX
+from s4_fast.ops._checks import COMPLEX
 
 _SIZES, _SYSTEM = "iiiiiiiiiid", "ppppppppp"
 _FORWARD = native_library.Function("diagonal", _SIZES + _SYSTEM + "pp")
