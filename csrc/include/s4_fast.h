@@ -175,6 +175,29 @@ S4_FAST_API int s4_fast_cpu_dplr_step_backward(int64_t dtype, int64_t batch, int
                                                void *grad_state, double *grad_increment, void *grad_G, void *grad_V,
                                                void *grad_B, void *grad_C, void *grad_D, int64_t threads);
 
+/* ---- The recurrence of a DPLR SSM ------------------------------------------------------------------------------ */
+
+/* The same as s4_fast_cpu_diagonal with A = Lambda - P P* over conjugate pairs: Lambda is what A_real and A_imag say,
+ * P (rank, copies, n) complex, any rank >= 1. The discretisation is bilinear, whether or not S4_FAST_BILINEAR is set:
+ *     A_bar = (1 - Z/2)^-1 (1 + Z/2),  B_bar = (1 - Z/2)^-1 rate dt B,  Z = rate dt (Lambda - P P*),
+ *     s_l = A_bar s_{l-1} + B_bar u_l,  y_{j,l} = 2 Re sum_n C_j s_l + D_j u_l,
+ * where P P* s = sum_r P_r 2 Re sum_n P_r* s. C is the plain one, which knows no length. */
+S4_FAST_API int s4_fast_cpu_dplr_scan(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
+                                      int64_t n, int64_t L, int64_t c, int64_t rank, int64_t copies, int64_t dt_states,
+                                      double rate, const void *u, const void *dt, const void *A_real,
+                                      const void *A_imag, const void *P, const void *B, const void *C, const void *D,
+                                      const void *state, const void *ahead, void *y, void *final, int64_t threads);
+
+/* The gradients of u and of what follows it, each or NULL, of the shapes and types of what they belong to, for those of
+ * y (grad_y, or NULL for 0) and of the final state (grad_final, or NULL for 0). */
+S4_FAST_API int s4_fast_cpu_dplr_scan_backward(
+    int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c,
+    int64_t rank, int64_t copies, int64_t dt_states, double rate, const void *grad_y, const void *grad_final,
+    const void *u, const void *dt, const void *A_real, const void *A_imag, const void *P, const void *B, const void *C,
+    const void *D, const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real,
+    void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
+    int64_t threads);
+
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 
 /* What is below takes what its CPU counterpart takes. Call a function once before capturing it into a graph: the code

@@ -175,7 +175,7 @@ def stored_diagonal_ssm(given: Arguments, backend: str) -> tuple[Tensor, Tensor]
     if backend == "reference" and u.numel():  # there is no FFT of nothing
         y, final = _by_definition(given)
     else:
-        *tensors, form = given
+        *tensors, form, _ = given
         y, final = _OP(*tensors, form.flags, form.rate, backend=backend)
     return (y.mT if turned else y), final
 
@@ -187,7 +187,7 @@ def _by_definition(given: Arguments) -> tuple[Tensor, Tensor]:
         t = t.to(torch.complex128 if t.is_complex() else torch.float64)
         return t.reshape(shape) if shape else t
 
-    u, dt, A_real, A_imag, B, C, D, state, ahead, form = given
+    u, dt, A_real, A_imag, B, C, D, state, ahead, form, _ = given
     H, n = u.shape[2 if form.time_major else 1], A_real.shape[1]
     tensors = (
         *map(wide, (u, dt.reshape(H, -1), A_real, A_imag)),

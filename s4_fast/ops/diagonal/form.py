@@ -1,4 +1,4 @@
-"""The arguments of a diagonal SSM as modules store them, how they are to be read, and whether they fit."""
+"""The arguments of a diagonal or DPLR SSM as modules store them, how they are to be read, and whether they fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class Form(NamedTuple):
-    """The options of a diagonal SSM as its backends take them."""
+    """The options of a diagonal or DPLR SSM as its backends take them. The latter is bilinear whatever the form says."""
 
     time_major: bool = False  # u is (batch, L, H) and y (batch, L, c H)
     bidirectional: bool = False  # the last half of C's channels runs from the end
@@ -46,7 +46,8 @@ def form_of(flags: int, rate: float) -> Form:
 
 
 class Arguments(NamedTuple):
-    """A call of :func:`s4_fast.ops.diagonal.stored_diagonal_ssm`. B, D and the states may be absent."""
+    """A call of :func:`s4_fast.ops.diagonal.stored_diagonal_ssm`, or where there is P, of
+    :func:`s4_fast.ops.dplr_scan.stored_dplr_scan`. B, D and the states may be absent."""
 
     u: Tensor  # (batch, H, L), or (batch, L, H)
     dt: Tensor  # (H,), (H, 1) or (H, n)
@@ -58,6 +59,12 @@ class Arguments(NamedTuple):
     state: Tensor | None  # (batch, H, n), complex
     ahead: Tensor | None  # (batch, H, n), complex
     form: Form
+    P: Tensor | None = None  # (rank, S, n, 2)
+
+    @property
+    def op(self) -> str:
+        """The op that these are the arguments of."""
+        return "diagonal_ssm" if self.P is None else "dplr_scan"
 
     def call(self) -> Call:
         """What the choice of a backend depends on.
@@ -69,11 +76,11 @@ class Arguments(NamedTuple):
         sizes = self._sizes()
         if sizes is None:
             raise self._misfit()
-        return Call("diagonal_ssm", self.u.device.type, self.C.dtype, sizes)  # every backend has every gradient
+        return Call(self.op, self.u.device.type, self.C.dtype, sizes)  # every backend has every gradient
 
     def _sizes(self) -> dict[str, int] | None:
         """The sizes, or None where something does not fit. This is on the path of every call, so it has no words."""
-        u, dt, A_real, A_imag, B, C, D, state, ahead, form = self
+        u, dt, A_real, A_imag, B, C, D, state, ahead, form, P = self
         if (
             not isinstance(u, Tensor)
             or not isinstance(dt, Tensor)
@@ -123,13 +130,18 @@ class Arguments(NamedTuple):
                 return None
         if ahead is not None and not form.bidirectional:
             return None
-        return {"batch": batch, "H": H, "n": n, "L": L, "channels": c}
+        found = {"batch": batch, "H": H, "n": n, "L": L, "channels": c}
+        if P is not None:
+            if not (P.ndim == 4 and P.shape[1:] == (copies, n, 2) and P.dtype is dtype and P.device == device):
+                return None
+            found["rank"] = P.shape[0]
+        return found
 
     def _misfit(self) -> Exception:
         """What does not fit, and what was expected."""
-        op, form = "diagonal_ssm", self.form
+        op, form, P = self.op, self.form, self.P
         u, dt, A, B, C, D, state, ahead = self.u, self.dt, self.A_real, self.B, self.C, self.D, self.state, self.ahead
-        given = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "state": state, "ahead": ahead}
+        given = {"u": u, "dt": dt, "A": A, "P": P, "B": B, "C": C, "D": D, "state": state, "ahead": ahead}
         for name, t in given.items():
             if not isinstance(t, Tensor) and (t is not None or name in ("u", "dt")):
                 return TypeError(f"{op}: expected {name} to be a tensor, got {arguments.kind(t)}")
@@ -147,13 +159,15 @@ class Arguments(NamedTuple):
         for name, t in tensors.items():
             expected = COMPLEX[C.dtype] if name in ("state", "ahead") else C.dtype
             if t.dtype != expected and not (name == "u" and t.dtype in _HALF and C.dtype == torch.float32):
-                # A and B come here as pairs of reals.
-                wanted, got = (COMPLEX.get(d, d) if name in ("A", "B") else d for d in (expected, t.dtype))
+                # A, P and B come here as pairs of reals.
+                wanted, got = (COMPLEX.get(d, d) if name in ("A", "P", "B") else d for d in (expected, t.dtype))
                 return TypeError(f"{op}: expected all tensors in one precision, {name} to be {wanted}, got {got}")
         batch, H = u.shape[0], u.shape[2 if form.time_major else 1]
         S, n = A.shape
         if H % S:
             return ValueError(f"{op}: expected the {S} rows of A to divide the {H} features of u {tuple(u.shape)}")
+        if P is not None and (P.ndim != 4 or P.shape[1:] != (S, n, 2)):
+            return ValueError(f"{op}: expected P of shape (rank, {S}, {n}), got {tuple(P.shape[:-1])}")
         if ahead is not None and not form.bidirectional:
             return ValueError(f"{op}: ahead is for bidirectional=True")
         outputs = C.shape[0] if C.ndim == 4 else 1

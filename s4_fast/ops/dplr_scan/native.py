@@ -1,0 +1,71 @@
+"""A DPLR SSM over a sequence by the native library: one call each way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s4_fast import native_library
+from s4_fast.ops._checks import COMPLEX
+
+_SIZES, _SYSTEM = "iiiiiiiiiiid", "pppppppppp"
+_FORWARD = native_library.Function("dplr_scan", _SIZES + _SYSTEM + "pp")
+_BACKWARD = native_library.Function("dplr_scan_backward", _SIZES + "pp" + _SYSTEM + "pppppppppp")
+
+
+def dplr_scan(
+    u: Tensor,
+    dt: Tensor,
+    A_real: Tensor,
+    A_imag: Tensor,
+    P: Tensor,
+    B: Tensor | None,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    ahead: Tensor | None,
+    flags: int,
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """Shapes as in ``reference.py``, but y is (batch, c H, L), or (batch, L, c H)."""
+    sizes = _sizes(u, dt, A_real, P, C, flags)
+    batch, H, n, L, c = sizes[3:8]
+    y = torch.empty_like(u) if c == 1 else u.new_empty((batch, L, c * H) if flags & 1 else (batch, c * H, L))
+    final = C.new_empty((batch, H, n), dtype=COMPLEX[C.dtype])
+    _FORWARD(u, *sizes, rate, u, dt, A_real, A_imag, P, B, C, D, state, ahead, y, final)
+    return y, final
+
+
+def dplr_scan_backward(
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+    u: Tensor,
+    dt: Tensor,
+    A_real: Tensor,
+    A_imag: Tensor,
+    P: Tensor,
+    B: Tensor | None,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    ahead: Tensor | None,
+    flags: int,
+    rate: float,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    inputs = (u, dt, A_real, A_imag, P, B, C, D, state, ahead)
+    sizes = _sizes(u, dt, A_real, P, C, flags)
+    grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs, strict=True)]  # type: ignore[arg-type]
+    _BACKWARD(u, *sizes, rate, grad_y, grad_final, *inputs, *grads)
+    return tuple(grads)
+
+
+def _sizes(u: Tensor, dt: Tensor, A_real: Tensor, P: Tensor, C: Tensor, flags: int) -> tuple[int, ...]:
+    """The integers that begin the arguments: dtypes, flags, batch, H, n, L, c, rank, copies, dt_states."""
+    batch, H, L = u.shape
+    if flags & 1:
+        H, L = L, H
+    copies, n = A_real.shape
+    c = C.numel() // ((4 if flags & 2 else 2) * H * n)
+    codes = native_library.DTYPES
+    return codes[C.dtype], codes[u.dtype], flags, batch, H, n, L, c, len(P), copies, dt.numel() // H
