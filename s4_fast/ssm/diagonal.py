@@ -92,7 +92,7 @@ class DiagonalModel(SSMModel):
 
     def _stepper(self) -> DiagonalStepper:
         (x, B_bar), C = self._discretize(1.0), self._C()
-        return DiagonalStepper(x, B_bar.to(C.dtype), C)
+        return DiagonalStepper(x, B_bar.to(C.dtype), C.clone())  # no view of what may be written or swapped
 
 
 class DiagonalSSM(DiagonalModel):

@@ -171,7 +171,7 @@ class DPLRModel(SSMModel):
         after = self._scan_of(C, ended(u, lengths), rate=rate).run()[1]
         if state is None:
             return after
-        return after + _complex(_advanced(self._transition(rate), _real(state), lengths)).to(after.dtype)
+        return after + _complex(_advanced(self._transition(rate), _real(state), lengths, u.shape[-1])).to(after.dtype)
 
     def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
         first = 2 * (self.discretize().C * state[:, None]).sum(-1, keepdim=True).real
@@ -195,7 +195,8 @@ class DPLRModel(SSMModel):
         return {**super().sizes(), "rank": self.P.shape[0]}
 
     def _stepper(self) -> DPLRStepper:
-        return DPLRStepper(*self.discretize())
+        *rest, C = self.discretize()
+        return DPLRStepper(*rest, C.clone())  # no view of what may be written or swapped
 
 
 class DPLRSSM(DPLRModel):
@@ -295,10 +296,9 @@ def damage(l_kernel: Any) -> str:
     return ""
 
 
-def _advanced(A_bar: Tensor, s: Tensor, counts: Tensor) -> Tensor:
-    """A_bar^counts s for each row, counts (batch,), for s (batch, d_model, N)."""
-    bit, most = 0, int(counts.max())
-    s = s.to(A_bar.dtype)
+def _advanced(A_bar: Tensor, s: Tensor, counts: Tensor, most: int) -> Tensor:
+    """A_bar^counts s for each row, counts (batch,) of at most ``most``, for s (batch, d_model, N)."""
+    bit, s = 0, s.to(A_bar.dtype)
     while 1 << bit <= most:
         taken = (counts >> bit & 1).bool()[:, None, None]
         s = torch.where(taken, torch.einsum("hij,bhj->bhi", A_bar, s), s)

@@ -37,7 +37,6 @@ class TruncatedDPLRModel(DPLRModel):
     l_kernel: Tensor
     l_max: int | None = None
     verbose = False
-    bandlimit: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +69,7 @@ class TruncatedDPLRModel(DPLRModel):
             length = before = self._read_length()
             if L <= length:
                 return
-            A_bar, C = self._transition(1.0), self._stored().to(torch.complex128)
+            A_bar, C = self._transition(1.0), torch.view_as_complex(self.C.double())
             if length == 0:
                 length = self.l_max or L
                 C = truncated(C, A_bar, length)
@@ -109,11 +108,11 @@ class TruncatedDPLRModel(DPLRModel):
             C, length = truncated(plain, self._transition(rate), L), L
         elif L > length:
             C, length = _doubled(C.to(torch.complex128), self._transition(1.0), length, L)
-        return self._kernel_of(self._within_band(C), length, rate)[..., :L]
+        return self._kernel_of(C, length, rate)[..., :L]
 
     def scans(self) -> bool:
-        # What is left out of a band is left out of the truncated C.
-        return self.bandlimit is None and self._read_length() == 0
+        # What is exported takes any length, of which a kernel's set-up would be a case apart.
+        return self._read_length() == 0 or (torch.compiler.is_compiling() and torch_private.is_exporting())
 
     def _outputs(self) -> Tensor:
         return torch.view_as_real(self._plain_C().to(self.state_dtype()))
@@ -130,19 +129,15 @@ class TruncatedDPLRModel(DPLRModel):
 
     def _untruncated(self) -> Tensor:
         C, length = self._of_one_moment()
-        C = self._within_band(C.to(torch.complex128))
+        C = C.to(torch.complex128)
         return untruncated(C, self._transition(1.0), length) if length else C
 
-    def _stored(self) -> Tensor:
-        """C as it is stored, (channels, d_model, n), complex."""
-        return torch.view_as_complex(self.read("C"))
-
     def _of_one_moment(self) -> tuple[Tensor, int]:
-        """C as it is stored, and the length that it is truncated for."""
+        """C as it is stored, (channels, d_model, n), complex, and the length that it is truncated for."""
         if operations_are_seen():
-            return self._stored(), self._read_length()
+            return self._C(), self._read_length()
         with _SETTING_UP:
-            C, length = self._stored(), self._read_length()
+            C, length = self._C(), self._read_length()
             return (C if length else C.clone()), length
 
     def _read_length(self) -> int:
