@@ -195,8 +195,8 @@ class DPLRModel(SSMModel):
         return {**super().sizes(), "rank": self.P.shape[0]}
 
     def _stepper(self) -> DPLRStepper:
-        *rest, C = self.discretize()
-        return DPLRStepper(*rest, C.clone())  # no view of what may be written or swapped
+        increment, G, V, B, C = self.discretize()
+        return DPLRStepper(increment, G, V, B, C.clone())  # no view of what may be written or swapped
 
 
 class DPLRSSM(DPLRModel):

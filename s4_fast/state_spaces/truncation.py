@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,9 +46,8 @@ class TruncatedDPLRModel(DPLRModel):
         self._know_own()
 
     def _know_own(self) -> None:
-        """Remember which C is this module's, and not one that a call is given."""
-        C = torch_private.own_parameters(self).get("C")
-        self.__dict__["_own"] = (lambda: None) if C is None else weakref.ref(C)
+        """Remember which C is this module's, and not one that a call is given while the module's own is set aside."""
+        self.__dict__["_own"] = id(torch_private.own_parameters(self).get("C"))
 
     def setup(self, L: int) -> None:
         """Truncate C for a length of at least L, as the first kernel of this length does in training.
@@ -91,7 +89,7 @@ class TruncatedDPLRModel(DPLRModel):
             C is not None
             and C.requires_grad
             and torch.is_grad_enabled()
-            and self.__dict__["_own"]() is C
+            and self.__dict__["_own"] == id(C)
             and not operations_are_seen()
             and not C.is_meta
             and not torch_private.is_sharded(self)
