@@ -73,15 +73,15 @@ class Direction:
 
         The adjoint states g are the same recurrence in reversed time, ``g = A^T g' + Cmap dy``, with A transposed.
         """
-        known_u, _ = _until_lost(u)
-        known_dy, lost = _until_lost(dy.flip(-1))
-        known_dy, lost = known_dy.flip(-1), None if lost is None else lost.flip(-1).any(1)
+        known_u, lost_u = _until_lost(u)
+        known_dy, lost_dy = _until_lost(dy, reverse=True)
         grad_start = u.new_empty(*u.shape[:2], self.incoming.shape[-1], dtype=torch.float64)
         for h, pieces in self._blocks(u):
             s, known = self._real_state(start, u, h), []
             for piece in pieces if gradients is not None else ():
-                states, s = self._states(_cut(known_u[:, None, h, piece], self.T), s, h)
-                known.append(states)
+                samples = _cut(known_u[:, None, h, piece], self.T)
+                states, s = self._states(samples, s, h)
+                known.append((samples, states))
             g = self._real_state(grad_final, u, h)
             for piece in reversed(pieces):
                 seen = _cut(known_dy[:, :, h, piece], self.T)
@@ -89,16 +89,18 @@ class Direction:
                 R, Cmap, Bmap = self._tables(h, r)
                 transitions = [t.mT for t in self._transitions(h, r, seen.shape[2])]
                 increments = torch.bmm(_rows(seen), Cmap.mT).view(*seen.shape[:3], -1)
-                adjoints, g = _carry(increments.flip(2), transitions, g)
-                adjoints = adjoints.flip(2)
+                adjoints, g = _carry(increments, transitions, g, reverse=True)
                 found = torch.bmm(_rows(seen), R.mT).baddbmm_(_rows(adjoints), Bmap.mT)
                 grad_u[:, h, piece] = _joined(found, seen, 1)[:, 0]
                 if gradients is not None:
+                    samples, states = known.pop()
                     # With what is not finite, so that the gradients are not either.
-                    samples, cotangents = _cut(u[:, None, h, piece], self.T), _cut(dy[:, :, h, piece], self.T)
-                    self._add(gradients, h, samples, known.pop(), cotangents, adjoints)
+                    samples = samples if lost_u is None else _cut(u[:, None, h, piece], self.T)
+                    seen = seen if lost_dy is None else _cut(dy[:, :, h, piece], self.T)
+                    self._add(gradients, h, samples, states, seen, adjoints)
             grad_start[:, h] = g.transpose(0, 1)
-        if lost is not None:
+        if lost_dy is not None:
+            lost = lost_dy.any(1)
             grad_u.masked_fill_(lost, torch.nan)
             grad_start.masked_fill_(lost[..., :1], torch.nan)
         return complex_(grad_start)
@@ -156,45 +158,51 @@ class Direction:
             yield slice(start, min(start + step, H)), pieces
 
 
-def _until_lost(signal: Tensor) -> tuple[Tensor, Tensor | None]:
+def _until_lost(signal: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor | None]:
     """``signal`` with 0 from the first sample of each row that is not finite on, and where that is; None for nowhere.
 
-    In a product with a triangular matrix, 0 times NaN would reach the outputs before it.
+    With ``reverse``, from the last such sample back. In a product with a triangular matrix, 0 times NaN would reach the
+    outputs before it.
     """
     # Reading a number of an accelerator would wait for it.
     if signal.device.type == "cpu" and signal.sum().isfinite():
         return signal, None
-    lost = signal.isfinite().logical_not().cumsum(-1, dtype=torch.int32) > 0
+    bad = signal.isfinite().logical_not()
+    lost = (bad.flip(-1) if reverse else bad).cumsum(-1, dtype=torch.int32) > 0
+    lost = lost.flip(-1) if reverse else lost
     return signal.masked_fill(lost, 0), lost
 
 
-def _carry(increments: Tensor, powers: list[Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
+def _carry(increments: Tensor, powers: list[Tensor], start: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
     """``s_m = s_{m-1} A + increments_m`` from ``start`` (H, batch, N): s_{m-1} for every m, and the last s.
 
-    increments (H, batch, M, N); powers are A^(radix^k), (H, N, N) float64.
+    increments (H, batch, M, N); powers are A^(radix^k), (H, N, N) float64. With ``reverse``, from the last m to the
+    first.
     """
+    before = torch.empty_like(increments)
+    return before, _carry_to(before, increments, powers, start, reverse)
+
+
+def _carry_to(before: Tensor, increments: Tensor, powers: list[Tensor], s: Tensor, reverse: bool) -> Tensor:
     A, *further = powers
     if not further:
-        before = torch.empty_like(increments)
-        return before, _step_through(increments, A, start, before)
+        return _step_through(increments, A, s, before, reverse)
     batch, M = increments.shape[1:3]
     done = M - M % _RADIX
-    grouped = increments[:, :, :done].unflatten(2, (-1, _RADIX)).flatten(1, 2)  # (H, batch groups, radix, N)
-    sums = _step_through(grouped, A, torch.zeros_like(grouped[:, :, 0], dtype=start.dtype), None)
-    starts, s = _carry(sums.unflatten(1, (batch, -1)), further, start)
-    before = torch.empty_like(grouped)
-    _step_through(grouped, A, starts.flatten(1, 2), before)
-    before = before.view(len(before), batch, done, -1)
-    if done < M:
-        rest = torch.empty_like(increments[:, :, done:])
-        s = _step_through(increments[:, :, done:], A, s, rest)
-        before = torch.cat((before, rest), 2)
-    return before, s
+    whole, rest = (slice(M - done, M), slice(M - done)) if reverse else (slice(done), slice(done, M))
+    grouped = increments[:, :, whole].unflatten(2, (-1, _RADIX)).flatten(1, 2)  # (H, batch groups, radix, N)
+    sums = _step_through(grouped, A, torch.zeros_like(grouped[:, :, 0], dtype=s.dtype), None, reverse)
+    starts, s = _carry(sums.unflatten(1, (batch, -1)), further, s, reverse)
+    found = torch.empty_like(grouped)
+    _step_through(grouped, A, starts.flatten(1, 2), found, reverse)
+    before[:, :, whole] = found.view(len(found), batch, done, -1)
+    return _step_through(increments[:, :, rest], A, s, before[:, :, rest], reverse)
 
 
-def _step_through(increments: Tensor, A: Tensor, s: Tensor, before: Tensor | None) -> Tensor:
+def _step_through(increments: Tensor, A: Tensor, s: Tensor, before: Tensor | None, reverse: bool) -> Tensor:
     """The last s, one chunk after the other; those before each chunk are written to ``before``."""
-    for m in range(increments.shape[2]):
+    chunks = range(increments.shape[2])
+    for m in reversed(chunks) if reverse else chunks:
         if before is not None:
             before[:, :, m] = s
         s = torch.baddbmm(increments[:, :, m].to(s.dtype), s, A)

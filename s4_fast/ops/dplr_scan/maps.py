@@ -32,9 +32,9 @@ class Maps:
         # B_bar is multiplied from the left: there V takes the overlap, and G is what it adds.
         self.probes = torch.cat((G[:, None].expand(-1, rows, -1, -1), V[:, None]), 1)
         self.updates = torch.cat((V[:, None].expand(-1, rows, -1, -1), G[:, None]), 1)
-        given = a.new_zeros(T + 1, rows + 1, *a.shape)
-        given[0] = torch.cat((C, V, B_bar[None]))
-        self.chain, self.overlaps = _recurrence(a, self.probes, self.updates, given)
+        self.chain = a.new_empty(T + 1, rows + 1, *a.shape)
+        torch.cat((C, V, B_bar[None]), out=self.chain[0])
+        self.overlaps = _advance(a, self.probes, self.updates, self.chain)
         # In the order of matrix products, (H, ...).
         self.outgoing = _row(self.chain[:, : self.channels]).permute(2, 1, 0, 3)  # (H, channels, T + 1, N)
         self.incoming = real(self.chain[:T, -1]).transpose(0, 1)  # A_bar^j B_bar, (H, T, N)
@@ -89,47 +89,58 @@ class MapGradients:
         c, rows, G = maps.channels, maps.channels + len(maps.G), maps.G
         self.incoming += torch.einsum("hct,hcn->htn", self.lags, maps.outgoing[:, :, 0])
         self.outgoing[:, :, 0] += torch.einsum("hct,htn->hcn", self.lags, maps.incoming)
-        given = torch.zeros_like(maps.chain)
-        given[:, :c] = _of_row(self.outgoing).permute(2, 1, 0, 3)
-        given[:T, c:rows] = _of_row(self.Vs).permute(1, 2, 0, 3)
-        given[:T, -1] = complex_(self.incoming).transpose(0, 1)
-        # The adjoint of the chains is the same recurrence from the end, the roles of G and V exchanged.
-        a, probes, updates = (conj_physical(t) for t in (maps.a, maps.updates, maps.probes))
-        adjoint, overlaps = (t.flip(0) for t in _recurrence(a, probes, updates, given.flip(0)))
-        later, before = adjoint[1:], maps.chain[:-1]
-        of_probes = -conj_physical(_overlapped(overlaps, before))
-        of_updates = -_overlapped(maps.overlaps, later)
-        grad_a = (conj_physical(before) * later).sum((0, 1))
+        # Conjugated gradients obey the recurrence of the chains from the end, with the roles of G and V exchanged.
+        g = torch.zeros_like(maps.chain)
+        g[:, :c] = 2 * complex_(self.outgoing).permute(2, 1, 0, 3)
+        g[:T, c:rows] = 2 * complex_(self.Vs).permute(1, 2, 0, 3)
+        g[:T, -1] = conj_physical(complex_(self.incoming)).transpose(0, 1)
+        sums = _adjoint(maps.a, maps.probes, maps.updates, maps.chain, maps.overlaps, g)
+        of_a, of_probes, of_updates = (conj_physical(t) for t in sums)
+        first = conj_physical(g[0])
         of_X = complex_(self.Xs).permute(1, 2, 0, 3)  # (T, rank, H, n)
-        falling = maps.power[:T].flip(0)
-        grad_G = of_probes[:, :rows].sum(1) + of_updates[:, -1] + (conj_physical(falling)[:, None] * of_X).sum(0)
-        grad_V = of_updates[:, :rows].sum(1) + of_probes[:, -1] + adjoint[0, c:rows]
+        falling = conj_physical(maps.power[:T].flip(0))
+        grad_G = of_probes[:, :rows].sum(1) + of_updates[:, -1] + (falling[:, None] * of_X).sum(0)
+        grad_V = of_updates[:, :rows].sum(1) + of_probes[:, -1] + first[c:rows]
         self.power[:T] += (conj_physical(G) * of_X).sum(1).flip(0)
-        exponents = torch.arange(1, T + 1, dtype=torch.float64, device=a.device)[:, None, None]
-        grad_a = grad_a + (exponents * conj_physical(maps.power[:-1]) * self.power[1:]).sum(0)
-        return grad_a, grad_G, grad_V, adjoint[0, -1], adjoint[0, :c]
+        exponents = torch.arange(1, T + 1, dtype=torch.float64, device=g.device)[:, None, None]
+        of_a = of_a + (exponents * conj_physical(maps.power[:-1]) * self.power[1:]).sum(0)
+        return of_a, grad_G, grad_V, first[-1], first[:c]
 
 
-def _recurrence(a: Tensor, probes: Tensor, updates: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """``x_t = a x_{t-1} - sum_r (2 Re sum_n probes_r x_{t-1}) updates_r + given_t``, and these overlaps.
+def _advance(a: Tensor, probes: Tensor, updates: Tensor, x: Tensor) -> Tensor:
+    """Fill x (T + 1, K, H, n) from x_0 on: ``x_t = a x_{t-1} - sum_r o_r updates_r``, where o_r is the overlap
+    ``2 Re sum_n probes_r x_{t-1}``.
 
-    a (H, n), probes and updates (rank, K, H, n), given (T + 1, K, H, n) -> x like given, overlaps (T, rank, K, H).
+    a (H, n), probes and updates (rank, K, H, n) -> the overlaps o, (T, rank, K, H, 1).
     """
-    x = given.clone()
-    seen = x.new_empty(len(x) - 1, *probes.shape[:-1], dtype=torch.float64)
+    seen = torch.empty(len(x) - 1, *probes.shape[:-1], 1, dtype=torch.float64, device=x.device)
     rows, added, states = _row(probes), real(updates), real(x)
-    a, ranks = a.expand_as(x[0]).contiguous(), range(len(probes))
-    for t in range(len(seen)):
-        x[t + 1].addcmul_(a, x[t])
-        for r in ranks:
-            overlap = torch.sum(rows[r] * states[t], -1, out=seen[t, r])
-            states[t + 1].addcmul_(added[r], overlap[..., None], value=-1)
-    return x, seen
+    for t, overlaps in enumerate(seen):
+        torch.mul(a, x[t], out=x[t + 1])
+        for r, overlap in enumerate(overlaps):
+            torch.sum(rows[r] * states[t], -1, keepdim=True, out=overlap)
+            states[t + 1].addcmul_(added[r], overlap, value=-1)
+    return seen
 
 
-def _overlapped(overlaps: Tensor, x: Tensor) -> Tensor:
-    """``sum_t overlaps_t x_t``: (T, rank, K, H), (T, K, H, n) -> (rank, K, H, n)."""
-    return complex_(torch.einsum("trkh,tkhm->rkhm", overlaps, real(x)))
+def _adjoint(
+    a: Tensor, probes: Tensor, updates: Tensor, x: Tensor, seen: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The conjugated gradients of a, probes and updates of :func:`_advance`, g (T + 1, K, H, n) being those of x.
+
+    g is overwritten with those through later x too.
+    """
+    rows, added, states, adjoints = _row(updates), real(probes), real(x), real(g)
+    of_a, of_probes, of_updates = torch.zeros_like(g[0]), torch.zeros_like(added), torch.zeros_like(added)
+    for t in reversed(range(len(seen))):
+        g[t].addcmul_(a, g[t + 1])
+        of_a.addcmul_(x[t], g[t + 1])
+        for r in range(len(probes)):
+            overlap = (rows[r] * adjoints[t + 1]).sum(-1, keepdim=True)
+            adjoints[t].addcmul_(added[r], overlap, value=-1)
+            of_probes[r].addcmul_(states[t], overlap, value=-1)
+            of_updates[r].addcmul_(adjoints[t + 1], seen[t, r], value=-1)
+    return of_a.sum(0), complex_(of_probes), complex_(of_updates)
 
 
 def _blocks(A: Tensor) -> Tensor:
@@ -150,8 +161,3 @@ def complex_(s: Tensor) -> Tensor:
 def _row(C: Tensor) -> Tensor:
     """The real row of 2 Re C s."""
     return real(2 * conj_physical(C))
-
-
-def _of_row(grad: Tensor) -> Tensor:
-    """The gradient of C for that of :func:`_row`."""
-    return 2 * conj_physical(complex_(grad))
