@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import s4_fast
-from tests.helpers import backends, cotangents, needs_cxx, normal, parts, relative_error
+from tests.helpers import cotangents, needs_cxx, normal, parts, relative_error
+from tests.ops.diagonal_inputs import BACKENDS, EACH, run
 
 BATCH, H, N, L = 2, 4, 3, 12
 OPTIONAL = ("B", "D", "state", "ahead")
-OPS = ("diagonal_ssm", "dplr_scan")
-EACH = pytest.mark.parametrize("op", OPS)
-BACKENDS = pytest.mark.parametrize(
-    ("op", "backend"),
-    [pytest.param(op, *getattr(b, "values", (b,)), marks=getattr(b, "marks", ())) for op in OPS for b in backends(op)],
-)
 PRESENT = [
     pytest.param(frozenset(names), id="+".join(names) or "none")
     for count in range(len(OPTIONAL) + 1)
@@ -112,8 +106,14 @@ def test_one_graph_is_the_eager_call(
     present: frozenset[str], time_major: bool, compiler: str, op: str, backend: str
 ) -> None:
     def function(u: Tensor, **rest: Any) -> Any:
-        y, final = getattr(s4_fast, op)(
-            2 * u, **rest, return_state=True, bidirectional="ahead" in present, time_major=time_major, backend=backend
+        y, final = run(
+            op,
+            2 * u,
+            **rest,
+            return_state=True,
+            bidirectional="ahead" in present,
+            time_major=time_major,
+            backend=backend,
         )
         return y + 1, final
 
@@ -142,9 +142,9 @@ def test_fake_outputs_have_the_layout_of_real_ones(
         given["u"] = given["u"].mT.contiguous().mT
     options: dict[str, Any] = {"bidirectional": "ahead" in present, "time_major": time_major, "return_state": True}
     leaf = {**given, "C": given["C"].clone().requires_grad_()}
-    fakes = getattr(s4_fast, op)(**{name: t if t is None else t.to("meta") for name, t in given.items()}, **options)
+    fakes = run(op, **{name: t if t is None else t.to("meta") for name, t in given.items()}, **options)
     for tensors in (given, leaf):
-        for fake, real in zip(fakes, getattr(s4_fast, op)(**tensors, **options, backend=backend), strict=True):
+        for fake, real in zip(fakes, run(op, **tensors, **options, backend=backend), strict=True):
             assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
     assert fakes[0].dtype == dtype
 
@@ -154,8 +154,5 @@ def test_vmap_over_signals_is_a_loop(op: str, backend: str) -> None:
     given = inputs(op, frozenset({"B", "D"}))
     u = given.pop("u")
     signals = torch.stack((u, 2 * u, u.flip(-1)))
-    mapped = torch.func.vmap(lambda t: getattr(s4_fast, op)(t, **given, backend=backend))(signals)
-    assert (
-        relative_error(mapped, torch.stack([getattr(s4_fast, op)(t, **given, backend=backend) for t in signals]))
-        <= 1e-6
-    )
+    mapped = torch.func.vmap(lambda t: run(op, t, **given, backend=backend))(signals)
+    assert relative_error(mapped, torch.stack([run(op, t, **given, backend=backend) for t in signals])) <= 1e-6
