@@ -87,9 +87,8 @@ struct Wanted {
         ScanGradients<T> to;
         to.dt = real(dt), to.A_real = real(A_real), to.A_imag = real(A_imag), to.P = real(P);
         to.B = real(B), to.C = real(C), to.D = real(D);
-        const ScanBackward<T> backward = {scan, grad_y,      static_cast<const T *>(grad_final),
-                                          u,    real(state), real(ahead),
-                                          to.any()};
+        const ScanBackward<T> backward = {scan,        grad_y,  static_cast<const T *>(grad_final), u, real(state),
+                                          real(ahead), to.any()};
         return run_scan_backward(backward, to, threads);
     }
 };
@@ -148,13 +147,15 @@ extern "C" int s4_fast_cpu_dplr_scan(int64_t dtype, int64_t signal_dtype, int64_
     return forward("dplr_scan", of, {u, dt, A_real, A_imag, P, C, y}, y, final, threads);
 }
 
-extern "C" int s4_fast_cpu_dplr_scan_backward(
-    int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c,
-    int64_t rank, int64_t copies, int64_t dt_states, double rate, const void *grad_y, const void *grad_final,
-    const void *u, const void *dt, const void *A_real, const void *A_imag, const void *P, const void *B, const void *C,
-    const void *D, const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real,
-    void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
-    int64_t threads) {
+extern "C" int s4_fast_cpu_dplr_scan_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                              int64_t H, int64_t n, int64_t L, int64_t c, int64_t rank, int64_t copies,
+                                              int64_t dt_states, double rate, const void *grad_y,
+                                              const void *grad_final, const void *u, const void *dt, const void *A_real,
+                                              const void *A_imag, const void *P, const void *B, const void *C,
+                                              const void *D, const void *state, const void *ahead, void *grad_u,
+                                              void *grad_dt, void *grad_A_real, void *grad_A_imag, void *grad_P,
+                                              void *grad_B, void *grad_C, void *grad_D, void *grad_state,
+                                              void *grad_ahead, int64_t threads) {
     const Continuous of = {dtype, signal_dtype, flags,  batch,  H, n, L, c, rank,  copies, dt_states, rate,
                            u,     dt,           A_real, A_imag, P, B, C, D, state, ahead};
     return backward("dplr_scan_backward", of, {u, dt, A_real, A_imag, P, C},

@@ -148,9 +148,11 @@ void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
         ComplexVector by_lambda;
         DoubleVector by_h;
         of.states_back(i, by_lambda, by_h);
-        const DoubleVector real = by_lambda.re, by_dt = by_h * (s.log_dt ? load(of.system.h + i) : DoubleVector{} + s.rate / 2);
-        store_at(of.by_a, i, {s.log_decay ? real * load(of.system.lambda.re + i) : real,
-                              s.conjugate ? -by_lambda.im : by_lambda.im});
+        const DoubleVector real = by_lambda.re,
+                           by_dt = by_h * (s.log_dt ? load(of.system.h + i) : DoubleVector{} + s.rate / 2);
+        store_at(
+            of.by_a, i,
+            {s.log_decay ? real * load(of.system.lambda.re + i) : real, s.conjugate ? -by_lambda.im : by_lambda.im});
         if (grad_dt && s.dt_states == 1) total += sum(by_dt);
         for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < kLanes<double> && i + j < n; ++j)
             grad_dt[h * n + i + j] = T(by_dt[j]);

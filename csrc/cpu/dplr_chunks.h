@@ -85,8 +85,8 @@ struct DenseForward {
         : system(memory, scan.n, scan.system.rank),
           states(memory, scan.together(), system.np),
           c(scan.c),
-          outputs(each<DenseOutput<T>>(memory, c,
-                                       [&] { return DenseOutput<T>(memory, system.np, scan.chunks() > 0); })),
+          outputs(
+              each<DenseOutput<T>>(memory, c, [&] { return DenseOutput<T>(memory, system.np, scan.chunks() > 0); })),
           inputs(memory.take<T>(scan.chunks() > 0 ? kDense * 2 * system.np : 0)),
           carry(memory, system.np, scan.chunks() > 0, scan.grouped(), adjoint, now, next),
           work(work),

@@ -131,12 +131,12 @@ struct TransitionSums {
 template <class T>
 struct DenseBackward {
     DenseForward<T> forward;
-    Rows adjoints;   // of the rows of a block
-    T *by_time;      // (2 np, kDense): what G_m adds to grad u
-    T *states;       // (blocks, rows, chunks of a block, 2 np): S of a segment
-    T *local;        // (rows, chunks of a block, 2 np): G; may be shared
-    T *by_adjoint;   // (kDense, 2 np): V, and in double that of the blocks before the last
-    T *by_matrix;    // (2 np, 2 np): X
+    Rows adjoints;  // of the rows of a block
+    T *by_time;     // (2 np, kDense): what G_m adds to grad u
+    T *states;      // (blocks, rows, chunks of a block, 2 np): S of a segment
+    T *local;       // (rows, chunks of a block, 2 np): G; may be shared
+    T *by_adjoint;  // (kDense, 2 np): V, and in double that of the blocks before the last
+    T *by_matrix;   // (2 np, 2 np): X
     double *V, *X;
     const OutputProducts<T, kDense> *products;
     TransitionSums sums;
@@ -244,8 +244,7 @@ struct DenseBackward {
         for (int64_t k = 0; k < outputs() && parameters; ++k) {
             const T *const dy = grad_y + k * channel;
             products[k].by_D[0] += Backward<T>::product(count, dy, u);
-            for (int64_t t = 0; t < count; ++t)
-                add_vector(np(), steps[t + 1 - lag], double(dy[t]), products[k].by_C);
+            for (int64_t t = 0; t < count; ++t) add_vector(np(), steps[t + 1 - lag], double(dy[t]), products[k].by_C);
         }
     }
 

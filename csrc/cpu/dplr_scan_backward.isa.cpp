@@ -154,8 +154,7 @@ class DenseBackwardPiece {
                                     summed_ + r > 0);
                 }
             }
-            for (int64_t r = 0; r < rows && scan_.grad_u; ++r)
-                grad_u_[r].write(scan_.grad_u, b + r, h, l, length);
+            for (int64_t r = 0; r < rows && scan_.grad_u; ++r) grad_u_[r].write(scan_.grad_u, b + r, h, l, length);
             summed_ += rows * count;
             if (scan_.parameters && summed_ >= kSummed) flush_products(piece);
         }

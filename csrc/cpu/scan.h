@@ -95,8 +95,8 @@ struct Sums {
 
 // Bytes of scratch memory for pieces of `count` features, and the work on a piece. `final` may be null. The sums of the
 // features of a piece are `stride` doubles apart. scan_chain takes the sums of a discretised feature from x to pairs of
-// A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null. The others do the same for a
-// DPLR system.
+// A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null. The others do the same for
+// a DPLR system.
 S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
                          void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
                          template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
@@ -106,8 +106,8 @@ S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &
                          void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
 
 S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t dplr_scan_scratch(const Scan<T> &scan, int64_t count);
-                         template <class T> void dplr_scan(const Scan<T> &scan, void *y, T *final,
-                                                           const ScanPiece &piece, char *scratch);
+                         template <class T>
+                         void dplr_scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
                          template <class T>
                          int64_t dplr_scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
                          template <class T> void dplr_scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
