@@ -16,7 +16,7 @@ namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-constexpr int64_t kDense = Scan<float>::kDenseChunk;
+constexpr int64_t kDense = Scan<float>::kDenseChunk, kDenseBlock = Scan<float>::kDenseBlock;
 
 // What tables are made of, one after the other: chains of vectors, as rows, and square matrices.
 struct Workshop {

@@ -93,7 +93,7 @@ struct DenseForward {
           local(local) {}
 
     static T *make_local(Arena &memory, const Scan<T> &scan) {
-        return memory.take<T>(scan.chunks() > 0 ? kBlock * 2 * padded(scan.n) : 0);
+        return memory.take<T>(scan.chunks() > 0 ? kDenseBlock * 2 * padded(scan.n) : 0);
     }
 
     int64_t columns() const { return 2 * system.np; }

@@ -179,24 +179,28 @@ struct DenseBackward {
         sums.reset(np(), scan.system.rank), clear(by_B.re, np()), clear(by_B.im, np());
     }
 
-    // The products over chunks of one row, to those before them if there are `more`.
-    void add_products(int64_t count, const T *S, const T *G, const T *grad_y, int64_t channel, const T *u,
-                      bool more) const {
+    // The products over some chunks, to those before them if there are `more`.
+    void add_products(int64_t count, const T *S, const T *G, const T *u, bool more) const {
         const int64_t N = columns();
-        for (int64_t k = 0; k < outputs(); ++k, grad_y += channel) {
-            const OutputProducts<T, kDense> &of = products[k];
-            multiply<T>(kDense, N, {count, {grad_y, 1, kDense}, S, N}, of.by_state, N, more);
-            multiply<T>(kDense, kDense, {count, {grad_y, 1, kDense}, u, kDense}, of.by_sample, kDense, more);
-            of.by_D[0] += Backward<T>::product(count * kDense, grad_y, u);
-        }
         multiply<T>(kDense, N, {count, {u, 1, kDense}, G, N}, by_adjoint, N, more);
         multiply<T>(N, N, {count, {G, 1, N}, S, N}, by_matrix, N, more);
+    }
+    void add_output_products(int64_t k, int64_t count, const T *S, const T *grad_y, const T *u, bool more) const {
+        const OutputProducts<T, kDense> &of = products[k];
+        multiply<T>(kDense, columns(), {count, {grad_y, 1, kDense}, S, columns()}, of.by_state, columns(), more);
+        // Of correlations with earlier samples no more than there are in halves of chunks.
+        constexpr int64_t kHalf = kDense / 2;
+        multiply<T>(kHalf, kHalf, {count, {grad_y, 1, kDense}, u, kDense}, of.by_sample, kDense, more);
+        multiply<T>(kHalf, kDense, {count, {grad_y + kHalf, 1, kDense}, u, kDense}, of.by_sample + kHalf * kDense,
+                    kDense, more);
+        of.by_D[0] += Backward<T>::product(count * kDense, grad_y, u);
     }
 
     void flush_products() const {
         for (int64_t k = 0; k < outputs(); ++k) {
             Backward<T>::add(products[k].by_state, products[k].W, columns() * kDense);
-            Backward<T>::add(products[k].by_sample, products[k].R, kDense * kDense);
+            for (int64_t t = 0; t < kDense; ++t)
+                Backward<T>::add(products[k].by_sample + t * kDense, products[k].R + t * kDense, t + 1);
         }
         Backward<T>::add(by_adjoint, V, columns() * kDense), Backward<T>::add(by_matrix, X, columns() * columns());
     }

@@ -8,7 +8,7 @@ namespace {
 // Bytes of the states that the backward pass keeps: what fits in the second cache.
 constexpr int64_t kSegmentBytes = 1 << 20;
 // Rows of chunks whose products are summed in T before they are added up in double.
-constexpr int64_t kSummed = 8 * kBlock;
+constexpr int64_t kSummed = 8 * kDenseBlock;
 
 // What a piece of `count` features works with.
 template <class T>
@@ -21,6 +21,8 @@ class DenseBackwardPiece {
           back_(memory, padded(f_.n), f_.system.rank, f_.chunks() > 0),
           local_(DenseForward<T>::make_local(memory, f_)),
           adjoints_(DenseForward<T>::make_local(memory, f_)),
+          inputs_(make_gathered(memory, f_)),
+          outputs_(make_gathered(memory, f_)),
           now_(DenseCarry<T>::make_rows(memory, f_)),
           next_(DenseCarry<T>::make_rows(memory, f_)),
           steps_(Forward<T>::make_steps(memory, f_)),
@@ -146,18 +148,31 @@ class DenseBackwardPiece {
                 for (int64_t r = 0; r < rows; ++r)
                     of.take_back(count, dy[r].at(j, 0), dy[r].channel, adjoints_ + r * stride);
                 of.forward.carry.over(of.adjoints, true, rows, count, adjoints_, stride);
-                for (int64_t r = 0; r < rows; ++r) {
-                    const T *const G = adjoints_ + r * stride, *const grad_y = dy[r].at(j, 0);
-                    if (scan_.grad_u) of.put_back(count, G, grad_y, dy[r].channel, du[r].at(j, 0));
-                    if (!scan_.parameters) continue;
-                    of.add_products(count, S + r * stride, G, grad_y, dy[r].channel, input[r].at(j, 0),
-                                    summed_ + r > 0);
+                for (int64_t r = 0; r < rows && scan_.grad_u; ++r)
+                    of.put_back(count, adjoints_ + r * stride, dy[r].at(j, 0), dy[r].channel, du[r].at(j, 0));
+                if (!scan_.parameters) continue;
+                const T *const u = gathered(input, rows, j, 0, length, inputs_);
+                of.add_products(rows * count, S, adjoints_, u, summed_ > 0);
+                for (int64_t k = 0; k < f_.c; ++k) {
+                    const T *const grad_y = gathered(dy, rows, j, k, length, outputs_);
+                    of.add_output_products(k, rows * count, S, grad_y, u, summed_ > 0);
                 }
             }
             for (int64_t r = 0; r < rows && scan_.grad_u; ++r) grad_u_[r].write(scan_.grad_u, b + r, h, l, length);
             summed_ += rows * count;
             if (scan_.parameters && summed_ >= kSummed) flush_products(piece);
         }
+    }
+
+    static T *make_gathered(Arena &memory, const Scan<T> &scan) {
+        return memory.take<T>(scan.chunks() > 0 && scan.together() > 1 ? kDenseBlock * kDense : 0);
+    }
+
+    // Samples of all rows one after another, for products as deep as all of their chunks.
+    static const T *gathered(const Block<const T> *from, int64_t rows, int64_t j, int64_t k, int64_t length, T *to) {
+        if (rows == 1) return from[0].at(j, k);
+        for (int64_t r = 0; r < rows; ++r) copy_row(length, from[r].at(j, k), 1, to + r * length);
+        return to;
     }
 
     void flush_products(const ScanPiece &piece) {
@@ -190,7 +205,7 @@ class DenseBackwardPiece {
     const Scan<T> &f_;
     int64_t segment_;  // chunks whose states are kept at a time
     BackWorkshop back_;
-    T *local_, *adjoints_, *now_, *next_;
+    T *local_, *adjoints_, *inputs_, *outputs_, *now_, *next_;
     Rows steps_;
     SampleRows<T> u_, grad_y_, grad_u_;
     const DenseBackward<T> *features_;

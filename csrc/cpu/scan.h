@@ -54,11 +54,11 @@ struct Scan {
     // Rows whose states are carried together: a product with a dense matrix wants several.
     int64_t together() const { return !dense() || grouped() ? 1 : batch < kTogether ? batch : kTogether; }
     // Chunks of a row between two passes over the same samples: their local states stay in the first cache.
-    int64_t block() const { return kBlock / together(); }
+    int64_t block() const { return dense() ? kDenseBlock / together() : kBlock; }
     int64_t signal_bytes() const { return signal == Signal::same ? int64_t(sizeof(T)) : 2; }
 
     static constexpr int64_t kChunk = 32, kFew = 192, kBlock = 48;
-    static constexpr int64_t kDenseChunk = 64, kDenseFew = 768, kInSingle = 32, kTogether = 4;
+    static constexpr int64_t kDenseChunk = 64, kDenseFew = 768, kDenseBlock = 64, kInSingle = 32, kTogether = 4;
 };
 
 template <class T>
