@@ -11,10 +11,7 @@ namespace s4_fast {
 namespace S4_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = 32;
-static_assert(kChunk == Scan<float>::kChunk, "");
-// Chunks between two passes over the same samples: their local states stay in the first cache.
-constexpr int64_t kBlock = 48;
+constexpr int64_t kChunk = Scan<float>::kChunk, kBlock = Scan<float>::kBlock;
 
 // Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
 // ahead. A quarter at a time, between products: all at once would be waited for.
@@ -70,7 +67,7 @@ class Samples {
         : scan_(scan),
           count_(count),
           channels_(channels),
-          block_((scan.chunks() < kBlock ? scan.chunks() : kBlock) * kChunk),
+          block_((scan.chunks() < scan.block() ? scan.chunks() : scan.block()) * scan.chunk()),
           // Not a number of pages: features would contend for the same places of the first cache.
           step_(block_ + (scan.rest() + kChunk - 1) / kChunk * kChunk + 64 / int64_t(sizeof(T))),
           direct_(!scan.time_major && scan.signal == Signal::same && given),
@@ -83,7 +80,7 @@ class Samples {
     Block<const T> read(const void *array, int64_t b, int64_t h, int64_t l, int64_t length) {
         if (in_place()) return {static_cast<const T *>(array) + offset(b, h, l), 0, channel_step()};
         // The samples after whole chunks lie apart, so that a row of one block need not be copied twice.
-        const bool chunks = l < scan_.chunks() * kChunk;
+        const bool chunks = l < scan_.chunks() * scan_.chunk();
         T *const to = copy_ + (chunks ? 0 : block_);
         const Block<const T> block = {to, channels_ * step_, step_};
         const char *const from =

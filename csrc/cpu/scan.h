@@ -19,12 +19,12 @@ struct Float16 {
 enum class Signal { same, bfloat16, float16 };
 
 // Where x = log lambda and B come from: they are given, or if x is null, discretised from the rest, all as in
-// s4_fast.h.
+// s4_fast.h. Where the rank is not 0, the state matrix is Lambda - P P*, and its kernels are those of dplr_chunks.h.
 template <class T>
 struct System {
     const T *x = nullptr, *B = nullptr;
-    const T *dt = nullptr, *A_real = nullptr, *A_imag = nullptr;
-    int64_t copies = 0, dt_states = 0;
+    const T *dt = nullptr, *A_real = nullptr, *A_imag = nullptr, *P = nullptr;
+    int64_t rank = 0, copies = 0, dt_states = 0;
     double rate = 1;
     bool bilinear = false, log_dt = false, log_decay = false, conjugate = false;
 };
@@ -44,12 +44,21 @@ struct Scan {
     // The state that a direction starts from.
     const T *start(int direction) const { return direction == 0 ? state : ahead; }
 
+    bool dense() const { return system.rank > 0; }
+    int64_t chunk() const { return dense() ? kDenseChunk : kChunk; }
     // Whole chunks of a row. Their tables cost more than they save where there are few samples.
-    int64_t chunks() const { return batch * L < kFew ? 0 : L / kChunk; }
-    int64_t rest() const { return L - chunks() * kChunk; }
+    int64_t chunks() const { return batch * L < (dense() ? kDenseFew : kFew) ? 0 : L / chunk(); }
+    int64_t rest() const { return L - chunks() * chunk(); }
+    // Whether states pass so many chunks in T that roundings add up, so that some are carried in double.
+    bool grouped() const { return sizeof(T) == sizeof(float) && chunks() > kInSingle; }
+    // Rows whose states are carried together: a product with a dense matrix wants several.
+    int64_t together() const { return !dense() || grouped() ? 1 : batch < kTogether ? batch : kTogether; }
+    // Chunks of a row between two passes over the same samples: their local states stay in the first cache.
+    int64_t block() const { return dense() ? kDenseBlock / together() : kBlock; }
     int64_t signal_bytes() const { return signal == Signal::same ? int64_t(sizeof(T)) : 2; }
 
-    static constexpr int64_t kChunk = 32, kFew = 192;
+    static constexpr int64_t kChunk = 32, kFew = 192, kBlock = 48;
+    static constexpr int64_t kDenseChunk = 64, kDenseFew = 768, kDenseBlock = 64, kInSingle = 32, kTogether = 4;
 };
 
 template <class T>
@@ -69,18 +78,25 @@ struct ScanPiece {
     int64_t h, count, first, last;
 };
 
-// Where the gradients of one feature are among doubles: of x, B and every C, conjugated, then of D.
+// Where the gradients of one feature are among doubles: of x, B, P and every C, conjugated, then of D. Of a DPLR system
+// those of a, B_bar, G and C as they are, and behind D those of W (dplr_system.h), until dplr_chain has been there.
 template <class T>
 struct Sums {
-    int64_t B, C, D, size;
+    int64_t B, P, C, D, W, size;
 
     explicit Sums(const Scan<T> &scan)
-        : B(2 * scan.n), C(2 * B), D(C + 2 * scan.outputs() * scan.n), size(D + scan.c) {}
+        : B(2 * scan.n),
+          P(2 * B),
+          C(P + 2 * scan.system.rank * scan.n),
+          D(C + 2 * scan.outputs() * scan.n),
+          W(D + scan.c),
+          size(W + 2 * scan.system.rank * scan.n) {}
 };
 
 // Bytes of scratch memory for pieces of `count` features, and the work on a piece. `final` may be null. The sums of the
 // features of a piece are `stride` doubles apart. scan_chain takes the sums of a discretised feature from x to pairs of
-// A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null.
+// A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null. The others do the same for
+// a DPLR system.
 S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
                          void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
                          template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
@@ -88,5 +104,15 @@ S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &
                                                                double *sums, int64_t stride, char *scratch);
                          template <class T> int64_t scan_chain_scratch(const Scan<T> &scan); template <class T>
                          void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
+
+S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t dplr_scan_scratch(const Scan<T> &scan, int64_t count);
+                         template <class T>
+                         void dplr_scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
+                         template <class T>
+                         int64_t dplr_scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
+                         template <class T> void dplr_scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
+                                                                    double *sums, int64_t stride, char *scratch);
+                         template <class T> int64_t dplr_chain_scratch(const Scan<T> &scan); template <class T>
+                         void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
 
 }  // namespace s4_fast

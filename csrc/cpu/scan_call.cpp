@@ -9,31 +9,37 @@ namespace {
 
 template <class T>
 int64_t scratch_bytes(const Scan<T> &scan, int64_t width) {
+    if (scan.dense()) S4_FAST_RETURN_FROM_ISA(dplr_scan_scratch(scan, width))
     S4_FAST_RETURN_FROM_ISA(scan_scratch(scan, width))
 }
 
 template <class T>
 int64_t scratch_bytes(const ScanBackward<T> &scan, int64_t width) {
+    if (scan.forward.dense()) S4_FAST_RETURN_FROM_ISA(dplr_scan_backward_scratch(scan, width))
     S4_FAST_RETURN_FROM_ISA(scan_backward_scratch(scan, width))
 }
 
 template <class T>
 int64_t chain_bytes(const Scan<T> &scan) {
+    if (scan.dense()) S4_FAST_RETURN_FROM_ISA(dplr_chain_scratch(scan))
     S4_FAST_RETURN_FROM_ISA(scan_chain_scratch(scan))
 }
 
 template <class T>
 void run(const Scan<T> &s, void *y, T *final, const ScanPiece &piece, char *scratch) {
+    if (s.dense()) S4_FAST_RETURN_FROM_ISA(dplr_scan(s, y, final, piece, scratch))
     S4_FAST_RETURN_FROM_ISA(scan(s, y, final, piece, scratch))
 }
 
 template <class T>
 void run(const ScanBackward<T> &s, const ScanPiece &piece, double *sums, int64_t stride, char *scratch) {
+    if (s.forward.dense()) S4_FAST_RETURN_FROM_ISA(dplr_scan_backward(s, piece, sums, stride, scratch))
     S4_FAST_RETURN_FROM_ISA(scan_backward(s, piece, sums, stride, scratch))
 }
 
 template <class T>
 void chain(const Scan<T> &s, int64_t h, double *sums, T *grad_dt, char *scratch) {
+    if (s.dense()) S4_FAST_RETURN_FROM_ISA(dplr_chain(s, h, sums, grad_dt, scratch))
     S4_FAST_RETURN_FROM_ISA(scan_chain(s, h, sums, grad_dt, scratch))
 }
 
@@ -96,6 +102,8 @@ void write_feature(const Scan<T> &scan, const ScanGradients<T> &to, int64_t h, c
     if (to.A_real) write(sums, 2, n, to.A_real + h * n);
     if (to.A_imag) write(sums + 1, 2, n, to.A_imag + h * n);
     if (to.B) write_conjugated(sums + Sums<T>(scan).B, n, to.B + 2 * h * n);
+    for (int64_t r = 0; r < scan.system.rank && to.P; ++r)
+        write_conjugated(sums + Sums<T>(scan).P + 2 * r * n, n, to.P + 2 * (r * scan.system.copies + h) * n);
 }
 
 template <class T>
@@ -140,7 +148,7 @@ int run_scan_backward(const ScanBackward<T> &scan, const ScanGradients<T> &gradi
             scratch.get() + worker * bytes);
     });
     if (!scan.parameters) return 0;
-    const bool chained = discretised && (gradients.continuous() || gradients.B);
+    const bool chained = discretised && (gradients.continuous() || gradients.B || gradients.P);
     parallel_for(threads, H, [&](int64_t h, int64_t worker) {
         double *const of_h = sums + h * parts * size;
         add_up(of_h, parts, size, size, of_h);

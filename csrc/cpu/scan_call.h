@@ -8,9 +8,10 @@ namespace s4_fast {
 // Where the gradients of parameters go, each or null.
 template <class T>
 struct ScanGradients {
-    T *x = nullptr, *dt = nullptr, *A_real = nullptr, *A_imag = nullptr, *B = nullptr, *C = nullptr, *D = nullptr;
+    T *x = nullptr, *dt = nullptr, *A_real = nullptr, *A_imag = nullptr, *P = nullptr, *B = nullptr, *C = nullptr,
+      *D = nullptr;
 
-    bool any() const { return x || continuous() || B || C || D; }
+    bool any() const { return x || continuous() || P || B || C || D; }
     bool continuous() const { return dt || A_real || A_imag; }
 };
 

@@ -60,7 +60,7 @@ struct Nodes {
 };
 
 // Toeplitz matrices in the rows of `multiply` with a step of -1: K[t - k] for t >= k, or its transpose.
-template <class T>
+template <class T, int64_t kChunk = Scan<T>::kChunk>
 struct Toeplitz {
     T *causal, *anticausal;
 

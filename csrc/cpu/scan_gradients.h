@@ -23,7 +23,7 @@ namespace S4_FAST_ISA {
 namespace {
 
 // The products that belong to one output, of the last blocks, and in double of those before.
-template <class T>
+template <class T, int64_t kChunk = Scan<T>::kChunk>
 struct OutputProducts {
     T *by_state;   // (kChunk, 2 np): W
     T *by_sample;  // (kChunk, kChunk): sum_m grad y_{m,t} u_{m,j}
@@ -31,17 +31,17 @@ struct OutputProducts {
     Split by_C;    // what the stepped samples add to the conjugated gradient
     double *by_D;  // one number
 
-    OutputProducts(Arena &memory, const Nodes<T> &nodes)
-        : by_state(memory.take<T>(nodes.chunks ? 2 * nodes.np * kChunk : 0)),
-          by_sample(memory.take<T>(nodes.chunks ? kChunk * kChunk : 0)),
-          W(memory.take<double>(nodes.chunks ? 2 * nodes.np * kChunk : 0)),
-          R(memory.take<double>(nodes.chunks ? kChunk * kChunk : 0)),
-          by_C(memory, nodes.np),
+    OutputProducts(Arena &memory, int64_t np, bool chunks)
+        : by_state(memory.take<T>(chunks ? 2 * np * kChunk : 0)),
+          by_sample(memory.take<T>(chunks ? kChunk * kChunk : 0)),
+          W(memory.take<double>(chunks ? 2 * np * kChunk : 0)),
+          R(memory.take<double>(chunks ? kChunk * kChunk : 0)),
+          by_C(memory, np),
           by_D(memory.take<double>(1)) {}
 
-    void reset(const Nodes<T> &nodes) const {
-        if (nodes.chunks) clear(W, kChunk * 2 * nodes.np), clear(R, kChunk * kChunk);
-        clear(by_C.re, nodes.np), clear(by_C.im, nodes.np), clear(by_D, 1);
+    void reset(int64_t np, bool chunks) const {
+        if (chunks) clear(W, kChunk * 2 * np), clear(R, kChunk * kChunk);
+        clear(by_C.re, np), clear(by_C.im, np), clear(by_D, 1);
     }
 };
 
@@ -69,7 +69,7 @@ struct Backward {
           adjoints(adjoints),
           by_adjoint(memory.take<T>(chunks() ? 2 * np() * kChunk : 0)),
           V(memory.take<double>(chunks() ? 2 * np() * kChunk : 0)),
-          products(each<OutputProducts<T>>(memory, scan.c, [&] { return OutputProducts<T>(memory, forward.nodes); })),
+          products(each<OutputProducts<T>>(memory, scan.c, [&] { return OutputProducts<T>(memory, np(), chunks()); })),
           GS(memory, np()),
           by_x(memory, np()),
           by_B(memory, np()),
@@ -87,7 +87,7 @@ struct Backward {
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
         forward.set_outputs(scan, h, direction);
-        for (int64_t k = 0; k < outputs(); ++k) products[k].reset(forward.nodes);
+        for (int64_t k = 0; k < outputs(); ++k) products[k].reset(np(), chunks());
         if (chunks()) clear(V, kChunk * 2 * np());
         for (const Split &sums : {GS, by_x, by_B}) clear(sums.re, np()), clear(sums.im, np());
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import arguments, dispatch
+from s4_fast.ops import _native_calls
 from s4_fast.ops.diagonal import stored
 from s4_fast.ops.diagonal.form import Arguments, Form
 from s4_fast.ops.dplr_scan import reference
@@ -192,6 +193,13 @@ def _describe(
     return _given(u, A, P, B, C, dt, D, state, ahead, bidirectional, rate, time_major).call()
 
 
+def _refuses(call: dispatch.Call) -> str | None:
+    if call.device == "cuda":
+        return "the native library scans DPLR systems on the CPU alone"
+    return _native_calls.refuses(call)
+
+
 dispatch.register_op("dplr_scan", _describe)
 dispatch.register("dplr_scan", "reference", f"{__name__}.reference")
 dispatch.register("dplr_scan", "pytorch", f"{__name__}.pytorch")
+dispatch.register("dplr_scan", "native", f"{__name__}.native", refuses=_refuses)

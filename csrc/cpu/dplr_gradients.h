@@ -1,0 +1,294 @@
+// The adjoint of one feature of a DPLR system. G_m is the gradient of S_{m+1}, and
+//
+//     G_{m-1} = (A_bar^T)* G_m + sum_t (C A_bar^{t+1-lag})* grad y_{m,t},
+//     grad u_{m,t} = sum_{l >= t} K[l-t] grad y_{m,l} + <A_bar^{T-1-t} B_bar, G_m>.
+//
+// What a chunk takes are vectors b_t = A_bar^t B_bar and c_t = (C A_bar^t)*, numbers K[d] = <c_{d-lag}, B_bar> and the
+// matrix A_bar^T. Their gradients are sums over chunks and rows:
+//
+//     of c_{t+1-lag}  W_t = sum_m S_m grad y_{m,t},       of K[d]     R_d = sum_{m,t} grad y_{m,t} u_{m,t-d},
+//     of b_{T-1-t}    V_t = sum_m G_m u_{m,t},            of A_bar^T  X = sum_m G_m S_m*.
+//
+// From there they go back through the chains that made the vectors, a pair of vectors at a time: where <l, A_bar r> has
+// the gradient 1, a has l conj(r), G_r has -l <W_r, r>, and W_r has -r <G_r, l>.
+#pragma once
+
+#include "dplr_chunks.h"
+#include "scan_gradients.h"
+
+namespace s4_fast {
+namespace S4_FAST_ISA {
+namespace {
+
+// What gradients go back through chains with.
+struct BackWorkshop {
+    Workshop work;
+    Rows columns, rows;  // gradients of the chains of the same name
+    double *transposed;
+
+    BackWorkshop(Arena &memory, int64_t np, int64_t rank, bool chunks)
+        : work(memory, np, rank, chunks),
+          columns(memory, chunks ? kDense : 0, np),
+          rows(memory, chunks ? kDense + 1 : 0, np),
+          transposed(memory.take<double>(chunks ? 4 * np * np : 0)) {}
+};
+
+inline void add_vector(int64_t np, Split from, double factor, Split to) {
+    for (int64_t i = 0; i < np; i += kLanes<double>) {
+        ComplexVector sum = at(to, i);
+        add_times(sum, factor, at(from, i));
+        store_at(to, i, sum);
+    }
+}
+
+// Gradients of what a Transition holds, of a as of its increment.
+struct TransitionSums {
+    Split a;
+    Rows G, W;
+
+    TransitionSums(Arena &memory, int64_t np, int64_t rank) : a(memory, np), G(memory, rank, np), W(memory, rank, np) {}
+
+    void reset(int64_t np, int64_t rank) const {
+        clear(a.re, np), clear(a.im, np), clear(G.data, rank * 2 * np), clear(W.data, rank * 2 * np);
+    }
+
+    // Adds those of <left, A_bar right>. `room` is for 2 rank numbers: the overlaps of left with G, and right with W.
+    void add_pair(const Transition &of, Split left, Split right, double *room) const {
+        double *const of_left = room, *const of_right = room + of.rank;
+        of.overlaps(of.G, left, of_left), of.overlaps(of.W, right, of_right);
+        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+            const ComplexVector l = at(left, i), r = at(right, i);
+            ComplexVector of_a = at(a, i);
+            add_times(of_a, 1, conj_times(r, l));
+            store_at(a, i, of_a);
+            for (int64_t k = 0; k < of.rank; ++k) {
+                ComplexVector of_G = at(G[k], i), of_W = at(W[k], i);
+                add_times(of_G, -of_right[k], l), add_times(of_W, -of_left[k], r);
+                store_at(G[k], i, of_G), store_at(W[k], i, of_W);
+            }
+        }
+    }
+
+    // Takes gradients of a chain's vectors, `gradients` of `count`, back to its start, which the first of them then is
+    // the whole gradient of.
+    template <bool Transposed>
+    void chain_back(const Transition &of, int64_t count, const Rows &chain, const Rows &gradients, double *room) const {
+        for (int64_t t = count - 2; t >= 0; --t) {
+            const Split after = gradients[t + 1], to = gradients[t];
+            Transposed ? add_pair(of, chain[t], after, room) : add_pair(of, after, chain[t], room);
+            const double *const overlaps = Transposed ? room + of.rank : room;
+            for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+                ComplexVector sum = at(to, i);
+                add_times(sum, 1, of.applied<!Transposed>(i, at(after, i), overlaps));
+                store_at(to, i, sum);
+            }
+        }
+    }
+
+    // Those of A_bar^kDense, whose gradient is X.
+    void matrix_back(const Transition &of, const double *X, const BackWorkshop &back) const {
+        const int64_t np = of.np, N = 2 * np;
+        for (int64_t i = 0; i < np; i += kLanes<double>) {
+            ComplexVector before, power, by_power = {}, of_a = at(a, i);
+            last_powers(of, i, before, power);
+            for (int j = 0; j < kLanes<double>; ++j) {
+                const double *const re = X + (i + j) * N + i + j, *const im = re + np * N;
+                by_power.re[j] = re[0] + im[np], by_power.im[j] = im[0] - re[np];
+            }
+            add_times(of_a, double(kDense), conj_times(before, by_power));
+            store_at(a, i, of_a);
+        }
+        transpose(N, N, X, N, back.transposed, N);
+        const Rows &columns = back.work.columns, &rows = back.work.rows;
+        for (int64_t r = 0; r < of.rank; ++r) {
+            chain<false>(of, of.G[r], kDense, columns, back.work.room);
+            powers(of, of.W[r], -1, kDense, rows);
+            multiply<double>(kDense, N, {N, {rows.data + (kDense - 1) * N, -N, 1}, back.transposed, N},
+                             back.columns.data, N, false);
+            multiply<double>(kDense, N, {N, {columns.data + (kDense - 1) * N, -N, 1}, X, N}, back.rows.data, N, false);
+            chain_back<false>(of, kDense, columns, back.columns, back.work.room);
+            add_vector(np, back.columns[0], 1, G[r]);
+            powers_back(of, rows, back.rows);
+            add_vector(np, back.rows[0], -1, W[r]);
+        }
+    }
+
+   private:
+    // As chain_back, of the powers of conj(a).
+    void powers_back(const Transition &of, const Rows &powers, const Rows &gradients) const {
+        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+            const ComplexVector by = at(of.increment, i);
+            ComplexVector of_a = at(a, i), after = at(gradients[kDense - 1], i);
+            for (int64_t t = kDense - 2; t >= 0; --t) {
+                add_times(of_a, 1, conj_times(after, at(powers[t], i)));
+                add_times(after, 1, times(by, after)), add_times(after, 1, at(gradients[t], i));
+            }
+            store_at(a, i, of_a), store_at(gradients[0], i, after);
+        }
+    }
+};
+
+template <class T>
+struct DenseBackward {
+    DenseForward<T> forward;
+    Rows adjoints;  // of the rows of a block
+    T *by_time;     // (2 np, kDense): what G_m adds to grad u
+    T *states;      // (blocks, rows, chunks of a block, 2 np): S of a segment
+    T *local;       // (rows, chunks of a block, 2 np): G; may be shared
+    T *by_adjoint;  // (kDense, 2 np): V, and in double that of the blocks before the last
+    T *by_matrix;   // (2 np, 2 np): X
+    double *V, *X;
+    const OutputProducts<T, kDense> *products;
+    TransitionSums sums;
+    Split by_B;
+    Rows steps;   // (rest + 1): states before and after stepped samples; may be shared
+    Rows starts;  // (segments, rows): the states that segments start from
+
+    DenseBackward(Arena &memory, const Scan<T> &scan, int64_t segment, const DenseForward<T> &forward, T *local,
+                  Rows steps)
+        : forward(forward),
+          adjoints(memory, scan.together(), np()),
+          by_time(memory.take<T>(chunks(scan) ? columns() * kDense : 0)),
+          states(memory.take<T>(chunks(scan) ? segment * scan.together() * columns() : 0)),
+          local(local),
+          by_adjoint(memory.take<T>(chunks(scan) ? columns() * kDense : 0)),
+          by_matrix(memory.take<T>(chunks(scan) ? columns() * columns() : 0)),
+          V(memory.take<double>(chunks(scan) ? columns() * kDense : 0)),
+          X(memory.take<double>(chunks(scan) ? columns() * columns() : 0)),
+          products(each<OutputProducts<T, kDense>>(
+              memory, scan.c, [&] { return OutputProducts<T, kDense>(memory, np(), chunks(scan)); })),
+          sums(memory, np(), scan.system.rank),
+          by_B(memory, np()),
+          steps(steps),
+          starts(memory, chunks(scan) ? (scan.chunks() / segment + 1) * scan.together() : 0, np()) {}
+
+    static bool chunks(const Scan<T> &scan) { return scan.chunks() > 0; }
+    int64_t np() const { return forward.system.np; }
+    int64_t columns() const { return 2 * np(); }
+    int64_t outputs() const { return forward.c; }
+
+    void set(const Scan<T> &scan, int64_t h) const {
+        forward.set(scan, h, true);
+        if (chunks(scan)) transpose(kDense, columns(), forward.inputs, columns(), by_time, kDense);
+    }
+
+    void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
+        forward.set_outputs(scan, h, direction);
+        for (int64_t k = 0; k < outputs(); ++k) products[k].reset(np(), chunks(scan));
+        if (chunks(scan)) clear(V, kDense * columns()), clear(X, columns() * columns());
+        sums.reset(np(), scan.system.rank), clear(by_B.re, np()), clear(by_B.im, np());
+    }
+
+    // The products over some chunks, to those before them if there are `more`.
+    void add_products(int64_t count, const T *S, const T *G, const T *u, bool more) const {
+        const int64_t N = columns();
+        multiply<T>(kDense, N, {count, {u, 1, kDense}, G, N}, by_adjoint, N, more);
+        multiply<T>(N, N, {count, {G, 1, N}, S, N}, by_matrix, N, more);
+    }
+    void add_output_products(int64_t k, int64_t count, const T *S, const T *grad_y, const T *u, bool more) const {
+        const OutputProducts<T, kDense> &of = products[k];
+        multiply<T>(kDense, columns(), {count, {grad_y, 1, kDense}, S, columns()}, of.by_state, columns(), more);
+        // Of correlations with earlier samples no more than there are in halves of chunks.
+        constexpr int64_t kHalf = kDense / 2;
+        multiply<T>(kHalf, kHalf, {count, {grad_y, 1, kDense}, u, kDense}, of.by_sample, kDense, more);
+        multiply<T>(kHalf, kDense, {count, {grad_y + kHalf, 1, kDense}, u, kDense}, of.by_sample + kHalf * kDense,
+                    kDense, more);
+        of.by_D[0] += Backward<T>::product(count * kDense, grad_y, u);
+    }
+
+    void flush_products() const {
+        for (int64_t k = 0; k < outputs(); ++k) {
+            Backward<T>::add(products[k].by_state, products[k].W, columns() * kDense);
+            for (int64_t t = 0; t < kDense; ++t)
+                Backward<T>::add(products[k].by_sample + t * kDense, products[k].R + t * kDense, t + 1);
+        }
+        Backward<T>::add(by_adjoint, V, columns() * kDense), Backward<T>::add(by_matrix, X, columns() * columns());
+    }
+
+    // What outputs of one row add to the gradients of states.
+    void take_back(int64_t count, const T *grad_y, int64_t channel, T *out) const {
+        for (int64_t k = 0; k < outputs(); ++k) {
+            const T *const table = forward.outputs[k].by_time;
+            multiply<T>(count, columns(), {kDense, {grad_y + k * channel, kDense, 1}, table, columns()}, out, columns(),
+                        k > 0);
+        }
+    }
+
+    void put_back(int64_t count, const T *G, const T *grad_y, int64_t channel, T *grad_u) const {
+        for (int64_t k = 0; k < outputs(); ++k) {
+            const Product<T> product = {k == 0 ? columns() : 0, {G, columns(), 1}, by_time, kDense};
+            forward.outputs[k].toeplitz.apply_transposed(count, product, grad_y + k * channel, grad_u, k > 0);
+        }
+    }
+
+    // Takes the adjoint of row r back over `count` stepped samples. grad_u may be null.
+    void step_back(int64_t r, int64_t count, int lag, const T *grad_y, int64_t channel, const T *u, T *grad_u,
+                   bool parameters) const {
+        const Transition &step = forward.system.step;
+        const Split g = adjoints[r];
+        double *const room = forward.work->room;
+        if (parameters) {
+            copy(forward.states[r].re, steps[0].re);
+            for (int64_t t = 0; t < count; ++t) forward.advance(steps[t], double(u[t]), steps[t + 1]);
+        }
+        for (int64_t t = count - 1; t >= 0; --t) {
+            if (lag == 0) add_outputs(t, grad_y, channel, g);
+            if (grad_u) {
+                double du = conj_dot(np(), forward.system.B_bar, g);
+                for (int64_t k = 0; k < outputs(); ++k) du += forward.outputs[k].D[0] * double(grad_y[k * channel + t]);
+                grad_u[t] = T(du);
+            }
+            if (parameters) {
+                add_vector(np(), g, double(u[t]), by_B);
+                sums.add_pair(step, g, steps[t], room);
+            }
+            step.apply<true>(g, g, room);
+            if (lag == 1) add_outputs(t, grad_y, channel, g);
+        }
+        for (int64_t k = 0; k < outputs() && parameters; ++k) {
+            const T *const dy = grad_y + k * channel;
+            products[k].by_D[0] += Backward<T>::product(count, dy, u);
+            for (int64_t t = 0; t < count; ++t) add_vector(np(), steps[t + 1 - lag], double(dy[t]), products[k].by_C);
+        }
+    }
+
+    void copy(const double *from, double *to) const { convert(columns(), from, to); }
+
+    // Takes the sums over chunks back to A_bar, B_bar and C.
+    void chains_back(const BackWorkshop &back, int64_t lag) const {
+        const Transition &step = forward.system.step;
+        const Workshop &work = back.work;
+        const int64_t N = columns();
+        chain<false>(step, forward.system.B_bar, kDense, work.columns, work.room);
+        for (int64_t t = 0; t < kDense; ++t) copy(V + (kDense - 1 - t) * N, back.columns[t].re);
+        for (int64_t k = 0; k < outputs(); ++k) {
+            const OutputProducts<T, kDense> &of = products[k];
+            const Split C = forward.outputs[k].C, by_C = of.by_C;
+            chain<true>(step, C, kDense + 1 - lag, work.rows, work.room);
+            clear(back.rows.data, N);
+            convert(kDense * N, of.W, back.rows[1 - lag].re);
+            for (int64_t d = lag; d < kDense; ++d) {
+                double correlation = 0;
+                for (int64_t t = d; t < kDense; ++t) correlation += of.R[t * kDense + t - d];
+                add_vector(np(), C, correlation, back.columns[d - lag]);
+                add_vector(np(), work.columns[d - lag], correlation, back.rows[0]);
+            }
+            sums.chain_back<true>(step, kDense + 1 - lag, work.rows, back.rows, work.room);
+            add_vector(np(), back.rows[0], 1, by_C);
+        }
+        sums.chain_back<false>(step, kDense, work.columns, back.columns, work.room);
+        add_vector(np(), back.columns[0], 1, by_B);
+        sums.matrix_back(step, X, back);
+    }
+
+   private:
+    // Adds what the outputs have of the state to its gradient.
+    void add_outputs(int64_t t, const T *grad_y, int64_t channel, Split g) const {
+        for (int64_t k = 0; k < outputs(); ++k)
+            add_vector(np(), forward.outputs[k].C, double(grad_y[k * channel + t]), g);
+    }
+};
+
+}  // namespace
+}  // namespace S4_FAST_ISA
+}  // namespace s4_fast
