@@ -78,8 +78,8 @@ def test_what_is_no_tensor_is_named(kind: str, given: Any) -> None:
         made(kind)(given)
 
 
-OPS = ("cauchy_bilinear", "cauchy_mult", "diagonal_ssm", "dplr_kernel", "dplr_step", "fft_conv", "log_vandermonde",
-       "log_vandermonde_transpose", "ssm_scan", "ssm_step")  # fmt: skip
+OPS = ("cauchy_bilinear", "cauchy_mult", "diagonal_ssm", "dplr_kernel", "dplr_scan", "dplr_step", "fft_conv",
+       "log_vandermonde", "log_vandermonde_transpose", "ssm_scan", "ssm_step")  # fmt: skip
 
 
 def test_every_op_is_here() -> None:
@@ -95,7 +95,7 @@ def test_ops_take_tensors_alone_and_say_so(op: str, which: str) -> None:
     wrong = {"every": tensors, "the first": tensors[:1], "the second": tensors[1:2], "the last": tensors[-1:]}[which]
     real = np.zeros((2, 3) if op.endswith("step") else (2, 3, 4), np.float32)
     given: dict[str, Any] = {
-        name: torch.zeros(3, 4, dtype=torch.complex64) if name in "ABC" else torch.from_numpy(real) for name in tensors
+        name: torch.zeros(3, 4, dtype=torch.complex64) if name in "ABCP" else torch.from_numpy(real) for name in tensors
     }
     given |= dict.fromkeys(wrong, real)
     with pytest.raises(
@@ -129,10 +129,10 @@ def test_lengths_of_numpy(kind: str, lengths: str) -> None:
 
 SIZES: dict[str, tuple[Callable[..., nn.Module], dict[str, int]]] = {
     "DiagonalSSM": (DiagonalSSM, {"d_model": 4, "d_state": 8, "channels": 2, "n_ssm": 2}),
-    "DPLRSSM": (DPLRSSM, {"d_model": 4, "d_state": 8, "channels": 2, "n_ssm": 2, "rank": 1, "l_max": 20}),
+    "DPLRSSM": (DPLRSSM, {"d_model": 4, "d_state": 8, "channels": 2, "n_ssm": 2, "rank": 1}),
     "S4DLayer": (S4DLayer, {"d_model": 4, "d_state": 8, "n_ssm": 2}),
     "state_dim": (S4DLayer, {"d_model": 4, "state_dim": 8}),
-    "S4Layer": (S4Layer, {"d_model": 4, "d_state": 8, "rank": 1, "l_max": 20}),
+    "S4Layer": (S4Layer, {"d_model": 4, "d_state": 8, "rank": 1}),
     "S4DBlock": (S4DBlock, {"d_model": 4, "d_state": 8, "n_ssm": 2}),
     "S4SequenceModel": (S4SequenceModel, {"d_input": 4, "d_model": 4, "d_output": 4, "n_layers": 2, "d_state": 8}),
     "S4D": (S4D, {"d_model": 4, "d_state": 8}),
