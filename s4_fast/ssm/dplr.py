@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from s4_fast import dispatch
 from s4_fast.arguments import integer
+from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ops.diagonal.form import Arguments
 from s4_fast.ops.dplr_scan import stored_dplr_scan
@@ -74,8 +75,13 @@ def recurrence(dt: Tensor, A: Tensor, P: Tensor, B: Tensor, C: Tensor) -> DPLRRe
 
 def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
     """``C (I - A_bar^length)``, which makes the infinite kernel of C one of ``length`` samples, for C (c, H, n)."""
-    row = _row(C)
-    return _unrow(row - row @ torch.linalg.matrix_power(A_bar, length))
+    row = late = _row(C)
+    while length:
+        if length & 1:
+            late = late @ A_bar
+        length >>= 1
+        A_bar = A_bar @ A_bar if length else A_bar
+    return _unrow(row - late)
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
@@ -110,8 +116,25 @@ class DPLRModel(SSMModel):
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
         L = _checks.length("kernel", L)
+        by_scan = self._impulse_response(L, rate)
+        if by_scan is not None:
+            return by_scan
         found = self.recurrence(rate)
         return self._kernel_of(truncated(found.C, found.transition(), L), L, rate)
+
+    def _impulse_response(self, L: int, rate: float) -> Tensor | None:
+        """The kernel by the native recurrence, which has fewer operations than the sums of the spectrum."""
+        if not self.C.is_cpu:
+            return None
+        impulse = torch.zeros((1, self.d_model, L), dtype=self.real_dtype())
+        impulse[..., 0] = 1
+        try:
+            scan = self.prepared_scan(impulse, None, rate=rate)
+        except BackendUnavailableError:
+            return None
+        if scan.choice.backend != "native":
+            return None
+        return scan.run()[0].view(self.channels, self.d_model, L)
 
     def _kernel_of(self, C: Tensor, length: int, rate: float) -> Tensor:
         """The kernel of C that is truncated for ``length``, as long as that."""
