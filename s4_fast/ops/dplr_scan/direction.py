@@ -1,7 +1,7 @@
 """A DPLR recurrence over signals in one direction, forth and back: chunks as matrix products, and what they carry.
 
-Products are in the precision of the call. What is carried over many chunks is float64: a rounding of A^T, or of a state
-that hardly decays, would show in every later sample.
+Products are in the precision of the call. What is carried over many chunks, and from the given state to the final one,
+is float64: a rounding of A^T, or of a state that hardly decays, would show in every later sample.
 """
 
 from __future__ import annotations
