@@ -5,14 +5,17 @@ What it shares with diagonal_ssm is tested in test_diagonal*.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from s4_fast import dplr_scan
+from s4_fast import diagonal_ssm, dplr_scan
+from s4_fast.bench.accuracy import FORWARD, GRADIENT
 from s4_fast.ops.diagonal.form import Form
 from s4_fast.ops.dplr_scan.discretization import Discretized
-from tests.helpers import DECAYS, DTYPES, Tensors, backends, cotangents, evaluate, relative_error
+from tests.helpers import DECAYS, DTYPES, Tensors, backends, cotangents, evaluate, relative_error, widened
 from tests.ops.diagonal_inputs import BOTH, contract, inputs, on
 from tests.ops.dplr_scan_inputs import MEASURES, hippo
 
@@ -70,18 +73,53 @@ def test_contract_of_hippo(bidirectional: bool, measure: str, backend: str, devi
 
 
 @BACKENDS
-def test_contract_of_many_chunks_that_hardly_decay(backend: str, device: str, generator: Generator) -> None:
-    """Where the carry between chunks is all there is: P is small, and A imaginary."""
-    tensors = inputs(OP, generator, (2, 2, 2, 5000), decay="none")
-    tensors["P"] *= 1e-3
-    contract(OP, on(device, tensors), backend)
+@BOTH
+def test_contract_of_many_chunks_that_do_not_decay(
+    bidirectional: bool, backend: str, device: str, generator: Generator
+) -> None:
+    """Where what is carried never fades. Without a low-rank part the diagonal op is the yardstick."""
+    tensors = on(device, inputs(OP, generator, (2, 3, 2, 2**16), decay="none", bidirectional=bidirectional))
+    tensors["P"].zero_()
+    wide = {name: widened(t) for name, t in tensors.items() if name != "P"}
+    options: dict[str, Any] = {"return_state": True, "bidirectional": bidirectional}
+    expected = evaluate("diagonal_ssm", wide, "pytorch", discretization="bilinear", **options)
+    found = evaluate(OP, tensors, backend, **options)
+    for actual, exact in zip(found.output, expected.output, strict=True):
+        assert relative_error(actual, exact) <= FORWARD["float32"]
+    for name, exact in expected.grads.items():
+        assert relative_error(found.grads[name], exact) <= GRADIENT["float32"], name
+
+
+@BACKENDS
+def test_a_state_that_many_calls_pass_on_stays_accurate(backend: str, device: str, generator: Generator) -> None:
+    """Each rounds it, to no side: what a call does to it must not be rounded beside."""
+    tensors = on(device, inputs(OP, generator, (2, 3, 2, 2**16), decay="none"))
+    tensors["P"].zero_()
+    wide = {name: widened(t) for name, t in tensors.items() if name != "P"}
+    y, final = diagonal_ssm(**wide, discretization="bilinear", return_state=True, backend="pytorch")
+    u, state, parts = tensors.pop("u"), tensors.pop("state"), []
+    for samples in u.split(2**9, -1):
+        part, state = dplr_scan(samples, **tensors, state=state, return_state=True, backend=backend)
+        parts.append(part)
+    assert relative_error(torch.cat(parts, -1), y) <= FORWARD["float32"]
+    assert relative_error(state, final) <= FORWARD["float32"]
 
 
 @pytest.mark.slow
 @BACKENDS
 @MEASURE
 def test_a_hundred_thousand_steps(measure: str, backend: str, device: str, generator: Generator) -> None:
-    contract(OP, on(device, hippo(measure, generator, (1, 1, 32, 2**17))), backend)
+    """The definition's gradients would need gigabytes: float64 has them, where its outputs are the definition's."""
+    tensors = on(device, hippo(measure, generator, (1, 2, 32, 2**17)))
+    wide = {name: widened(t) for name, t in tensors.items()}
+    expected, found = (evaluate(OP, t, b, return_state=True) for t, b in ((wide, "pytorch"), (tensors, backend)))
+    with torch.no_grad():
+        defined = dplr_scan(**wide, return_state=True, backend="reference")
+    for actual, middle, exact in zip(found.output, expected.output, defined, strict=True):
+        assert relative_error(middle, exact) <= FORWARD["float64"]
+        assert relative_error(actual, exact) <= FORWARD["float32"]
+    for name, exact in expected.grads.items():
+        assert relative_error(found.grads[name], exact) <= GRADIENT["float32"], name
 
 
 # ------------------------------------------------------------------------------------------------- what it is equal to

@@ -1,7 +1,7 @@
 """A DPLR recurrence over signals in one direction, forth and back: chunks as matrix products, and what they carry.
 
-Products are in the precision of the call. What is carried from chunk to chunk is float64: a rounding of A^T, or of a
-state that hardly decays, would show in every later sample.
+Products are in the precision of the call. What is carried over many chunks, and from the given state to the final one,
+is float64: a rounding of A^T, or of a state that hardly decays, would show in every later sample.
 """
 
 from __future__ import annotations
@@ -191,10 +191,12 @@ def _carry_to(before: Tensor, increments: Tensor, powers: list[Tensor], s: Tenso
     done = M - M % _RADIX
     whole, rest = (slice(M - done, M), slice(M - done)) if reverse else (slice(done), slice(done, M))
     grouped = increments[:, :, whole].unflatten(2, (-1, _RADIX)).flatten(1, 2)  # (H, batch groups, radix, N)
-    sums = _step_through(grouped, A, torch.zeros_like(grouped[:, :, 0], dtype=s.dtype), None, reverse)
-    starts, s = _carry(sums.unflatten(1, (batch, -1)), further, s, reverse)
+    # Within a group roundings cannot add up to much: there the precision of the call does.
+    rounded = A.to(grouped.dtype)
+    sums = _step_through(grouped, rounded, torch.zeros_like(grouped[:, :, 0]), None, reverse)
+    starts, s = _carry(sums.unflatten(1, (batch, -1)).to(s.dtype), further, s, reverse)
     found = torch.empty_like(grouped)
-    _step_through(grouped, A, starts.flatten(1, 2), found, reverse)
+    _step_through(grouped, rounded, starts.flatten(1, 2).to(grouped.dtype), found, reverse)
     before[:, :, whole] = found.view(len(found), batch, done, -1)
     return _step_through(increments[:, :, rest], A, s, before[:, :, rest], reverse)
 
