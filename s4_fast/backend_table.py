@@ -37,14 +37,14 @@ class Backend:
     """One row of the table.
 
     ``turn`` is the backend's place in the automatic choice, None where that never takes it. ``devices`` are the types
-    that it runs on, none meaning all. ``scan`` has, by type of device, where the scan of a layer pays; none, where that
-    has not been measured.
+    that it runs on, none meaning all. ``scan`` has, by op and type of device, where the scan of a layer pays; none, where
+    that has not been measured.
     """
 
     turn: int | None = None
     devices: tuple[str, ...] = ()
     requirements: tuple[Requirement, ...] = ()
-    scan: Mapping[str, Threshold] = field(default_factory=dict)
+    scan: Mapping[tuple[str, str], Threshold] = field(default_factory=dict)
 
 
 def _package(name: str) -> Callable[[], str]:
@@ -72,7 +72,7 @@ def _cxx_compiler() -> str:
 # but for L = 65536 (0.72).
 BACKENDS = {
     "reference": Backend(),
-    "pytorch": Backend(turn=3, scan={"cpu": Threshold(0, 512)}),
+    "pytorch": Backend(turn=3, scan={("diagonal_ssm", "cpu"): Threshold(0, 512)}),
     "keops": Backend(
         devices=("cpu", "cuda"),
         requirements=(
@@ -89,15 +89,19 @@ BACKENDS = {
         turn=1,
         devices=("cpu", "cuda"),
         requirements=(Requirement(lambda: native_library.cause(), lambda: native_library.fix()),),
-        scan={"cpu": Threshold(64, 32), "cuda": Threshold(32, 1024)},
+        scan={
+            ("diagonal_ssm", "cpu"): Threshold(64, 32),
+            ("diagonal_ssm", "cuda"): Threshold(32, 1024),
+            ("dplr_scan", "cpu"): Threshold(64, 32),
+        },
     ),
 }
 
 _TURNS = {row.turn: name for name, row in BACKENDS.items() if row.turn is not None}
 AUTOMATIC_ORDER = tuple(_TURNS[turn] for turn in sorted(_TURNS))
 
-# By type of device and backend, for layers. It may be changed.
-SCAN_THRESHOLDS = {(device, name): pays for name, row in BACKENDS.items() for device, pays in row.scan.items()}
+# By op, type of device and backend, for layers. It may be changed.
+SCAN_THRESHOLDS = {(*where, name): pays for name, row in BACKENDS.items() for where, pays in row.scan.items()}
 
 
 def check_name(backend: str, where: str) -> None:

@@ -45,12 +45,39 @@ class AllOrNothing(nn.Module):
             }
             unknown = (key for key in state_dict if key not in own and key not in passed_over)
             problems += [f"{key}: not a key of this module" for key in unknown]
+        metadata = getattr(state_dict, "_metadata", {})
+        for path, module in self.named_modules():
+            if isinstance(module, AllOrNothing):
+                prefix = f"{path}." if path else ""
+                problems += module.misfits(state_dict, prefix, metadata.get(path, {}).get("version"))
         if problems:
             listed = "\n  ".join(problems)
             raise RuntimeError(f"the checkpoint does not fit {type(self).__name__}; nothing was loaded:\n  {listed}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def misfits(self, state_dict: Mapping[str, Any], prefix: str, version: int | None) -> list[str]:
+        """What does not fit of this module's own entries, whose names begin with ``prefix``, beside keys and shapes.
+
+        ``version`` is that of the module that was saved, where the checkpoint says it.
+        """
+        return []
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Found before, unless another module loads this one.
+        if problems := self.misfits(state_dict, prefix, local_metadata.get("version")):
+            error_msgs.extend(problems)
+            return
         for name in self.obsolete:
             state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -240,6 +240,28 @@ class Prepared:
         _check(self._function(*arguments, torch.get_num_threads()))
 
 
+class Comparison:
+    """Tensors on the CPU, contiguous, that others are compared with bit by bit.
+
+    Raises:
+        RuntimeError: the library cannot be loaded.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        pointers, integers = ctypes.c_void_p * len(tensors), ctypes.c_int64 * len(tensors)
+        self._memory = tensors  # what the pointers point to must live on
+        self._pointers = pointers
+        self._own = pointers(*(t.data_ptr() for t in tensors))
+        self._bytes = integers(*(t.nbytes for t in tensors))
+        self._count = len(tensors)
+        self._function = _handle()["s4_fast_cpu_same"]  # an object of its own: argtypes belong to it
+        self._function.argtypes = [ctypes.c_int64, pointers, pointers, integers]
+
+    def same(self, addresses: list[int]) -> bool:
+        """Whether the numbers at these addresses, of tensors of the same types and shapes, are the same."""
+        return bool(self._function(self._count, self._own, self._pointers(*addresses), self._bytes))
+
+
 def _to_c(argument: Tensor | torch.dtype | float | None, device: torch.device) -> Any:
     # Tensors last: of what is not a tensor, isinstance(_, Tensor) is slow to tell.
     if argument is None:

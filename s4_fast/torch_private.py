@@ -6,7 +6,7 @@ None of them decides anything. Those of graphs and modes are asked outside compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,26 +31,15 @@ innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_st
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether ``torch.jit.trace`` records operations."""
 
-_version: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+
+# Public from PyTorch 2.7 on.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether ``torch.export`` makes the graph."""
 
 
 def has_dual_level() -> bool:
     """Whether tensors may carry tangents: ``with forward_ad.dual_level()``."""
     return forward_ad._current_level >= 0
-
-
-def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """How often each tensor has been written in place.
-
-    Raises:
-        RuntimeError: one of them was made in inference mode, where nothing is counted.
-    """
-    return tuple(map(_version, tensors))
-
-
-def in_data_parallel() -> bool:
-    """Whether this is the forward pass of a ``DistributedDataParallel``."""
-    return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from s4_fast import S4SequenceModel, get_ssm_param_groups
+from s4_fast.state_spaces import S4Block
 from tests.helpers import relative_error
 from tests.ranks import Ranks, needs_fsdp
 
@@ -28,13 +30,9 @@ def ranks(groups: dict[int, Ranks]) -> Ranks:
 # ------------------------------------------------------------------------------------------- what the ranks run
 
 
-def build(layer: str, L: int = 40, setup: bool = True) -> S4SequenceModel:
+def build(layer: str) -> S4SequenceModel:
     torch.manual_seed(0)
-    model = S4SequenceModel(2, 4, 3, 2, 8, layer=layer, lr=3e-3).double()
-    if setup and layer == "s4":
-        for block in model.blocks:
-            block.layer.kernel.setup(L)
-    return model
+    return S4SequenceModel(2, 4, 3, 2, 8, layer=layer, lr=3e-3).double()
 
 
 def shard(model: S4SequenceModel) -> S4SequenceModel:
@@ -99,11 +97,11 @@ def fsdp_trains(layer: str) -> None:
     found = full(model)
     assert_same(found, alone.state_dict(), start)
 
-    plain = build(layer, setup=False)
+    plain = build(layer)
     plain.load_state_dict(found)
     with torch.no_grad():
         assert relative_error(model(u), plain(u)) <= 1e-12
-    other = shard(build(layer, setup=layer == "s4"))
+    other = shard(build(layer))
     set_model_state_dict(other, found, options=StateDictOptions(full_state_dict=True))
     with torch.no_grad():
         assert relative_error(other(u), plain(u)) <= 1e-12
@@ -129,28 +127,36 @@ def fsdp_steps(layer: str) -> None:
                     y, state = m.step(sample, state)
                 found.append(y)
         assert relative_error(found[1], found[0]) <= 1e-12
-        assert not any(block.layer.kernel._memo._values for block in model.blocks)
+        assert all(block.layer.kernel._memo._kept is None for block in model.blocks)
         if optimizer is optimizers[0]:
             for each in optimizers:
                 each.step()
 
 
-def forgotten_setup(wrap: Any, name: str, before: str) -> None:
-    """Inputs of different lengths, before the S4 layers are set up."""
-    model = wrap(build("s4", setup=False))
-    u = torch.randn(1, 20 + 10 * dist.get_rank(), 2, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=before):
-        model(u)
-    kernel = getattr(model, "module", model).blocks[0].layer.kernel
-    assert kernel.l_kernel == 0
-    if name == "fsdp":
-        with pytest.raises(RuntimeError, match=before):
-            kernel.setup(50)
-    else:
-        for block in model.module.blocks:
-            block.layer.kernel.setup(50)
-        model(u).sum().backward()
-        assert torch.isfinite(kernel.C.grad).all()
+def lengths_differ(wrap: Any, make: Any) -> None:
+    """The first inputs of the ranks differ in length, and nothing was prepared for any."""
+    torch.manual_seed(0)
+    model = make()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    model = wrap(model)
+    model(torch.randn(1, 20 + 10 * dist.get_rank(), 2, dtype=torch.float64))[0].sum().backward()
+    for name, p in model.named_parameters():
+        grads = full_tensor(p.grad)
+        assert torch.isfinite(grads).all(), name
+        every = [torch.empty_like(grads) for _ in range(WORLD)]
+        dist.all_gather(every, grads)
+        assert all(torch.equal(g, grads) for g in every), name
+    after = {name.removeprefix("module."): full_tensor(t) for name, t in model.state_dict().items()}
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+
+
+def full_tensor(t: Any) -> Tensor:
+    found: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
+    return found
+
+
+def drop_in() -> nn.Module:
+    return S4Block(2, d_state=8, transposed=False).double()
 
 
 # ------------------------------------------------------------------------------------------------------------- tests
@@ -162,10 +168,9 @@ def test_it_is_the_training_of_one_process(case: Any, layer: str, ranks: Ranks) 
     ranks.run(case, layer)
 
 
-def test_ddp_needs_the_setup_before(ranks: Ranks) -> None:
-    ranks.run(forgotten_setup, DistributedDataParallel, "ddp", "before wrapping the model in DistributedDataParallel")
-
-
-@needs_fsdp
-def test_fsdp_needs_the_setup_before(ranks: Ranks) -> None:
-    ranks.run(forgotten_setup, shard, "fsdp", "before FSDP shards C")
+@pytest.mark.parametrize("make", [functools.partial(build, "s4"), drop_in], ids=["model", "drop-in"])
+@pytest.mark.parametrize(
+    "wrap", [DistributedDataParallel, pytest.param(fully_shard, marks=needs_fsdp)], ids=["ddp", "fsdp"]
+)
+def test_lengths_may_differ_and_nothing_is_set_up(wrap: Any, make: Any, ranks: Ranks) -> None:
+    ranks.run(lengths_differ, wrap, make)

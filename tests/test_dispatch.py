@@ -309,8 +309,8 @@ def test_the_table_of_backends_is_whole() -> None:
     assert backend_table.AUTOMATIC_ORDER == ("native", "triton", "pytorch")
     assert {row.turn for row in BACKENDS.values()} == {None, 1, 2, 3}
     assert not BACKENDS["pytorch"].devices and not BACKENDS["pytorch"].requirements
-    for (device, name), pays in backend_table.SCAN_THRESHOLDS.items():
-        assert BACKENDS[name].scan[device] == pays and name in dispatch.implementations("ssm_scan")
+    for (op, device, name), pays in backend_table.SCAN_THRESHOLDS.items():
+        assert BACKENDS[name].scan[op, device] == pays and name in dispatch.implementations(op)
 
 
 # ---------------------------------------------------------------------------------------------- the automatic choice

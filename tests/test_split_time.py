@@ -34,13 +34,6 @@ def options(layer: str) -> dict[str, Any]:
     return {"layer": name, **({"path": path[0]} if path else {})}
 
 
-def set_up(module: nn.Module, L: int) -> nn.Module:
-    for m in module.modules():
-        if isinstance(m, S4Layer):
-            m.kernel.setup(L)
-    return module
-
-
 def everywhere(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
@@ -67,7 +60,7 @@ def check_layer(seed: int, lengths: tuple[int, ...], layer: str, bidirectional: 
     kind = {"s4d": S4DLayer, "s4": S4Layer}[layer.split()[0]]
     given = {"bidirectional": bidirectional, **options(layer)}
     del given["layer"]
-    alone = set_up(kind(3, 8, dt_min=0.01, **given), L).double()
+    alone = kind(3, 8, dt_min=0.01, **given).double()
     alone.load_state_dict({name: t.to(dtype) for name, t in alone.state_dict().items()})  # what dtype holds exactly
     u, dy = torch.randn(2, 2, L, 3, dtype=dtype)
     state, last = torch.randn(2, 2, 3, 4, dtype=dtype.to_complex())
@@ -109,7 +102,7 @@ def check_model(seed: int, lengths: tuple[int, ...], layer: str, task: str, bidi
     """From a state to a state where the model has one, with the loss that every rank makes of what it has."""
     rank, world, L = dist.get_rank(), dist.get_world_size(), sum(lengths)
     torch.manual_seed(seed)
-    alone = set_up(model_of(layer, task, bidirectional=bidirectional), L)
+    alone = model_of(layer, task, bidirectional=bidirectional)
     split = split_time(copy.deepcopy(alone))
     u = torch.randn(2, L, 2, dtype=torch.float64)
     state = None if bidirectional else alone.prefill(torch.randn(2, 7, 2, dtype=torch.float64))[1].detach()
@@ -176,7 +169,7 @@ def trains(wrap: Callable[[nn.Module], nn.Module], layer: str, lengths: tuple[in
     groups = [dist.new_group(list(range(first, first + time))) for first in range(0, world, time)]
     part, place = divmod(rank, time)
     torch.manual_seed(0)
-    alone = set_up(model_of(layer), 60)
+    alone = model_of(layer)
     model = wrap(split_time(copy.deepcopy(alone), groups[part]))
     u, target = torch.randn(2 * len(groups), 60, 2, dtype=torch.float64), torch.randint(3, (2 * len(groups),))
     own = u.chunk(len(groups))[part].split(lengths, 1)[place]
@@ -234,7 +227,7 @@ def test_pieces(groups: dict[int, Ranks]) -> None:
 def checkpointed() -> None:
     """Activation checkpointing runs the blocks, and what travels, a second time in the backward pass."""
     torch.manual_seed(0)
-    model = split_time(set_up(model_of("s4"), 50))
+    model = split_time(model_of("s4"))
     own = torch.randn(2, 50, 2, dtype=torch.float64).split((0, 20, 30), 1)[dist.get_rank()]
     found = []
     for run in (lambda block, x: block(x), lambda block, x: checkpoint(block, x, use_reentrant=False)):
@@ -329,24 +322,6 @@ def refusals() -> None:
 
 def test_refusals(groups: dict[int, Ranks]) -> None:
     groups[2].run(refusals)
-
-
-def set_up_alike() -> None:
-    """An S4 layer that is not set up takes the longest slice on every rank, which leaves C the same."""
-    torch.manual_seed(0)
-    layer = split_time(S4Layer(3, 8))
-    layer(torch.randn(2, 10 + 7 * dist.get_rank(), 3))
-    assert layer.kernel.l_kernel == 10 + 7 * (dist.get_world_size() - 1)
-    found = everywhere(layer.kernel.C.detach())
-    assert all(torch.equal(C, found[0]) for C in found)
-    join_time(layer)(torch.randn(2, 30 + 20 * dist.get_rank(), 3))
-    split_time(layer)
-    with pytest.raises(ValueError, match="expected the same l_kernel on all ranks"):
-        layer(torch.randn(2, 10, 3))
-
-
-def test_s4_is_set_up_alike(groups: dict[int, Ranks]) -> None:
-    groups[2].run(set_up_alike)
 
 
 def compiled() -> None:

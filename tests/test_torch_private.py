@@ -73,24 +73,6 @@ def test_what_sees_operations_is_told_while_it_does(fact: Callable[[], Any], run
     assert answers(fact, inside(nullcontext)) == [False, False, False]
 
 
-def test_versions_count_what_is_written_in_place() -> None:
-    t, other = torch.ones(2), torch.ones(2)
-    before = torch_private.versions((t, other))
-    t.add_(1)
-    after = torch_private.versions((t, other))
-    assert after[0] > before[0] and after[1] == before[1]
-    assert torch_private.versions((t.detach(),)) == after[:1], "an alias shares the count"
-    t.data.add_(1)
-    assert torch_private.versions((t, other)) == after
-
-
-def test_inference_tensors_have_no_version() -> None:
-    with torch.inference_mode():
-        t = torch.ones(2)
-    with pytest.raises(RuntimeError, match="version"):
-        torch_private.versions((torch.ones(2), t))
-
-
 class Asked(nn.Module):
     """A linear map that notes the answer of a fact at every call."""
 
@@ -103,20 +85,30 @@ class Asked(nn.Module):
         return self.linear(x)
 
 
-def seen_by_wrappers() -> tuple[list[bool], list[bool]]:
-    asked = Asked(torch_private.in_data_parallel)
-    DistributedDataParallel(asked)(torch.ones(1, 2))
-    asked(torch.ones(1, 2))
+def seen_by_wrappers() -> list[bool]:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     sharded = [torch_private.is_sharded(model[0])]
     fully_shard(model[0])
-    return asked.seen, [*sharded, torch_private.is_sharded(model[0]), torch_private.is_sharded(model[1])]
+    return [*sharded, torch_private.is_sharded(model[0]), torch_private.is_sharded(model[1])]
 
 
 def test_wrappers_for_several_processes_are_told(groups: dict[int, Ranks]) -> None:
-    for data_parallel, sharded in groups[2].run(seen_by_wrappers):
-        assert data_parallel == [False, True, False]
+    for sharded in groups[2].run(seen_by_wrappers):
         assert sharded == [False, True, False]
+
+
+class Doubled(nn.Module):
+    """Twice its input where it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if torch_private.is_exporting() else x.clone()
+
+
+def test_an_export_is_told_from_a_compilation() -> None:
+    x = torch.ones(2)
+    assert torch.equal(Doubled()(x), x)
+    assert torch.equal(torch.compile(Doubled(), backend="eager")(x), x)
+    assert torch.equal(torch.export.export(Doubled(), (x,)).module()(x), 2 * x)
 
 
 HOOKS = {

@@ -42,4 +42,11 @@ int64_t s4_fast_limit(const char *name) {
     return -1;
 }
 
+int s4_fast_cpu_same(int64_t count, const void *const *first, const void *const *second, const int64_t *bytes) {
+    for (int64_t i = 0; i < count; ++i) {
+        if (std::memcmp(first[i], second[i], size_t(bytes[i])) != 0) return 0;
+    }
+    return 1;
+}
+
 const char *s4_fast_error(void) { return s4_fast::message; }

@@ -58,6 +58,10 @@ S4_FAST_API int64_t s4_fast_limit(const char *name);
 /* What went wrong in the last call that failed on this thread; valid until the next one. */
 S4_FAST_API const char *s4_fast_error(void);
 
+/* Whether first[i] and second[i] hold the same bytes[i] bytes, for all i < count: 1 or 0. */
+S4_FAST_API int s4_fast_cpu_same(int64_t count, const void *const *first, const void *const *second,
+                                 const int64_t *bytes);
+
 /* The instruction set that the CPU kernels use: "avx512", "avx2" or "portable". The best that the processor has, unless
  * s4_fast_cpu_use(name) has chosen another one for this process (NULL: the best again). */
 S4_FAST_API const char *s4_fast_cpu_isa(void);

@@ -61,7 +61,8 @@ def reference(case: Case, arguments: Arguments) -> Outcome:
 def _definition(case: Case) -> Callable[..., Output]:
     if case.op == "fft_conv" and case.batch * case.H * case.L**2 > _QUADRATIC:
         return direct.fft_conv
-    if case.op in _CONVOLUTIONS and not case.state and case.H * case.n * case.L > _POWERS:
+    states = case.n**2 if case.op == "dplr_scan" else case.n  # entries of a step's matrix
+    if case.op in _CONVOLUTIONS and not case.state and case.H * states * case.L > _POWERS:
         return _CONVOLUTIONS[case.op]
     return implementation(case.op, "reference")
 
@@ -79,7 +80,21 @@ def _continuous_convolution(
     return _convolution(u, x, B * torch.expm1(x) / A, C, D, return_state)
 
 
-_CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {"ssm_scan": _convolution, "diagonal_ssm": _continuous_convolution}
+def _dplr_convolution(
+    u: Tensor, A: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, return_state: bool
+) -> Tensor:
+    """``dplr_scan`` likewise, its kernel from that of a truncated C."""
+    L = u.shape[-1]
+    A_bar, _ = direct.dense_bilinear(A, P, B, dt)
+    row = direct.truncated(C, A_bar, L)[None]
+    return direct.fft_conv(u, s4_fast.dplr_kernel(dt * A, P, P, B[None], row, dt, L, backend="pytorch")[0, 0], D)
+
+
+_CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {
+    "ssm_scan": _convolution,
+    "diagonal_ssm": _continuous_convolution,
+    "dplr_scan": _dplr_convolution,
+}
 
 
 class _Block(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _STEPS = ("ssm_step", "dplr_step")
-_SCANS = ("ssm_scan", "diagonal_ssm")
+_SCANS = ("ssm_scan", "diagonal_ssm", "dplr_scan")
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Case:
     """One op at one size.
 
     ``L`` is the sequence length; ``cauchy_mult`` gets the L//2 + 1 nodes that a kernel of that length needs.
-    ``decay`` replaces -Re x of S4D-Lin, to keep late terms as large as early ones. With ``state``, ``ssm_scan`` and
-    ``diagonal_ssm`` start from a state and return the last one. ``direct`` is False where the direct evaluation would
+    ``decay`` replaces -Re x of S4D-Lin, to keep late terms as large as early ones. With ``state``, scans
+    start from a state and return the last one. ``direct`` is False where the direct evaluation would
     need more memory than most machines have. ``goals`` are, on a CPU, the least ratios direct/ours of the medians
     ("forward", "forward+backward"), or those against another baseline ("forward against fft_conv"), and the largest
     fraction ours/direct of the peak memory ("memory").
@@ -41,7 +41,7 @@ class Case:
         parts.append(f"H={self.H}")
         if self.op != "fft_conv":
             parts.append(f"n={self.n}")
-        if self.op in ("dplr_kernel", "dplr_step"):
+        if self.op in ("dplr_kernel", "dplr_scan", "dplr_step"):
             parts.append(f"r={self.rank}")
         if self.op not in _STEPS:
             parts.append(f"L={self.L}")
@@ -95,6 +95,11 @@ CASES = (
     Case("diagonal_ssm", 128, 32, 65536, direct=False),
     Case("diagonal_ssm", 4, 8, 2**20, decay=1e-6, direct=False),
     Case("diagonal_ssm", 64, 32, 4096, dtype="float64"),
+    Case("dplr_scan", 128, 32, 1024, batch=16, quick=True),
+    Case("dplr_scan", 128, 32, 1024, batch=16, state=True),
+    Case("dplr_scan", 64, 32, 4096, rank=2),
+    Case("dplr_scan", 128, 32, 16384, direct=False),
+    Case("dplr_scan", 64, 32, 4096, dtype="float64"),
     Case("ssm_step", 256, 32, 1, quick=True),
     Case("ssm_step", 256, 32, 1, batch=64),
     Case("ssm_step", 256, 32, 1, dtype="float64"),

@@ -104,6 +104,49 @@ def diagonal_ssm(
     return ssm_scan(u, x, B * (torch.exp(x) - 1) / A, C, D, state, return_state)
 
 
+def dplr_scan(
+    u: Tensor,
+    A: Tensor,
+    P: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As the official S4 runs: a kernel from the truncated ``C (I - A_bar^L)`` and a convolution; where there is a
+    state, a dense step for every sample."""
+    A_bar, B_bar = dense_bilinear(A, P, B, dt)
+    if state is None and not return_state:
+        row = truncated(C, A_bar, u.shape[-1])
+        return fft_conv(u, dplr_kernel(dt * A, P, P, B[None], row[None], dt, u.shape[-1])[0, 0], D)
+    n = A.shape[-1]
+    s = torch.zeros(len(u), *A.shape, dtype=A.dtype, device=u.device) if state is None else state
+    s, rows = with_conjugates(s), []
+    for sample in u.unbind(-1):
+        s = torch.einsum("hij,bhj->bhi", A_bar, s) + B_bar * sample[..., None]
+        rows.append(2 * (C * s[..., :n]).sum(-1).real)
+    y = torch.stack(rows, -1)
+    y = y if D is None else y + D[:, None] * u
+    return (y, s[..., :n]) if return_state else y
+
+
+def dense_bilinear(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """A_bar (H, 2n, 2n) and B_bar (H, 2n) of ``A - P P*`` on states and their conjugates."""
+    both, low_rank = with_conjugates(dt * A), with_conjugates(P)
+    Z = torch.diag_embed(both) - dt[..., None] * torch.einsum("rhi,rhj->hij", low_rank, low_rank.conj())
+    eye = torch.eye(both.shape[-1], dtype=Z.dtype, device=Z.device)
+    backward = torch.linalg.inv(eye - Z / 2)
+    return backward @ (eye + Z / 2), (backward @ with_conjugates(dt * B)[..., None]).squeeze(-1)
+
+
+def truncated(C: Tensor, A_bar: Tensor, L: int) -> Tensor:
+    """``C (I - A_bar^L)``, (H, n)."""
+    row = with_conjugates(C)[:, None]
+    return (row - row @ torch.linalg.matrix_power(A_bar, L))[:, 0, : C.shape[-1]]
+
+
 def ssm_step(
     u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -106,14 +106,29 @@ def _cauchy_bilinear(case: Case, generator: torch.Generator) -> Arguments:
     return Arguments({"v": _normal(generator, case.H, case.n), "w": x}, {"L": case.L})
 
 
-def _dplr_kernel(case: Case, generator: torch.Generator) -> Arguments:
-    """A HiPPO matrix shared by all features, as S4 starts, with a random C-tilde per feature."""
+def _hippo(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """A HiPPO matrix shared by all features, as S4 starts: Lambda (H, n), P (rank, H, n) and B (H, n)."""
     form = hippo.nplr("legs" if case.rank == 1 else "legt", 2 * case.n, case.rank)
+    P = form.P.to(torch.complex128)[:, None].expand(-1, case.H, -1)
+    return form.w.expand(case.H, -1), P, form.B.to(torch.complex128).expand(case.H, -1)
+
+
+def _dplr_kernel(case: Case, generator: torch.Generator) -> Arguments:
+    """With a random C-tilde per feature."""
+    w, P, B = _hippo(case)
     dt = _steps(case, generator)
-    P = form.P.to(torch.complex128)[:, None].expand(case.rank, case.H, case.n)
-    B = form.B.to(torch.complex128).expand(1, case.H, case.n)
-    tensors = {"w": dt * form.w, "P": P, "Q": P, "B": B, "C": _normal(generator, 1, case.H, case.n), "dt": dt}
+    tensors = {"w": dt * w, "P": P, "Q": P, "B": B[None], "C": _normal(generator, 1, case.H, case.n), "dt": dt}
     return Arguments(tensors, {"L": case.L})
+
+
+def _dplr_scan(case: Case, generator: torch.Generator) -> Arguments:
+    """With a random C per feature, which is not truncated."""
+    u = _normal(generator, case.batch, case.H, case.L, real=True)
+    (A, P, B), dt, C = _hippo(case), _steps(case, generator), _normal(generator, case.H, case.n)
+    tensors = {"u": u, "A": A, "P": P, "B": B, "C": C, "dt": dt, "D": _normal(generator, case.H, real=True)}
+    if case.state:
+        tensors["state"] = _normal(generator, case.batch, case.H, case.n)
+    return Arguments(tensors, {"return_state": case.state})
 
 
 def _fft_conv(case: Case, generator: torch.Generator) -> Arguments:
@@ -171,6 +186,11 @@ _SCALAR_PER_FEATURE = Axes(features=-1)
 _PER_FEATURE = Axes(features=-2)
 _PER_STATE = Axes(features=-2, states=-1)
 _DISCRETE = {"x": _PER_STATE, "B": _PER_STATE, "C": _PER_STATE, "D": _SCALAR_PER_FEATURE}
+_CONTINUOUS = {
+    **dict.fromkeys(("A", "B", "C", "state"), _PER_STATE),
+    **dict.fromkeys(("u", "dt"), _PER_FEATURE),
+    "D": _SCALAR_PER_FEATURE,
+}
 
 OPS = {
     "log_vandermonde": Op(_log_vandermonde, {"v": _PER_STATE, "x": _PER_STATE}, (_PER_FEATURE,), additive=True),
@@ -197,16 +217,8 @@ OPS = {
         (_PER_FEATURE, _PER_STATE),
         additive=False,
     ),
-    "diagonal_ssm": Op(
-        _diagonal_ssm,
-        {
-            **dict.fromkeys(("A", "B", "C", "state"), _PER_STATE),
-            **dict.fromkeys(("u", "dt"), _PER_FEATURE),
-            "D": _SCALAR_PER_FEATURE,
-        },
-        (_PER_FEATURE, _PER_STATE),
-        additive=False,
-    ),
+    "diagonal_ssm": Op(_diagonal_ssm, _CONTINUOUS, (_PER_FEATURE, _PER_STATE), additive=False),
+    "dplr_scan": Op(_dplr_scan, {**_CONTINUOUS, "P": _PER_STATE}, (_PER_FEATURE, _PER_STATE), additive=False),
     "ssm_step": Op(
         _ssm_step,
         {"u": _SCALAR_PER_FEATURE, "state": _PER_STATE, **_DISCRETE},

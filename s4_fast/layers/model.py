@@ -14,7 +14,6 @@ from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.block import S4DBlock, check_layer_options
 from s4_fast.layers.padding import Lengths, Rows
-from s4_fast.ssm.model import one_step
 from s4_fast.time_split import TimeSplittable
 
 if TYPE_CHECKING:
@@ -203,8 +202,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             raise ValueError(f"expected u of shape (batch, {self.d_input}), got {tuple(u.shape)}")
         self._check(u, state)
         if torch_private.has_hooks(self):
-            with one_step(self):
-                y, after = self.prefill(u[:, None], state)
+            y, after = self.prefill(u[:, None], state)
             return (y if self.task == "classification" else y[:, 0]), after
         x = self.encoder(u)
         states = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers.padding import Rows
-from s4_fast.ssm.model import SSMModel, one_step
+from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.sequence import Way, through, through_slice
 from s4_fast.time_split import SplittableSequence
 
@@ -54,6 +54,5 @@ class SequenceModule(SplittableSequence, AllOrNothing):
 
 def one_sample(module: Any, u: Tensor, state: Any) -> tuple[Tensor, Any]:
     """A step (batch, features) of ``module`` as a call with one sample, in which its hooks take part."""
-    with one_step(module):
-        y, after = module.prefill(u[:, None], state)
+    y, after = module.prefill(u[:, None], state)
     return y[:, 0], after

@@ -1,4 +1,4 @@
-"""S4D and S4 as sequence layers on (batch, length, features): a convolution in training, a recurrence in stepping."""
+"""S4D and S4 as sequence layers on (batch, length, features)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from s4_fast.layers import padding
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule, one_sample
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
-from s4_fast.ssm.sequence import PATHS, Path, Way, as_autocast, choose
+from s4_fast.ssm.sequence import Path, Way, as_autocast, check_path, choose
 
 
 class SSMLayer(SequenceModule):
@@ -22,16 +22,16 @@ class SSMLayer(SequenceModule):
     Bidirectional layers add a second kernel that runs from the end: output l sees every input.
     """
 
-    path = "auto"
-
     def __init__(
         self,
         kernel: DiagonalSSM | DPLRSSM,
         bidirectional: bool,
+        path: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        self.path = path
         self.d_model, self.d_state, self.bidirectional = kernel.d_model, kernel.d_state, bidirectional
         self.kernel = kernel
         self.D = nn.Parameter(torch.randn(kernel.d_model, device=device, dtype=dtype))
@@ -124,8 +124,16 @@ class SSMLayer(SequenceModule):
             return one_sample(self, u, state)
         return self.kernel.stepped(as_autocast(signal("u", u, self)), state, self.D)
 
+    def explain(self, u: Tensor) -> Path:
+        """The path that ``self(u)`` takes through u (batch, length, d_model), and why. Nothing is computed.
+
+        ``s4_fast.backend_table.SCAN_THRESHOLDS`` holds what the automatic choice goes by, and may be changed.
+        """
+        way = Way(bidirectional=self.bidirectional, path=self.path)
+        return choose(self.kernel, u.shape[0], u.shape[1], way)
+
     def extra_repr(self) -> str:
-        return f"bidirectional={self.bidirectional}"
+        return f"bidirectional={self.bidirectional}, path={self.path}"
 
 
 class S4DLayer(SSMLayer):
@@ -159,23 +167,10 @@ class S4DLayer(SSMLayer):
         **kernel: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, kernel, options_of_layer(S4DLayer))
-        if path not in PATHS:
-            raise ValueError(f"unknown path {path!r}; expected one of {', '.join(PATHS)}")
+        check_path(path)
         kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
         ssm = DiagonalSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, device, dtype)
-        self.path = path
-
-    def explain(self, u: Tensor) -> Path:
-        """The path that ``self(u)`` takes through u (batch, length, d_model), and why. Nothing is computed.
-
-        ``s4_fast.backend_table.SCAN_THRESHOLDS`` holds what the automatic choice goes by, and may be changed.
-        """
-        way = Way(bidirectional=self.bidirectional, path=self.path)
-        return choose(self.kernel, u.shape[0], u.shape[1], way)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, path={self.path}"
+        super().__init__(ssm, bidirectional, path, device, dtype)
 
 
 class S4Layer(SSMLayer):
@@ -186,8 +181,10 @@ class S4Layer(SSMLayer):
         d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
         dt_min, dt_max: the range of the log-uniform initial step size.
         bidirectional: whether a second kernel runs from the end.
+        path: ``"scan"`` (:func:`s4_fast.dplr_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
+            faster for the shape and the device, see :meth:`explain`. Both compute the same.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``l_max``, ``lr``, ...).
+        **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``lr``, ...).
     """
 
     kernel: DPLRSSM
@@ -200,15 +197,17 @@ class S4Layer(SSMLayer):
         dt_max: float = 0.1,
         *,
         bidirectional: bool = False,
+        path: str = "auto",
         state_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **kernel: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, kernel, options_of_layer(S4Layer))
+        check_path(path)
         kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
         ssm = DPLRSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, device, dtype)
+        super().__init__(ssm, bidirectional, path, device, dtype)
 
 
 def _state_size(d_state: int | None, state_dim: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -12,28 +12,14 @@ from s4_fast import dispatch
 from s4_fast.arguments import integer
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
-from s4_fast.ops.diagonal.discretization import system
-from s4_fast.ops.diagonal.form import Arguments, Form
+from s4_fast.ops.diagonal.form import Arguments
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
-from s4_fast.ssm.model import Scan, SSMModel, reversed_rows
-from s4_fast.ssm.parameters import SSMParameters, given_tensors
+from s4_fast.ssm.model import Scan, SSMModel, ended
+from s4_fast.ssm.parameters import given_tensors
 from s4_fast.ssm.stepping import DiagonalStepper
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
-
-
-class Stored(NamedTuple):
-    """The parameters of a diagonal model as :func:`s4_fast.ops.diagonal.stored_diagonal_ssm` takes them."""
-
-    dt: Tensor
-    A_real: Tensor
-    A_imag: Tensor
-    B: Tensor | None
-    C: Tensor
-    log_dt: bool = False  # dt holds log dt
-    log_decay: bool = False  # A_real holds log(-Re A)
-    conjugate: bool = False  # A_imag holds -Im A
 
 
 class DiagonalModel(SSMModel):
@@ -43,23 +29,6 @@ class DiagonalModel(SSMModel):
     """
 
     discretization: str
-    _stores_logarithms = True  # what SSMParameters says, and computes with nothing else
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        names = ("_dt", "_A", "_B", "_C")
-        cls._stores_logarithms = all(getattr(cls, name) is getattr(SSMParameters, name) for name in names)
-
-    def stored(self) -> Stored:
-        """The parameters, with as little as possible between them and the op."""
-        if self._stores_logarithms:
-            return self._logarithms()
-        A = self._A()
-        return Stored(self._dt(), A.real, A.imag, torch.view_as_real(self._B()), torch.view_as_real(self._C()))
-
-    def _logarithms(self) -> Stored:
-        read = self.read
-        return Stored(read("inv_dt"), read("A_real"), read("A_imag"), read("B"), read("C"), True, True, True)
 
     def discretize(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """``x = log(lambda)`` (d_model, n), ``B_bar`` (d_model, n) and ``C`` (channels, d_model, n)."""
@@ -67,12 +36,8 @@ class DiagonalModel(SSMModel):
         return x.to(C.dtype), B_bar.to(C.dtype), C
 
     def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
-        """x and B_bar in complex128: float32's rounding of x would be multiplied by the number of steps."""
-        self._expect_changes()
-        dt, A_real, A_imag, B, _, log_dt, log_decay, conjugate = self.stored()
-        form = Form(log_dt=log_dt, log_decay=log_decay, conjugate=conjugate, rate=rate)
-        pairs = None if B is None else B.view(*A_real.shape, 2)
-        step, A, weight = system(dt.view(self.d_model, -1), A_real, A_imag, pairs, form)
+        """x and B_bar in complex128."""
+        step, A, weight = self.system(rate)
         return _DISCRETIZATIONS[self.discretization](A, torch.ones_like(A) if weight is None else weight, step)
 
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
@@ -81,6 +46,9 @@ class DiagonalModel(SSMModel):
 
     def scans(self) -> bool:
         return True
+
+    def settings(self) -> tuple[Any, ...]:
+        return (*super().settings(), self.discretization)
 
     def prepared_scan(
         self,
@@ -93,11 +61,10 @@ class DiagonalModel(SSMModel):
         bidirectional: bool = False,
         time_major: bool = False,
     ) -> Scan:
-        self._expect_changes()
-        dt, A_real, A_imag, B, C, log_dt, log_decay, conjugate = self.stored()
+        stored = self.stored()
         bilinear = self.discretization == "bilinear"
-        form = Form(time_major, bidirectional, bilinear, log_dt, log_decay, conjugate, rate)
-        given = Arguments(u, dt, A_real, A_imag, B, C, D, state, ahead, form)
+        form = stored.form(rate, time_major=time_major, bidirectional=bidirectional, bilinear=bilinear)
+        given = Arguments(u, *stored[:5], D, state, ahead, form)
         choice = dispatch.choose(given.call(), self.backend)
         return Scan(choice, lambda: stored_diagonal_ssm(given, choice.backend))
 
@@ -109,8 +76,7 @@ class DiagonalModel(SSMModel):
             return self.init_state(u.shape[0]) if state is None else state
         if lengths is None:
             return self.prepared_scan(u, None, state, rate=rate).run()[1]
-        # Rows that end together.
-        after = self.prepared_scan(reversed_rows(u, lengths).flip(-1), None, rate=rate).run()[1]
+        after = self.prepared_scan(ended(u, lengths), None, rate=rate).run()[1]
         if state is None:
             return after
         wide, _ = self._discretize(rate)
@@ -126,7 +92,7 @@ class DiagonalModel(SSMModel):
 
     def _stepper(self) -> DiagonalStepper:
         (x, B_bar), C = self._discretize(1.0), self._C()
-        return DiagonalStepper(x, B_bar.to(C.dtype), C)
+        return DiagonalStepper(x, B_bar.to(C.dtype), C.clone())  # no view of what may be written or swapped
 
 
 class DiagonalSSM(DiagonalModel):

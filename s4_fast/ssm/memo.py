@@ -1,13 +1,14 @@
-"""What depends on a module's tensors alone, remembered while they do not change."""
+"""What depends on a module's numbers alone, remembered while these are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from s4_fast.torch_private import versions
+from s4_fast import native_library
 
 T = TypeVar("T")
 
@@ -15,36 +16,41 @@ _address = Tensor.data_ptr
 
 
 class Memo:
-    """Values by name, for one state of the tensors that they were computed from.
+    """Values by name, for the numbers that they were computed from.
 
-    A change is seen by a tensor's memory or version. Writing into ``.data`` leaves no trace.
+    The numbers are kept in a copy and compared bit by bit at every use: whoever writes them, and however, it is seen.
+    Threads may share it: what is kept is replaced and never changed.
     """
 
     def __init__(self) -> None:
-        self._key: Any = None
-        self._alive: list[Tensor] = []
-        self._values: dict[str, Any] = {}
+        self._kept: _Kept | None = None
 
-    def get(self, name: str, tensors: Sequence[Tensor | None], compute: Callable[[], T]) -> T:
-        """The value ``name`` for ``tensors``, computed where it is not remembered."""
-        given = [t for t in tensors if t is not None]
-        try:
-            key = (*map(_address, given), *versions(given))
-        except RuntimeError:  # an inference tensor has no version
-            key = (*map(_address, given), *(0 if t.is_inference() else versions((t,))[0] for t in given))
-        if key != self._key:
-            # The aliases keep the memory, so that no other tensor can come to lie at its address.
-            self._key, self._alive, self._values = key, [t.detach() for t in given], {}
-        return found(self._values, name, compute)
-
-    def forget(self) -> None:
-        """Forget everything."""
-        self._key, self._alive, self._values = None, [], {}
+    def get(self, name: str, tensors: Sequence[Tensor], settings: Hashable, compute: Callable[[], T]) -> T:
+        """The value ``name`` for these tensors, on the CPU, and settings; computed where it is not remembered."""
+        kept = self._kept
+        if kept is None or not kept.fits(tensors, settings):
+            # The copy comes first: numbers that are written meanwhile differ from it at the next use.
+            self._kept = kept = _Kept(tensors, settings)
+        if name not in kept.values:
+            kept.values[name] = compute()
+        result: T = kept.values[name]
+        return result
 
 
-def found(values: dict[str, Any], name: str, compute: Callable[[], T]) -> T:
-    """``values[name]``, which is ``compute()`` where it is missing."""
-    if name not in values:
-        values[name] = compute()
-    result: T = values[name]
-    return result
+class _Kept:
+    """A copy of the numbers, and the values for them."""
+
+    def __init__(self, tensors: Sequence[Tensor], settings: Hashable) -> None:
+        self.copies = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+        self.settings = settings
+        self.values: dict[str, Any] = {}
+        self.forms = [(t.dtype, t.shape) for t in self.copies]
+        native = not native_library.cause()
+        self.comparison = native_library.Comparison(self.copies) if native else None
+
+    def fits(self, tensors: Sequence[Tensor], settings: Hashable) -> bool:
+        if settings != self.settings or [(t.dtype, t.shape) for t in tensors] != self.forms:
+            return False
+        if self.comparison is not None and all([t.is_contiguous() for t in tensors]):
+            return self.comparison.same(list(map(_address, tensors)))
+        return all(map(torch.equal, tensors, self.copies))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4_fast import torch_private
-from s4_fast.dispatch import Choice
+from s4_fast.dispatch import BackendUnavailableError, Choice
 from s4_fast.ops.direct import operations_are_seen
-from s4_fast.ssm.memo import Memo, found
+from s4_fast.ssm.memo import Memo
 from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters, full
 from s4_fast.ssm.stepping import Stepper
 
@@ -38,12 +37,11 @@ class SSMModel(SSMParameters):
     """
 
     backend: str | None = None
+    scan_op = "diagonal_ssm"
 
     def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self._memo = Memo()
-        self._once: dict[str, Any] | None = None
-        self._steps = False  # whether kernels are those of a step
 
     def forward(self, L: int, rate: float = 1.0) -> Tensor:
         """The first L samples of the kernel, (channels, d_model, L), differentiable in every parameter."""
@@ -57,11 +55,7 @@ class SSMModel(SSMParameters):
     def refresh(self) -> None:
         """Let hooks that run before a call set what they set: masks, norms."""
         if torch_private.has_hooks(self):
-            with one_step(self):
-                self.seen_kernel(1)
-
-    def prepare(self, L: int) -> None:
-        """Make kernels up to length L available, where that takes anything."""
+            self.seen_kernel(1)
 
     def sizes(self) -> dict[str, int]:
         """What must be the same in every process that shares a sequence."""
@@ -71,25 +65,16 @@ class SSMModel(SSMParameters):
         """The zero state, (batch, d_model, n), complex."""
         return torch.zeros((batch, self.d_model, self.d_state // 2), dtype=self.state_dtype(), device=self.C.device)
 
-    def A(self) -> Tensor:
-        self._expect_changes()
-        return super().A()
-
-    def _expect_changes(self) -> None:
-        """Forget what is remembered where gradients are recorded.
-
-        An optimiser's step may follow, and fused ones do not raise the version of a tensor.
-        """
-        if torch.is_grad_enabled():
-            self._memo.forget()
-
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
         raise NotImplementedError
 
     def scans(self) -> bool:
-        """Whether :meth:`prepared_scan` computes what the kernel of any length does."""
+        """Whether :meth:`prepared_scan` computes what the kernel of any length does, as the parameters are now."""
         return False
+
+    def prepare(self, L: int, rate: float = 1.0) -> None:
+        """What is to be done before a sequence of L samples."""
 
     def prepared_scan(
         self,
@@ -149,8 +134,8 @@ class SSMModel(SSMParameters):
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step from ``state`` (batch, d_model, n), as :meth:`init_state` or :meth:`forward_state` returns it.
 
-        What depends on the parameters alone is remembered while none of them changes, except where gradients are
-        recorded. Without gradients a step of the native library takes a few microseconds.
+        A step of the native library takes tens of microseconds. Without gradients, on a CPU, it remembers what depends
+        on the parameters alone, and compares their numbers with those that it was computed from.
 
         Args:
             u: input, (batch, d_model), real.
@@ -178,11 +163,24 @@ class SSMModel(SSMParameters):
             D = full(D)
             if not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
                 raise _wrong_skip(D, real, u)
-        stepper = self.remembered("stepper", self._stepper)
-        if u.dtype is real:
-            return stepper.step(u, state, D)
-        y, after = stepper.step(u.to(real), state, D)
+        wide = u if u.dtype is real else u.to(real)
+        found = self._scanned(wide, state, D)
+        y, after = self.remembered("stepper", self._stepper).step(wide, state, D) if found is None else found
         return (y.to(u.dtype) if u.dtype in HALF else y), after
+
+    def _scanned(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """A step as a scan over one sample, by the native library, where nothing is remembered for steps."""
+        if (u.is_cpu and not torch.is_grad_enabled()) or operations_are_seen() or not self.scans():
+            return None
+        skip = D if D is None or self.channels == 1 else D.expand(self.channels, -1)
+        try:
+            scan = self.prepared_scan(u[..., None], skip, state)
+        except BackendUnavailableError:  # there may be one that only steps
+            return None
+        if scan.choice.backend != "native":
+            return None
+        y, after = scan.run()
+        return y[..., 0], after
 
     def _stepper(self) -> Stepper:
         raise NotImplementedError
@@ -216,65 +214,32 @@ class SSMModel(SSMParameters):
             raise ValueError(f"expected u and state on {C.device}, where the parameters are, got {where}")
 
     def remembered(self, name: str, compute: Callable[[], T]) -> T:
-        """``compute()``, remembered without its graph while no parameter changes and no gradient is recorded.
+        """``compute()``, of the parameters alone, remembered without its graph while their numbers are the same.
 
-        A change is seen by a tensor's memory or version, and by a call that recorded gradients in between. Writing
-        into ``.data`` leaves no trace, nor does what FSDP writes, under which nothing is remembered.
+        Nothing is remembered where gradients are recorded, operations are seen, or the parameters are made of others or
+        sharded; nor on other devices than CPUs, which a comparison would wait for.
         """
-        if not self._remembers():
-            return compute() if self._once is None else found(self._once, name, compute)
-        if torch_private.own_modules(self):  # those of parametrizations
-            tensors: tuple[Tensor | None, ...] = (*self.parameters(), *self.buffers())
-        else:
-            tensors = torch_private.own_tensors(self)
-        return self._memo.get(name, tensors, compute)
+        tensors = [t for t in torch_private.own_tensors(self) if t is not None]
+        if (
+            torch.is_grad_enabled()
+            or operations_are_seen()
+            or not all([t.is_cpu for t in tensors])
+            or torch_private.has_hooks(self)
+            or torch_private.own_modules(self)
+            or torch_private.is_sharded(self)
+        ):
+            return compute()
+        return self._memo.get(name, tensors, self.settings(), compute)
 
-    def computed_once(self) -> AbstractContextManager[None]:
-        """A block in which what depends on the parameters alone is computed once, with its graph."""
-        # Compilers merge what is equal themselves, and that of PyTorch 2.6 cannot follow the block.
-        return nullcontext() if torch.compiler.is_compiling() else self._computing_once()
-
-    @contextmanager
-    def _computing_once(self) -> Iterator[None]:
-        self._once = {}
-        try:
-            yield
-        finally:
-            self._once = None
-
-    def _remembers(self) -> bool:
-        """Whether :meth:`remembered` does."""
-        return not (torch.is_grad_enabled() or operations_are_seen() or torch_private.is_sharded(self))
+    def settings(self) -> tuple[Any, ...]:
+        """What, besides tensors, decides what is computed of the parameters."""
+        return ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **self._uncopied()}
 
     def _uncopied(self) -> dict[str, Any]:
-        return {"_memo": Memo(), "_once": None, "_steps": False}
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._memo.forget()  # inference tensors have no version that would show the change
-
-
-def one_step(module: nn.Module) -> AbstractContextManager[None]:
-    """A block in which the models inside ``module`` make kernels of one sample, for a step that hooks see.
-
-    None is set up for them: a step without hooks sets up nothing either.
-    """
-    return nullcontext() if torch.compiler.is_compiling() else _one_step(module)
-
-
-@contextmanager
-def _one_step(module: nn.Module) -> Iterator[None]:
-    models = [(m, m._steps) for m in module.modules() if isinstance(m, SSMModel)]
-    try:
-        for m, _ in models:
-            m._steps = True
-        yield
-    finally:
-        for m, before in models:
-            m._steps = before
+        return {"_memo": Memo()}
 
 
 def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:
@@ -285,10 +250,8 @@ def _wrong_skip(D: Tensor, dtype: torch.dtype, u: Tensor) -> Exception:
     return ValueError(f"expected u and D on one device, got u on {u.device}, D on {D.device}")
 
 
-def reversed_rows(u: Tensor, lengths: Tensor | None) -> Tensor:
-    """u (batch, H, L) with the first ``lengths`` (batch,) samples of each row in reversed order, and zeros behind."""
-    if lengths is None:
-        return u.flip(-1)
-    source = lengths[:, None] - 1 - torch.arange(u.shape[-1], device=u.device)
+def ended(u: Tensor, lengths: Tensor) -> Tensor:
+    """u (batch, H, L), whose rows are ``lengths`` (batch,) long, with zeros before them, so that they end together."""
+    source = torch.arange(-u.shape[-1], 0, device=u.device) + lengths[:, None]
     source = source[:, None].expand_as(u)
     return torch.where(source < 0, 0, u.gather(-1, source.clamp(min=0)))

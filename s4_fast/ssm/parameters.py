@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from s4_fast.arguments import number, sizes, state_size
+from s4_fast.ops.diagonal.discretization import system
+from s4_fast.ops.diagonal.form import Form
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import check_stable
 from s4_fast.ssm.marks import MarkedModule, new_parameter
@@ -28,6 +30,23 @@ HALF = (torch.float16, torch.bfloat16)
 def full(t: Tensor) -> Tensor:
     """t in the precision that is computed with: float32 where it is stored in half."""
     return t.float() if t.dtype in HALF else t
+
+
+class Stored(NamedTuple):
+    """The parameters as :func:`s4_fast.ops.diagonal.stored_diagonal_ssm` takes them."""
+
+    dt: Tensor
+    A_real: Tensor
+    A_imag: Tensor
+    B: Tensor | None
+    C: Tensor
+    log_dt: bool = False  # dt holds log dt
+    log_decay: bool = False  # A_real holds log(-Re A)
+    conjugate: bool = False  # A_imag holds -Im A
+
+    def form(self, rate: float = 1.0, **options: bool) -> Form:
+        """How the op is to read them."""
+        return Form(log_dt=self.log_dt, log_decay=self.log_decay, conjugate=self.conjugate, rate=rate, **options)
 
 
 class SSMParameters(MarkedModule):
@@ -51,6 +70,12 @@ class SSMParameters(MarkedModule):
     A_imag: Tensor
     B: Tensor
     C: Tensor
+    _stores_logarithms = True  # what is said above, and computes with nothing else
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = ("_dt", "_A", "_B", "_C")
+        cls._stores_logarithms = all(getattr(cls, name) is getattr(SSMParameters, name) for name in names)
 
     def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__()
@@ -97,6 +122,28 @@ class SSMParameters(MarkedModule):
         self.C = new_parameter(C * math.sqrt(0.5), device, dtype)
         mark = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": float(lr)}
         self.set_marks(dict.fromkeys(("inv_dt", "A_real", "A_imag", "B"), mark))
+
+    def stored(self) -> Stored:
+        """The parameters, with as little as possible between them and an op."""
+        if self._stores_logarithms:
+            return self._logarithms()
+        A = self._A()
+        return Stored(self._dt(), A.real, A.imag, torch.view_as_real(self._B()), torch.view_as_real(self._C()))
+
+    def _logarithms(self) -> Stored:
+        read = self.read
+        return Stored(read("inv_dt"), read("A_real"), read("A_imag"), read("B"), read("C"), True, True, True)
+
+    def system(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Steps (d_model, 1) or (d_model, n) in float64, A and B (d_model, n) in complex128; no B stands for 1.
+
+        float32's rounding of ``dt A`` would be multiplied by the number of steps.
+        """
+        stored = self.stored()
+        B = stored.B
+        pairs = None if B is None else B.view(*stored.A_real.shape, 2)
+        dt = stored.dt.view(self.d_model, -1)
+        return system(dt, stored.A_real, stored.A_imag, pairs, stored.form(rate))
 
     def dt(self, rate: float = 1.0) -> Tensor:
         """Step sizes, (d_model, 1) or (d_model, n), at a sampling that is ``rate`` times as coarse."""

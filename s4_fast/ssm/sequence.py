@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 PATHS = ("auto", "scan", "convolution")
 
 
+def check_path(path: str) -> None:
+    """ValueError unless ``path`` is a name of one, or ``"auto"``."""
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}; expected one of {', '.join(PATHS)}")
+
+
 class Path(NamedTuple):
     """``"scan"`` or ``"convolution"``, and why."""
 
@@ -51,7 +57,7 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     if forced is not None:
         return forced
     shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
-    call = Call("diagonal_ssm", model.C.device.type, model.real_dtype(), shape)
+    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape)
     try:
         choice = dispatch.choose(call, model.backend)
     except BackendUnavailableError as error:
@@ -77,7 +83,7 @@ def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
     backend = choice.backend
     if choice.replaces is not None:
         return Path("convolution", f"the backend that is preferred has no scan: {choice.reason}")
-    threshold = SCAN_THRESHOLDS.get((device, backend))
+    threshold = SCAN_THRESHOLDS.get((model.scan_op, device, backend))
     if threshold is None:
         return Path("convolution", f"automatic: the scan has not been measured on {device} with backend {backend}")
     n = model.d_state // 2
@@ -133,22 +139,22 @@ def through(
         y like u with c d_model features, which lies in memory as u does, and the state or None.
     """
     after: Tensor | None
-    D = None if D is None else full(D)
-    scan = _scan(model, u, D, u.shape[1 if way.time_major else 2], way, state, ahead)
+    D, L = None if D is None else full(D), u.shape[1 if way.time_major else 2]
+    model.prepare(L if way.taps is None else min(L, way.taps), way.rate)
+    scan = _scan(model, u, D, L, way, state, ahead)
     if scan is not None:
         y, after = scan.run()
         if return_state and lengths is not None:
             after = model.state_after(_by_feature(u, way), state, lengths, way.rate)
     else:
-        with model.computed_once():
-            signals = _by_feature(u, way)
-            y = _convolved(model, signals, D, way, state, ahead).to(u.dtype)
-            # What comes next works on memory that lies alike.
-            if way.time_major:
-                y = y.mT if lies_turned(u) else turned(y)
-            elif lies_turned(u):
-                y = turned(y).mT
-            after = model.state_after(signals, state, lengths, way.rate) if return_state else None
+        signals = _by_feature(u, way)
+        y = _convolved(model, signals, D, way, state, ahead).to(u.dtype)
+        # What comes next works on memory that lies alike.
+        if way.time_major:
+            y = y.mT if lies_turned(u) else turned(y)
+        elif lies_turned(u):
+            y = turned(y).mT
+        after = model.state_after(signals, state, lengths, way.rate) if return_state else None
     return y, after if return_state else None
 
 
@@ -197,24 +203,22 @@ def through_slice(
     ``tied`` are the tensors of which a rank without samples must have gradients too.
     """
     signals, L = _by_feature(u, way), u.shape[1 if way.time_major else 2]
-    model.prepare(max(slices.lengths))  # what it changes must change alike on all ranks
     # 0, for the graph: a rank without samples has its part in the backward pass, and gradients of 0.
     ties: Any = sum(t.flatten()[:0].sum() for t in (u, *tied)) if L == 0 else 0
-    with model.computed_once():
-        advance = model.propagator(way.rate)
-        final = model.state_after(signals, None, None, way.rate) + ties
-        start, last = slices.carry(final, advance, state, return_state=return_state)
-        ahead = None
-        if way.bidirectional:
-            final = model.state_after(signals.flip(-1), None, None, way.rate) + ties
-            ahead, _ = slices.carry(final, advance, reverse=True)
-        if L:
-            y, _ = through(model, u, D, way, state=start, ahead=ahead)
-        else:
-            c = model.channels // 2 if way.bidirectional else model.channels
-            y = u.repeat(1, 1, c) if way.time_major else u.repeat(1, c, 1)
-            y = y + ties + start.real.sum() * 0
-            y = y if ahead is None else y + ahead.real.sum() * 0
+    advance = model.propagator(way.rate)
+    final = model.state_after(signals, None, None, way.rate) + ties
+    start, last = slices.carry(final, advance, state, return_state=return_state)
+    ahead = None
+    if way.bidirectional:
+        final = model.state_after(signals.flip(-1), None, None, way.rate) + ties
+        ahead, _ = slices.carry(final, advance, reverse=True)
+    if L:
+        y, _ = through(model, u, D, way, state=start, ahead=ahead)
+    else:
+        c = model.channels // 2 if way.bidirectional else model.channels
+        y = u.repeat(1, 1, c) if way.time_major else u.repeat(1, c, 1)
+        y = y + ties + start.real.sum() * 0
+        y = y if ahead is None else y + ahead.real.sum() * 0
     return y, last if return_state else None
 
 

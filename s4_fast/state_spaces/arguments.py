@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import from_array, is_array
+from s4_fast.arguments import from_array, integer, is_array
 from s4_fast.layers.padding import Lengths
+
+
+def longest(l_max: Any) -> int | None:
+    """``l_max`` as an int, or None; TypeError or ValueError where it is not a length."""
+    return None if l_max is None else integer("l_max", l_max, 1)
 
 
 def check_shape(x: Tensor, features: int, transposed: bool, least: int = 0) -> None:

@@ -13,11 +13,9 @@ from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
-from s4_fast.ssm.dplr import longest
-from s4_fast.ssm.model import one_step
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.activation import Activation, halves
-from s4_fast.state_spaces.arguments import check_shape, per_row
+from s4_fast.state_spaces.arguments import check_shape, longest, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 
 
@@ -166,7 +164,7 @@ class FFTConv(SequenceModule):
         return ""
 
     def setup_length(self, L: int) -> None:
-        """Make kernels up to length L available; see the kernel's method."""
+        """Set the kernel up for a length of at least L; see its method."""
         self.kernel.setup_length(L if self.l_max is None else min(L, self.l_max))
 
     def setup_step(self, **kwargs: Any) -> None:
@@ -209,6 +207,5 @@ class FFTConv(SequenceModule):
 
 def one_sample(module: Any, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """A step (batch, d_model) of ``module`` as a call with one sample, in which its hooks take part."""
-    with one_step(module):
-        y, after = module(x[:, :, None] if module.transposed else x[:, None], state=state)
+    y, after = module(x[:, :, None] if module.transposed else x[:, None], state=state)
     return (y[..., 0] if module.transposed else y[:, 0]), after

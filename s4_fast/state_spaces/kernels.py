@@ -16,13 +16,14 @@ from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops._complex import expm1
 from s4_fast.ssm import initialization, with_conjugates, without_conjugates
-from s4_fast.ssm.diagonal import DiagonalModel, Stored
+from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.discretization import check_stable
-from s4_fast.ssm.dplr import DPLRModel, longest
 from s4_fast.ssm.model import SSMModel
-from s4_fast.ssm.parameters import to_pairs
+from s4_fast.ssm.parameters import Stored, to_pairs
+from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.initialization import UnknownArgumentError, initial
 from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
+from s4_fast.state_spaces.truncation import TruncatedDPLRModel
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class SSMKernel(SSMModel):
     Args:
         d_model: number of features H.
         channels: number of kernels per feature.
-        l_max: the length to set up for at first, where the kernel has a length.
+        l_max: the length that training sets up for, where the kernel has a length.
         lr: learning rate mark (``_optim``) of all parameters, or of those that a mapping of ``"A"`` (P included),
             ``"B"``, ``"C"``, ``"dt"`` names. 0 makes buffers of them.
         wd: likewise the weight decay mark, which C never has.
@@ -169,6 +170,16 @@ class SSMKernel(SSMModel):
         """The number of stored modes, as the original calls it."""
         return self.d_state // 2
 
+    def stored(self) -> Stored:
+        options = (self.dt_transform, self.dt_fast, self.real_transform, self.imag_transform)
+        if options != ("exp", False, "exp", "none") or self.is_real or self.bandlimit is not None:
+            return super().stored()
+        return self._logarithms()
+
+    def settings(self) -> tuple[Any, ...]:
+        transforms = (self.dt_transform, self.dt_fast, self.real_transform, self.imag_transform)
+        return (*super().settings(), *transforms, self.is_real, self.bandlimit)
+
     def _dt(self) -> Tensor:
         inv_dt = self.read("inv_dt")
         return transformed(inv_dt.sinh() if self.dt_fast else inv_dt, self.dt_transform)
@@ -223,7 +234,7 @@ class SSMKernel(SSMModel):
         return max(1, round(self.l_max / rate))
 
     def setup_length(self, L: int) -> None:
-        """Make kernels up to length L available. Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
+        """Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
 
     def default_state(self, *batch_shape: int) -> Tensor:
         """The zero state, (*batch_shape, d_model, states), where the parameters are.
@@ -318,12 +329,6 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
         super().__init__(*args, d_state=d_state, **kwargs)
         self.disc = self.discretization = disc
 
-    def stored(self) -> Stored:
-        options = (self.dt_transform, self.dt_fast, self.real_transform, self.imag_transform)
-        if options != ("exp", False, "exp", "none") or self.is_real or self.bandlimit is not None:
-            return super().stored()
-        return self._logarithms()
-
     def scans(self) -> bool:
         return self.disc != "dss"
 
@@ -357,13 +362,12 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
         return f"{super().extra_repr()}, disc={self.disc}, is_real={self.is_real}"
 
 
-class SSMKernelDPLR(SSMKernel, DPLRModel):
+class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
     r"""The S4 kernel: ``A = diag(A) - P P*`` with P ``(rank, S, n, 2)``, bilinear discretisation.
 
-    ``C`` is replaced by ``C (I - A_bar^l_kernel)`` when the kernel is set up, and the buffer ``l_kernel`` says for
-    which length it is (0: not yet). The first kernel sets up for ``l_max``, or for its own length, and longer ones
-    double ``l_kernel``, as in the original. :meth:`setup_length` does it explicitly: before compiling,
-    DistributedDataParallel or FSDP, under which the implicit change is refused.
+    ``C`` is truncated, ``C (I - A_bar^l_kernel)``, for the length in the buffer ``l_kernel``, or plain while that is 0.
+    The first pass of training sets a fresh kernel up for ``l_max``, or for its own length, as the original's does.
+    Nothing else changes ``C``: see :class:`~s4_fast.state_spaces.truncation.TruncatedDPLRModel`. ``rate`` is exact.
 
     States are one of each conjugate pair, or both, ``(s, s*)``; :meth:`step` and :meth:`forward_state` return what they
     are given. :meth:`default_state` makes both, unless the step mode is ``"linear"``. The modes compute the same.
@@ -390,25 +394,19 @@ class SSMKernelDPLR(SSMKernel, DPLRModel):
         # KeOps has no part in this kernel: what the original summed with it is fused with the rest.
         backend = "cuda" if backend == "keops" else backend
         super().__init__(*args, backend=backend, **kwargs)
+        self.register_buffer("l_kernel", torch.tensor(0))
 
     def _whole(self, rate: float) -> int:
-        if self._length == 0:
-            self.prepare(super()._whole(1.0))
-        return self._truncation(rate)
-
-    def setup(self, L: int) -> None:
-        before = self._length
-        super().setup(L)
-        if self.verbose and self._length != before:
-            log.info("%s: from length %d to %d", type(self).__name__, before, self._length)
+        length = self._read_length()
+        return max(1, round(length / rate)) if length else super()._whole(rate)
 
     def setup_length(self, L: int) -> None:
-        """Make kernels up to length L available, as the first kernel of this length would.
+        """Truncate ``C`` for a length of at least L, in samples of the parameters' own rate; nothing needs it.
 
-        Changes ``C`` and ``l_kernel`` in place. ``L`` is in samples of the parameters' own rate.
+        It changes ``C`` and ``l_kernel`` in place, and nothing that is computed. Not while other threads train.
 
         Raises:
-            RuntimeError: FSDP has sharded the parameters.
+            RuntimeError: FSDP has sharded the parameters, or C is made of other tensors.
         """
         self.setup(L)
 

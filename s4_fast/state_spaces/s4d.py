@@ -12,8 +12,9 @@ from s4_fast.arguments import integer, number, options_of, refuse_unknown, signa
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
-from s4_fast.ssm.diagonal import DiagonalModel, Stored
+from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.layout import turned
+from s4_fast.ssm.parameters import Stored
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.arguments import refuse_requests
 

@@ -17,6 +17,7 @@ TINY = [
     Case("dplr_kernel", 3, 4, 24, rank=2, dtype="float64"),
     Case("ssm_scan", 3, 4, 24, batch=2, dtype="float64", state=True),
     Case("diagonal_ssm", 3, 4, 24, batch=2, dtype="float64", state=True),
+    Case("dplr_scan", 3, 4, 24, batch=2, rank=2, dtype="float64", state=True),
 ]
 
 
@@ -65,7 +66,7 @@ def test_long_convolutions_are_not_compared_with_the_quadratic_definition(monkey
     assert 0 < errors.forward < 1e-14
 
 
-@pytest.mark.parametrize("op", ["ssm_scan", "diagonal_ssm"])
+@pytest.mark.parametrize("op", ["ssm_scan", "diagonal_ssm", "dplr_scan"])
 def test_long_scans_are_compared_with_a_convolution(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(op, 3, 4, 200, batch=2, dtype="float64")
     inputs = arguments(case)

@@ -22,7 +22,7 @@ SETTINGS: list[tuple[type[SSMLayer], dict[str, Any]]] = [
     (S4DLayer, {"path": "convolution", "init": "legs", "discretization": "bilinear", "n_ssm": 2}),
     (S4Layer, {}),
     (S4Layer, {"init": "legt", "rank": 2, "n_ssm": 1}),
-    (S4Layer, {"init": "fout", "l_max": 16}),
+    (S4Layer, {"init": "fout"}),
 ]
 EVERY = pytest.mark.parametrize(("cls", "options"), SETTINGS)
 BOTH = pytest.mark.parametrize("cls", [S4DLayer, S4Layer])
@@ -281,7 +281,7 @@ def test_the_path_is_chosen_by_length_and_can_be_overridden(backend, n, least):
         assert taken(layer, short) == layer.explain(short).name == "convolution"
         assert taken(layer, long) == layer.explain(long).name == "scan"
         assert f"n = {n}" in layer.explain(long).reason and f"L = {least}" in layer.explain(long).reason
-        with mock.patch.dict(SCAN_THRESHOLDS, {("cpu", backend): Threshold(n, 1)}):
+        with mock.patch.dict(SCAN_THRESHOLDS, {("diagonal_ssm", "cpu", backend): Threshold(n, 1)}):
             assert taken(layer, short) == "scan"
         layer.path = "scan"
         assert taken(layer, short) == "scan" and "path=" in layer.explain(short).reason

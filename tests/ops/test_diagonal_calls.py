@@ -1,7 +1,8 @@
-"""diagonal_ssm as it is called: gradients, memory, what backends refuse, and what every error says."""
+"""diagonal_ssm and dplr_scan as they are called: gradients, memory, what backends refuse, and what every error says."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from unittest import mock
 
@@ -10,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.autograd import gradcheck
 
-from s4_fast import diagonal_ssm, dispatch, explain, use_backend
+import s4_fast
+from s4_fast import dispatch, explain, use_backend
 from tests.helpers import (
     assert_gradients_one_by_one,
     cotangents,
@@ -19,7 +21,7 @@ from tests.helpers import (
     relative_error,
     unusual_views,
 )
-from tests.ops.diagonal_inputs import BACKENDS, BOTH, EVERY, ORDERS, RULES, contract, inputs, on
+from tests.ops.diagonal_inputs import BACKENDS, BOTH, EACH, EVERY, ORDERS, RULES, contract, inputs, on, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -29,25 +31,26 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 @EVERY
 @BOTH
-@RULES
-def test_gradcheck(discretization: str, bidirectional: bool, backend: str, generator: Generator) -> None:
-    tensors = inputs(generator, (2, 2, 2, 5), channels=2, rows=1, bidirectional=bidirectional, dtype=torch.complex128)
+def test_gradcheck(bidirectional: bool, op: str, backend: str, generator: Generator) -> None:
+    tensors = inputs(
+        op, generator, (2, 2, 2, 5), channels=2, rows=1, bidirectional=bidirectional, dtype=torch.complex128
+    )
     names = list(tensors)
 
-    def function(*args: Tensor) -> Any:
+    def function(rule: dict[str, Any], *args: Tensor) -> Any:
         given = dict(zip(names, args, strict=True))
-        return diagonal_ssm(
-            **given, return_state=True, bidirectional=bidirectional, discretization=discretization, backend=backend
-        )
+        return run(op, **given, return_state=True, bidirectional=bidirectional, backend=backend, **rule)
 
-    assert gradcheck(function, [t.requires_grad_() for t in tensors.values()], fast_mode=True)
+    for rule in RULES[op]:
+        leaves = [t.requires_grad_() for t in tensors.values()]
+        assert gradcheck(functools.partial(function, rule), leaves, fast_mode=True)
 
 
 @BACKENDS
 @BOTH
-def test_gradients_one_by_one(bidirectional: bool, backend: str, generator: Generator) -> None:
-    tensors = inputs(generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
-    assert_gradients_one_by_one("diagonal_ssm", tensors, backend, return_state=True, bidirectional=bidirectional)
+def test_gradients_one_by_one(bidirectional: bool, op: str, backend: str, generator: Generator) -> None:
+    tensors = inputs(op, generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
+    assert_gradients_one_by_one(op, tensors, backend, return_state=True, bidirectional=bidirectional)
 
 
 @BACKENDS
@@ -55,29 +58,29 @@ def test_gradients_one_by_one(bidirectional: bool, backend: str, generator: Gene
 @ORDERS
 @pytest.mark.parametrize("view", ["strided", "transposed", "conjugated"])
 def test_memory_layout_does_not_matter(
-    view: str, time_major: bool, bidirectional: bool, backend: str, device: str, generator: Generator
+    view: str, time_major: bool, bidirectional: bool, op: str, backend: str, device: str, generator: Generator
 ) -> None:
     for channels in (None, 2):
-        tensors = inputs(generator, channels=channels, rows=2, bidirectional=bidirectional, time_major=time_major)
-        contract(unusual_views(on(device, tensors))[view], backend, time_major=time_major)
+        tensors = inputs(op, generator, channels=channels, rows=2, bidirectional=bidirectional, time_major=time_major)
+        contract(op, unusual_views(on(device, tensors))[view], backend, time_major=time_major)
 
 
 @BACKENDS
 @BOTH
-def test_expanded_inputs(bidirectional: bool, backend: str, generator: Generator) -> None:
-    tensors = inputs(generator, (1, 1, 1, 50), bidirectional=bidirectional)
+def test_expanded_inputs(bidirectional: bool, op: str, backend: str, generator: Generator) -> None:
+    tensors = inputs(op, generator, (1, 1, 1, 50), bidirectional=bidirectional)
     shapes = {"u": (3, 4, 50), "A": (4, 5), "B": (4, 5), "C": (1 + bidirectional, 4, 5), "dt": (4, 5), "D": (4,)}
-    contract({name: t.expand(shapes.get(name, (3, 4, 5))) for name, t in tensors.items()}, backend)
+    contract(op, {name: t.expand(shapes.get(name, (3, 4, 5))) for name, t in tensors.items()}, backend)
 
 
 @EVERY
 @BOTH
-def test_inputs_are_left_as_they_are(bidirectional: bool, backend: str, generator: Generator) -> None:
-    tensors = inputs(generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
+def test_inputs_are_left_as_they_are(bidirectional: bool, op: str, backend: str, generator: Generator) -> None:
+    tensors = inputs(op, generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
     before = {name: t.clone() for name, t in tensors.items()}
-    outcome = evaluate("diagonal_ssm", tensors, backend, return_state=True, bidirectional=bidirectional)
+    outcome = evaluate(op, tensors, backend, return_state=True, bidirectional=bidirectional)
     with torch.no_grad():
-        outputs = parts(diagonal_ssm(**tensors, return_state=True, bidirectional=bidirectional, backend=backend))
+        outputs = parts(run(op, **tensors, return_state=True, bidirectional=bidirectional, backend=backend))
     assert all(torch.equal(t, before[name]) for name, t in tensors.items())
     for made in (*outputs, *outcome.grads.values()):
         assert all(made.data_ptr() != t.data_ptr() for t in tensors.values())
@@ -88,15 +91,20 @@ def test_inputs_are_left_as_they_are(bidirectional: bool, backend: str, generato
 @pytest.mark.parametrize("channels", [None, 2])
 @pytest.mark.parametrize("sizes", [(2, 4, 3, 100), (1, 5, 3, 1), (3, 1, 3, 70)])
 def test_an_output_lies_in_memory_as_its_signal(
-    sizes: tuple[int, int, int, int], channels: int | None, bidirectional: bool, backend: str, generator: Generator
+    sizes: tuple[int, int, int, int],
+    channels: int | None,
+    bidirectional: bool,
+    op: str,
+    backend: str,
+    generator: Generator,
 ) -> None:
     """In either order, said by ``time_major`` or seen in strides; a gradient may come in the other one."""
-    tensors = inputs(generator, sizes, channels=channels, bidirectional=bidirectional)
+    tensors = inputs(op, generator, sizes, channels=channels, bidirectional=bidirectional)
     u, options = tensors.pop("u"), {"bidirectional": bidirectional, "backend": backend}
     found = []
     for signal, time_major in ((u, False), (u.mT.contiguous(), True), (u.mT.contiguous().mT, False), (u.mT, True)):
         leaf = signal.detach().requires_grad_()
-        y = diagonal_ssm(leaf, **tensors, time_major=time_major, **options)
+        y = run(op, leaf, **tensors, time_major=time_major, **options)
         if y.ndim == 3:
             assert y.stride() == signal.stride()
         else:
@@ -114,18 +122,24 @@ def test_an_output_lies_in_memory_as_its_signal(
 @BACKENDS
 @BOTH
 @pytest.mark.parametrize(("batch", "H"), [(0, 3), (2, 0)])
-def test_empty_batch(batch: int, H: int, bidirectional: bool, backend: str, generator: Generator) -> None:
+def test_empty_batch(batch: int, H: int, bidirectional: bool, op: str, backend: str, generator: Generator) -> None:
     for time_major in (False, True):
         tensors = inputs(
-            generator, (batch, H, 4, 20), rows=H or 1, bidirectional=bidirectional, channels=2, time_major=time_major
+            op,
+            generator,
+            (batch, H, 4, 20),
+            rows=H or 1,
+            bidirectional=bidirectional,
+            channels=2,
+            time_major=time_major,
         )
         options: dict[str, Any] = {"return_state": True, "bidirectional": bidirectional, "time_major": time_major}
-        (y, final), grads = evaluate("diagonal_ssm", tensors, backend, **options)
+        (y, final), grads = evaluate(op, tensors, backend, **options)
         assert y.shape == ((batch, 20, 2, H) if time_major else (batch, 2, H, 20))
         assert final.shape == (batch, H, 4)
         assert all(torch.equal(g, torch.zeros_like(tensors[name])) for name, g in grads.items())
         with torch.no_grad():
-            of_reference = diagonal_ssm(**tensors, **options, backend="reference")
+            of_reference = run(op, **tensors, **options, backend="reference")
         assert [t.shape for t in of_reference] == [y.shape, final.shape]
 
 
@@ -133,49 +147,53 @@ def test_empty_batch(batch: int, H: int, bidirectional: bool, backend: str, gene
 @BOTH
 @pytest.mark.parametrize("output", [0, 1])
 def test_gradients_through_one_output_alone(
-    output: int, bidirectional: bool, backend: str, generator: Generator
+    output: int, bidirectional: bool, op: str, backend: str, generator: Generator
 ) -> None:
     """Autograd then has no gradient for the other one, which counts as zero."""
-    tensors = inputs(generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
+    tensors = inputs(op, generator, channels=2, rows=2, bidirectional=bidirectional, dtype=torch.complex128)
     leaves = {name: t.requires_grad_() for name, t in tensors.items()}
 
     def gradients(backend: str) -> tuple[Tensor, ...]:
-        y = diagonal_ssm(**leaves, return_state=True, bidirectional=bidirectional, backend=backend)[output]
+        y = run(op, **leaves, return_state=True, bidirectional=bidirectional, backend=backend)[output]
         return torch.autograd.grad(y, list(leaves.values()), cotangents(y), allow_unused=True, materialize_grads=True)
 
     for name, a, e in zip(leaves, gradients(backend), gradients("reference"), strict=True):
         assert relative_error(a, e) <= 1e-11, name
 
 
-def test_the_state_is_returned_on_demand(generator: Generator) -> None:
-    tensors = inputs(generator, channels=2)
-    y, final = diagonal_ssm(**tensors, return_state=True)
-    assert torch.equal(diagonal_ssm(**tensors), y)
+@EACH
+def test_the_state_is_returned_on_demand(op: str, generator: Generator) -> None:
+    tensors = inputs(op, generator, channels=2)
+    y, final = run(op, **tensors, return_state=True)
+    assert torch.equal(run(op, **tensors), y)
     assert (y.shape, final.shape, final.dtype) == ((2, 2, 4, 100), (2, 4, 3), torch.complex64)
 
 
-def test_explain(generator: Generator) -> None:
-    tensors = inputs(generator, bidirectional=True)
-    options: dict[str, Any] = {"bidirectional": True, "time_major": False, "discretization": "bilinear", "rate": 2}
-    assert explain(diagonal_ssm, **tensors, **options).backend in dispatch.implementations("diagonal_ssm")
-    assert explain("diagonal_ssm", **tensors, **options, backend="pytorch").backend == "pytorch"
-    with pytest.raises(dispatch.BackendUnavailableError, match=r"keops.*does not implement diagonal_ssm"):
-        diagonal_ssm(**tensors, bidirectional=True, backend="keops")
+@EACH
+def test_explain(op: str, generator: Generator) -> None:
+    tensors = inputs(op, generator, bidirectional=True)
+    options: dict[str, Any] = {"bidirectional": True, "time_major": False, "rate": 2, **RULES[op][-1]}
+    assert explain(getattr(s4_fast, op), **tensors, **options).backend in dispatch.implementations(op)
+    assert explain(op, **tensors, **options, backend="pytorch").backend == "pytorch"
+    with pytest.raises(dispatch.BackendUnavailableError, match=r"keops.*" + f"does not implement {op}"):
+        run(op, **tensors, bidirectional=True, backend="keops")
     with pytest.raises(ValueError, match="expected dt of shape"):
-        explain(diagonal_ssm, **{**tensors, "dt": tensors["dt"][:1]}, **options)
+        explain(getattr(s4_fast, op), **{**tensors, "dt": tensors["dt"][:1]}, **options)
 
 
-def test_the_backend_around_a_call_is_asked_for(generator: Generator) -> None:
-    tensors = inputs(generator)
+@EACH
+def test_the_backend_around_a_call_is_asked_for(op: str, generator: Generator) -> None:
+    tensors = inputs(op, generator)
     with mock.patch.object(dispatch, "load", wraps=dispatch.load) as load, use_backend("pytorch"):
-        diagonal_ssm(**tensors)
-    assert [call.args for call in load.call_args_list] == [("diagonal_ssm", "pytorch")]
+        run(op, **tensors)
+    assert [call.args for call in load.call_args_list] == [(op, "pytorch")]
 
 
-def test_autocast_leaves_the_parameters_alone(generator: Generator) -> None:
-    tensors = inputs(generator)
-    expected = diagonal_ssm(**{**tensors, "u": tensors["u"].bfloat16()})
+@EACH
+def test_autocast_leaves_the_parameters_alone(op: str, generator: Generator) -> None:
+    tensors = inputs(op, generator)
+    expected = run(op, **{**tensors, "u": tensors["u"].bfloat16()})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = diagonal_ssm(**{**tensors, "u": tensors["u"].bfloat16()})
+        found = run(op, **{**tensors, "u": tensors["u"].bfloat16()})
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected)

@@ -1,4 +1,4 @@
-"""Every error of diagonal_ssm names the argument, what was expected, and what came."""
+"""Every error of diagonal_ssm and dplr_scan names the argument, what was expected, and what came."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from s4_fast import diagonal_ssm
+from tests.ops.diagonal_inputs import EACH, run
 
 U, A, D, S = torch.zeros(2, 4, 5), torch.full((4, 3), -0.5) + 0j, torch.zeros(4), torch.zeros(2, 4, 3) + 0j
 DT, CHANNELS = torch.full((4,), 0.1), torch.stack((A, A))
+LOW_RANK = {"diagonal_ssm": {}, "dplr_scan": {"P": A}}
 REAL, SINGLE, DOUBLE = "torch.float32", "torch.complex64", "torch.complex128"
 
 
@@ -63,19 +64,47 @@ REAL, SINGLE, DOUBLE = "torch.float32", "torch.complex64", "torch.complex128"
             ValueError,
             r"expected ahead of shape \(2, 4, 3\), got \(1, 4, 3\)",
         ),
-        ({"discretization": "euler"}, ValueError, "unknown discretization 'euler'; expected one of zoh, bilinear"),
     ],
 )
-def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^diagonal_ssm: .*{message}"):
-        diagonal_ssm(**{"u": U, "A": A, "B": A, "C": A, "dt": DT, "D": D, "state": S, **changes})
+@EACH
+def test_bad_input(op: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    refuse(op, changes, error, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"P": A[0]}, ValueError, r"expected P of shape \(S, n\) or \(rank, S, n\) with rank >= 1, got \(3,\)"),
+        ({"P": CHANNELS[:0]}, ValueError, r"expected P of shape \(S, n\) or .* with rank >= 1, got \(0, 4, 3\)"),
+        ({"P": A[:2]}, ValueError, r"expected P of shape \(rank, 4, 3\), got \(1, 2, 3\)"),
+        ({"P": CHANNELS[..., :2]}, ValueError, r"expected P of shape \(rank, 4, 3\), got \(2, 4, 2\)"),
+        ({"P": A.real}, TypeError, r"P to be a complex tensor, got a tensor, float32 of shape \(4, 3\)"),
+        ({"P": A.to(torch.complex128)}, TypeError, f"one precision, P to be {SINGLE}, got {DOUBLE}"),
+        ({"P": A.to("meta")}, ValueError, "all tensors on one device, got u on cpu, .* P on meta"),
+        ({"P": None}, TypeError, "expected P to be a complex tensor, got a NoneType"),
+    ],
+)
+def test_bad_low_rank(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    refuse("dplr_scan", changes, error, message)
+
+
+def test_an_unknown_discretization() -> None:
+    said = "unknown discretization 'euler'; expected one of zoh, bilinear"
+    refuse("diagonal_ssm", {"discretization": "euler"}, ValueError, said)
+
+
+def refuse(op: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"u": U, "A": A, **LOW_RANK[op], "B": A, "C": A, "dt": DT, "D": D, "state": S, **changes}
+    with pytest.raises(error, match=f"^{op}: .*{message}"):
+        run(op, **given)
 
 
 ARGUMENTS = {"u": U, "A": A, "B": A, "C": CHANNELS, "dt": DT, "D": D, "state": S, "ahead": S}
 
 
+@EACH
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_what_is_no_tensor(name: str) -> None:
+def test_what_is_no_tensor(name: str, op: str) -> None:
     """A NumPy array too, and None where an argument may not be absent."""
     wrong: list[tuple[Any, str]] = [
         (ARGUMENTS[name].numpy(), r"a NumPy array \(torch.from_numpy makes a tensor of it\)"),
@@ -84,11 +113,12 @@ def test_what_is_no_tensor(name: str) -> None:
         *([(None, "a NoneType")] if name in ("u", "A", "C", "dt") else []),
     ]
     for value, said in wrong:
-        with pytest.raises(TypeError, match=f"^diagonal_ssm: expected {name} to be a (complex )?tensor, got {said}$"):
-            diagonal_ssm(**{**ARGUMENTS, name: value}, bidirectional=True)
+        with pytest.raises(TypeError, match=f"^{op}: expected {name} to be a (complex )?tensor, got {said}$"):
+            run(op, **{**ARGUMENTS, **LOW_RANK[op], name: value}, bidirectional=True)
 
 
 @pytest.mark.parametrize(("rate", "said"), [("1", "str '1'"), (None, "NoneType None"), (True, "bool True")])
-def test_a_rate_is_a_number(rate: Any, said: str) -> None:
+@EACH
+def test_a_rate_is_a_number(op: str, rate: Any, said: str) -> None:
     with pytest.raises(TypeError, match=f"^rate must be a number, got {said}$"):
-        diagonal_ssm(U, A, A, A, DT, rate=rate)
+        run(op, u=U, A=A, **LOW_RANK[op], B=A, C=A, dt=DT, rate=rate)

@@ -1,4 +1,5 @@
-"""diagonal_ssm behind the boundary of torch.library: every set of optional tensors, memory orders, half signals."""
+"""diagonal_ssm and dplr_scan behind the boundary of torch.library: every set of optional tensors, memory orders, half
+signals."""
 
 from __future__ import annotations
 
@@ -9,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4_fast import diagonal_ssm
-from tests.helpers import backends, cotangents, needs_cxx, normal, parts, relative_error
+from tests.helpers import cotangents, needs_cxx, normal, parts, relative_error
+from tests.ops.diagonal_inputs import BACKENDS, EACH, run
 
 BATCH, H, N, L = 2, 4, 3, 12
 OPTIONAL = ("B", "D", "state", "ahead")
-BACKENDS = pytest.mark.parametrize("backend", backends("diagonal_ssm"))
 PRESENT = [
     pytest.param(frozenset(names), id="+".join(names) or "none")
     for count in range(len(OPTIONAL) + 1)
@@ -32,13 +32,14 @@ def no_earlier_graphs() -> None:
     torch.compiler.reset()
 
 
-def inputs(present: frozenset[str], dtype: torch.dtype = torch.complex64) -> dict[str, Any]:
+def inputs(op: str, present: frozenset[str], dtype: torch.dtype = torch.complex64) -> dict[str, Any]:
     """Keyword arguments of the public function: tensors, or None. A has one row for two features."""
     generator = torch.Generator().manual_seed(0)
     real = dtype.to_real()
     made = {
         "u": normal(generator, BATCH, H, L, dtype=real),
         "A": torch.complex(-0.1 - torch.rand(H // 2, N, dtype=real), torch.randn(H // 2, N, dtype=real)),
+        **({"P": normal(generator, 2, H // 2, N, dtype=dtype)} if op == "dplr_scan" else {}),
         "B": normal(generator, H // 2, N, dtype=dtype),
         "C": normal(generator, 2 * (1 + ("ahead" in present)), H, N, dtype=dtype),
         "dt": 0.1 + torch.rand(H, 1, dtype=real),
@@ -51,8 +52,8 @@ def inputs(present: frozenset[str], dtype: torch.dtype = torch.complex64) -> dic
 
 def registered(given: dict[str, Any]) -> list[Tensor | None]:
     """What the op behind the boundary takes: A in two parts, complex numbers as pairs."""
-    A = given["A"]
-    order = [given["u"], given["dt"], A.real, A.imag, *(given[name] for name in ("B", "C", "D", "state", "ahead"))]
+    A, names = given["A"], ("P", "B", "C", "D", "state", "ahead")
+    order = [given["u"], given["dt"], A.real, A.imag, *(given[name] for name in names if name in given)]
     pairs = [torch.view_as_real(t) if t is not None and t.is_complex() else t for t in order]
     return [None if t is None else t.clone() for t in pairs]
 
@@ -61,31 +62,32 @@ def flags(present: frozenset[str], time_major: bool) -> int:
     return TIME_MAJOR * time_major + BIDIRECTIONAL * ("ahead" in present)
 
 
+@EACH
 @pytest.mark.parametrize("present", PRESENT)
-def test_opcheck(present: frozenset[str]) -> None:
+def test_opcheck(present: frozenset[str], op: str) -> None:
     """Time-major where an odd number of tensors is there."""
-    check_op(present, len(present) % 2 > 0, "pytorch")
+    check_op(op, present, len(present) % 2 > 0, "pytorch")
 
 
 @BACKENDS
 @pytest.mark.parametrize("time_major", [False, True])
-def test_opcheck_of_every_backend(time_major: bool, backend: str) -> None:
-    check_op(frozenset(OPTIONAL), time_major, backend)
+def test_opcheck_of_every_backend(time_major: bool, op: str, backend: str) -> None:
+    check_op(op, frozenset(OPTIONAL), time_major, backend)
 
 
-def check_op(present: frozenset[str], time_major: bool, backend: str) -> None:
+def check_op(op: str, present: frozenset[str], time_major: bool, backend: str) -> None:
     """torch.library's checks of the op, and of its adjoint for all gradients and for that of the signal alone."""
-    given = inputs(present)
+    given = inputs(op, present)
     if time_major:
         given["u"] = given["u"].mT.contiguous()
     tensors = registered(given)
     rest = (flags(present, time_major), 1.5, backend)
     leaves = [t if t is None else t.clone().requires_grad_() for t in tensors]
-    torch.library.opcheck(torch.ops.s4_fast.diagonal_ssm, (*leaves, *rest))
-    grads = [torch.randn_like(t) for t in torch.ops.s4_fast.diagonal_ssm(*tensors, *rest)]
+    torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*leaves, *rest))
+    grads = [torch.randn_like(t) for t in getattr(torch.ops.s4_fast, op)(*tensors, *rest)]
     every = [t is not None for t in tensors]
     for needs in (every, [True] + [False] * (len(every) - 1)):
-        torch.library.opcheck(torch.ops.s4_fast.diagonal_ssm_backward, (*grads, *tensors, *rest, needs))
+        torch.library.opcheck(getattr(torch.ops.s4_fast, f"{op}_backward"), (*grads, *tensors, *rest, needs))
 
 
 def differentiate(function: Any, given: dict[str, Any]) -> list[Tensor]:
@@ -100,14 +102,22 @@ def differentiate(function: Any, given: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=[needs_cxx, pytest.mark.slow])])
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("present", SOME)
-def test_one_graph_is_the_eager_call(present: frozenset[str], time_major: bool, compiler: str, backend: str) -> None:
+def test_one_graph_is_the_eager_call(
+    present: frozenset[str], time_major: bool, compiler: str, op: str, backend: str
+) -> None:
     def function(u: Tensor, **rest: Any) -> Any:
-        y, final = diagonal_ssm(
-            2 * u, **rest, return_state=True, bidirectional="ahead" in present, time_major=time_major, backend=backend
+        y, final = run(
+            op,
+            2 * u,
+            **rest,
+            return_state=True,
+            bidirectional="ahead" in present,
+            time_major=time_major,
+            backend=backend,
         )
         return y + 1, final
 
-    given = inputs(present)
+    given = inputs(op, present)
     if time_major:
         given["u"] = given["u"].mT.contiguous()
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
@@ -122,27 +132,27 @@ def test_one_graph_is_the_eager_call(present: frozenset[str], time_major: bool, 
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("present", SOME)
 def test_fake_outputs_have_the_layout_of_real_ones(
-    present: frozenset[str], time_major: bool, turned: bool, dtype: torch.dtype, backend: str
+    present: frozenset[str], time_major: bool, turned: bool, dtype: torch.dtype, op: str, backend: str
 ) -> None:
     """In either memory order of u, through the boundary, under autograd and directly."""
-    given = inputs(present)
+    given = inputs(op, present)
     u = given["u"].to(dtype)
     given["u"] = u.mT.contiguous() if time_major else u
     if turned:
         given["u"] = given["u"].mT.contiguous().mT
     options: dict[str, Any] = {"bidirectional": "ahead" in present, "time_major": time_major, "return_state": True}
     leaf = {**given, "C": given["C"].clone().requires_grad_()}
-    fakes = diagonal_ssm(**{name: t if t is None else t.to("meta") for name, t in given.items()}, **options)
+    fakes = run(op, **{name: t if t is None else t.to("meta") for name, t in given.items()}, **options)
     for tensors in (given, leaf):
-        for fake, real in zip(fakes, diagonal_ssm(**tensors, **options, backend=backend), strict=True):
+        for fake, real in zip(fakes, run(op, **tensors, **options, backend=backend), strict=True):
             assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
     assert fakes[0].dtype == dtype
 
 
 @BACKENDS
-def test_vmap_over_signals_is_a_loop(backend: str) -> None:
-    given = inputs(frozenset({"B", "D"}))
+def test_vmap_over_signals_is_a_loop(op: str, backend: str) -> None:
+    given = inputs(op, frozenset({"B", "D"}))
     u = given.pop("u")
     signals = torch.stack((u, 2 * u, u.flip(-1)))
-    mapped = torch.func.vmap(lambda t: diagonal_ssm(t, **given, backend=backend))(signals)
-    assert relative_error(mapped, torch.stack([diagonal_ssm(t, **given, backend=backend) for t in signals])) <= 1e-6
+    mapped = torch.func.vmap(lambda t: run(op, t, **given, backend=backend))(signals)
+    assert relative_error(mapped, torch.stack([run(op, t, **given, backend=backend) for t in signals])) <= 1e-6

@@ -72,13 +72,24 @@ def inputs(op: str, dtype: torch.dtype = torch.complex64) -> Tensors:
             "state": complex_(2, H, N),
             "ahead": complex_(2, H, N),
         },
+        "dplr_scan": lambda: {
+            "u": real(2, H, L),
+            "A": x,
+            "P": complex_(2, H, N),
+            "B": complex_(H, N),
+            "C": complex_(2, H, N),
+            "dt": 0.1 + real(H, 1).abs(),
+            "D": real(1, H),
+            "state": complex_(2, H, N),
+            "ahead": complex_(2, H, N),
+        },
     }[op]()
 
 
 def registered(op: str, dtype: torch.dtype = torch.complex64) -> list[Tensor]:
     """Those of the op behind the boundary, where complex numbers are pairs."""
     tensors = inputs(op, dtype)
-    if op == "diagonal_ssm":
+    if op in CONTINUOUS:
         A = tensors.pop("A")
         tensors = {"u": tensors.pop("u"), "dt": tensors.pop("dt"), "real": A.real, "imag": A.imag, **tensors}
     return [(torch.view_as_real(t) if t.is_complex() else t).clone() for t in tensors.values()]
@@ -94,8 +105,10 @@ SCALARS = {
     "ssm_scan": (False,),
     "ssm_step": (),
     "diagonal_ssm": (2, 1.0),  # the flag of a bidirectional system, and the rate
+    "dplr_scan": (2, 1.0),
 }
 OPS = tuple(SCALARS)
+CONTINUOUS = ("diagonal_ssm", "dplr_scan")
 SCANS = backends("ssm_scan")
 # Tensor operations that PyTorch differentiates and compiles by itself: test_dplr_step.py.
 UNREGISTERED = ("dplr_step",)
@@ -105,9 +118,10 @@ PUBLIC = {"ssm_scan": (True,)}
 
 def call(op: str, *tensors: Tensor, backend: str | None = None) -> Any:
     """A tensor, or a tuple of them."""
-    if op == "diagonal_ssm":
+    if op in CONTINUOUS:
         *positional, ahead = tensors
-        return s4_fast.diagonal_ssm(*positional, return_state=True, ahead=ahead, bidirectional=True, backend=backend)
+        options: dict[str, Any] = {"return_state": True, "ahead": ahead, "bidirectional": True, "backend": backend}
+        return getattr(s4_fast, op)(*positional, **options)
     return getattr(s4_fast, op)(*tensors, *PUBLIC.get(op, SCALARS[op]), backend=backend)
 
 
@@ -277,7 +291,7 @@ def test_autocast_accepts_a_half_precision_signal(op: str, backend: str) -> None
     assert half.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("op", ["ssm_scan", "ssm_step", "diagonal_ssm"])
+@pytest.mark.parametrize("op", ["ssm_scan", "ssm_step", *CONTINUOUS])
 def test_the_gradient_of_one_output_alone(op: str) -> None:
     """Autograd then has no gradient for the other one, which counts as zero."""
     for index in (0, 1):

@@ -41,11 +41,7 @@ def dense(ssm: DPLRSSM) -> tuple[Tensor, Tensor, Tensor]:
     A = torch.diag_embed(shared(torch.complex(-ssm.A_real.exp(), -ssm.A_imag)))
     A = A - torch.einsum("rhi,rhj->hij", P, P.conj())
     A_bar, B_bar = bilinear(A, shared(torch.view_as_complex(ssm.B)[0]), ssm.inv_dt.exp()[:, 0])
-    C = both(torch.view_as_complex(ssm.C))
-    if ssm.l_kernel:
-        truncation = torch.eye(ssm.d_state) - torch.linalg.matrix_power(A_bar, int(ssm.l_kernel))
-        C = torch.linalg.solve(truncation, C.transpose(0, 1), left=False).transpose(0, 1)
-    return A_bar, B_bar, C
+    return A_bar, B_bar, both(torch.view_as_complex(ssm.C))
 
 
 def definition(ssm: DPLRSSM, L: int) -> Tensor:
@@ -92,7 +88,7 @@ class Golden:
     def load(self, when: str, dtype: torch.dtype = torch.float64) -> DPLRSSM:
         prefix = f"{when}.layer.kernel."
         state_dict = {key.removeprefix(prefix): self[key] for key in self.arrays if key.startswith(prefix)}
-        options = {name: self.options[name] for name in ("d_model", "d_state", "l_max") if name in self.options}
+        options = {name: self.options[name] for name in ("d_model", "d_state") if name in self.options}
         ssm = DPLRSSM(**options, channels=len(state_dict["C"])).to(dtype)
         ssm.load_state_dict(state_dict)
         return ssm
@@ -118,12 +114,16 @@ def test_official_checkpoints_give_the_official_kernel(golden, when, dtype, tole
     assert relative_error(got, kernel) < tolerance
 
 
-def test_first_kernel_leaves_the_official_state_dict(golden):
-    ssm = golden.load("sd")
-    ssm.kernel(golden["k"].shape[-1])
-    want = golden.load("sd_after")
-    assert ssm.l_kernel == want.l_kernel and ssm.l_kernel.dtype == torch.int64
-    assert relative_error(ssm.C.detach(), want.C.detach()) < 1e-10
+def test_official_checkpoints_are_converted_and_say_so(golden, caplog):
+    plain = golden.load("sd")
+    assert not caplog.records
+    converted = golden.load("sd_after")
+    assert relative_error(converted.C.detach(), plain.C.detach()) < 1e-10
+    length = int(golden["sd_after.layer.kernel.l_kernel"])
+    assert [r.getMessage() for r in caplog.records] == [
+        f"C: C of the checkpoint was truncated for length {length}; it is loaded as plain C"
+    ]
+    assert "l_kernel" not in converted.state_dict()
 
 
 # The official bidirectional layer cannot step.
@@ -156,13 +156,10 @@ def test_kernel_is_made_of_powers_of_the_dense_discretisation(init, rank, L, gen
 
 
 @pytest.mark.parametrize(("init", "rank"), INITS)
-@pytest.mark.parametrize("set_up", [False, True])
-def test_stepping_is_the_convolution(init, rank, set_up, generator):
+def test_stepping_is_the_convolution(init, rank, generator):
     ssm = build(generator, init, rank)
     with torch.no_grad():
         kernel = definition(ssm, 90)
-        if set_up:
-            ssm.kernel(90)
         u = torch.randn(3, 4, 90, dtype=torch.float64, generator=generator)
         y, _ = run(ssm, u, ssm.init_state(3))
     assert relative_error(y, fft_conv(u, kernel)) < 1e-12
@@ -191,11 +188,8 @@ def test_forward_state_is_stepping_and_splits_anywhere(init, rank, split, genera
     assert relative_error(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("length", [0, 30])
-def test_gradients_of_step_and_forward_state_are_those_of_the_dense_recurrence(length, generator):
+def test_gradients_of_step_and_forward_state_are_those_of_the_dense_recurrence(generator):
     ssm = build(generator, "legt", 2)
-    if length:
-        ssm.setup(length)
     u = torch.randn(2, 4, 12, dtype=torch.float64, generator=generator, requires_grad=True)
     start = torch.randn(2, 4, 8, dtype=C128, generator=generator, requires_grad=True)
     A_bar, B_bar, C = dense(ssm)
@@ -208,137 +202,104 @@ def test_gradients_of_step_and_forward_state_are_those_of_the_dense_recurrence(l
         assert_close(gradients(ssm, got, u, start), gradients(ssm, want, u, start), 1e-9)
 
 
-# Lengths and C_tilde
+# Lengths
 
 
 @pytest.mark.parametrize(("init", "rank"), INITS)
-@pytest.mark.parametrize("first", [1, 8, 100])
-def test_kernels_do_not_depend_on_the_order_of_lengths(init, rank, first, generator):
+def test_a_shorter_kernel_is_a_prefix(init, rank, generator):
     ssm = build(generator, init, rank)
+    before = {name: t.clone() for name, t in ssm.state_dict().items()}
     with torch.no_grad():
         want = definition(ssm, 300)
-        for L in (first, 150, 37, 300, 1):
+        for L in (8, 150, 37, 300, 1):
             assert relative_error(ssm.kernel(L), want[..., :L]) < 1e-10, L
+    assert all(torch.equal(t, before[name]) for name, t in ssm.state_dict().items())
 
 
 @pytest.mark.parametrize(("init", "rank", "tolerance"), [("legs", 1, 2e-6), ("legt", 2, 2e-6), ("fout", 1, 1e-5)])
-def test_kernels_in_float32_do_not_depend_on_the_order_of_lengths(init, rank, tolerance, generator):
+def test_a_shorter_kernel_in_float32_is_a_prefix(init, rank, tolerance, generator):
     ssm = build(generator, init, rank, d_state=64).float()
     with torch.no_grad():
-        want = copy.deepcopy(ssm).kernel(500)
+        want = ssm.kernel(500)
         for L in (1, 8, 100, 500, 37):
             assert relative_error(ssm.kernel(L), want[..., :L]) < tolerance, L
 
 
-@pytest.mark.parametrize(
-    ("l_max", "lengths", "l_kernel"),
-    [
-        (None, [10], [10]),
-        (None, [10, 7, 11, 21, 80, 81], [10, 10, 20, 40, 80, 160]),
-        (None, [1, 100], [1, 128]),
-        (64, [10, 64, 65], [64, 64, 128]),
-        (64, [100], [128]),
-    ],
-)
-def test_l_kernel_grows_as_in_the_official_code(l_max, lengths, l_kernel, generator):
-    ssm = build(generator, l_max=l_max)
-    assert ssm.l_kernel == 0
-    seen = []
-    for L in lengths:
-        ssm.kernel(L)
-        seen.append(int(ssm.l_kernel))
-    assert seen == l_kernel
-
-
-def test_a_shorter_kernel_is_a_prefix_bit_by_bit(generator):
-    ssm = build(generator)
-    full = ssm.kernel(50)
-    assert torch.equal(ssm.kernel(20), full[..., :20])
-
-
 @pytest.mark.parametrize(("init", "rank"), INITS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-6)])
-def test_without_gradients_a_shorter_kernel_costs_no_longer_one(init, rank, dtype, tolerance, generator):
-    """It is made of remembered powers, and follows the parameters."""
-    ssm = build(generator, init, rank).to(dtype)
-    ssm.setup(3000)
-    for L in (1, 2, 17, 1047, 2999):
-        with torch.no_grad(), mock.patch("s4_fast.ssm.dplr.dplr_kernel") as op:
-            short = ssm.kernel(L)
-        assert not op.called and short.shape == (2, 4, L) and short.dtype == dtype
-        assert relative_error(short, ssm.kernel(L).detach()) < tolerance, L
-    for backend in ("pytorch", "reference"):
-        with (
-            torch.no_grad(),
-            use_backend(backend),
-            mock.patch.object(dispatch, "choose", wraps=dispatch.choose) as choice,
-        ):
-            ssm.kernel(17)
-        assert choice.call_count == 1
+@pytest.mark.parametrize("rate", [0.5, 1.0, 3.0])
+def test_response_and_free_response_are_powers_at_the_rate(init, rank, rate, generator):
+    ssm = build(generator, init, rank)
+    state = torch.randn(3, 4, 8, dtype=C128, generator=generator)
+    coarse = copy.deepcopy(ssm)
     with torch.no_grad():
-        before = ssm.kernel(17)
-        ssm.inv_dt.add_(0.1)
-        assert relative_error(ssm.kernel(17), before) > 1e-3
-        after = ssm.kernel(17)
-    assert relative_error(after, ssm.kernel(17).detach()) < tolerance
+        coarse.inv_dt.add_(torch.tensor(rate, dtype=torch.float64).log())
+        A_bar, _, C = dense(coarse)
+        rows, s = [], torch.cat((state, state.conj()), -1)
+        for _ in range(12):
+            rows.append(torch.einsum("chn,bhn->bch", C, s).real)
+            s = torch.einsum("hij,bhj->bhi", A_bar, s)
+        want = torch.stack(rows, -1)
+        assert relative_error(ssm.response(state, 11, rate), want[..., :11]) < 1e-12
+        assert relative_error(ssm.free_response(state, 11, rate), want[..., 1:]) < 1e-12
+        assert relative_error(ssm.propagator(rate)(state, 12), s[..., :8]) < 1e-12
+        assert relative_error(ssm.kernel(9, rate), definition(coarse, 9)) < 1e-11
 
 
-@pytest.mark.parametrize("lengths", [[1], [10, 80]])
-def test_C_is_recovered_from_C_tilde(lengths, generator):
+def test_rows_of_all_lengths_end_where_they_should(generator):
     ssm = build(generator)
-    plain = torch.view_as_complex(ssm.C.detach().clone())
-    for L in lengths:
-        ssm.kernel(L)
-    assert relative_error(torch.view_as_complex(ssm.C.detach()), plain) > 1e-3
-    recovered = ssm.discretize().C
-    assert relative_error(recovered.detach(), plain) < 1e-11
-    torch.view_as_real(recovered)  # not a lazily conjugated view
+    u = torch.randn(4, 4, 20, dtype=torch.float64, generator=generator)
+    start = torch.randn(4, 4, 8, dtype=C128, generator=generator)
+    lengths = torch.tensor([1, 20, 7, 16])
+    with torch.no_grad():
+        for state in (None, start):
+            got = ssm.forward_state(u, state, lengths)
+            for row, length in enumerate(lengths):
+                before = None if state is None else state[row : row + 1]
+                want = ssm.forward_state(u[row : row + 1, :, :length], before)
+                assert relative_error(got[row : row + 1], want) < 1e-12
 
 
-@pytest.mark.parametrize("length", [7, 80])
-def test_a_checkpoint_carries_its_length(length, generator):
+# Checkpoints of earlier versions
+
+
+def test_earlier_checkpoints_that_are_damaged_are_refused(generator):
     ssm = build(generator)
-    want = ssm.kernel(30).detach()
+    before = {name: t.clone() for name, t in ssm.state_dict().items()}
+    good = {name: torch.randn_like(t) for name, t in before.items()}
+    for wrong, message in (
+        (torch.tensor(-3), "l_kernel: expected a length of at least 0, got -3"),
+        (torch.tensor(2.5), "l_kernel: expected a length of at least 0, got 2.5"),
+        (torch.tensor([3, 4]), "l_kernel: expected one whole number"),
+        (torch.tensor(float("nan")), "l_kernel: expected a length of at least 0, got nan"),
+    ):
+        for module in (ssm, torch.nn.Sequential(ssm)):
+            prefix = "" if module is ssm else "0."
+            state_dict = {prefix + name: t for name, t in {**good, "l_kernel": wrong}.items()}
+            with pytest.raises(RuntimeError, match=message):
+                module.load_state_dict(state_dict)
+            assert all(torch.equal(t, before[name]) for name, t in ssm.state_dict().items())
+
+
+def test_a_length_that_is_missing_from_an_earlier_checkpoint_is_missed(generator):
+    ssm = build(generator)
+    state_dict = ssm.state_dict()
+    state_dict._metadata[""]["version"] = 1
+    with pytest.raises(RuntimeError, match="l_kernel: missing beside C, which is truncated"):
+        ssm.load_state_dict(state_dict)
+    ssm.load_state_dict({**state_dict, "l_kernel": torch.tensor(0)})
+    ssm.load_state_dict(ssm.state_dict())
+
+
+def test_a_checkpoint_in_half_precision_is_converted_in_full(generator):
+    ssm = build(generator)
+    half = {name: t.bfloat16() for name, t in ssm.state_dict().items()}
+    ssm.load_state_dict(half)
+    A_bar, _, C = dense(ssm)
+    plain = torch.linalg.solve(torch.eye(16) - torch.linalg.matrix_power(A_bar, 9), C.transpose(0, 1), left=False)
     other = build(generator)
-    other.kernel(length)
-    other.load_state_dict(ssm.state_dict())
-    with torch.no_grad():
-        assert torch.equal(other.kernel(30), want)
-        assert relative_error(other.kernel(60)[..., :30], want) < 1e-11
-
-
-def test_a_set_up_that_fails_changes_nothing(generator, monkeypatch):
-    ssm = build(generator)
-    before = ssm.C.detach().clone()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.linalg, "matrix_power", mock.Mock(side_effect=MemoryError))
-        with pytest.raises(MemoryError):
-            ssm.setup(10)
-    assert torch.equal(ssm.C, before) and ssm.l_kernel == 0
-    with torch.no_grad():
-        assert relative_error(ssm.kernel(10), definition(ssm, 10)) < 1e-11
-
-
-def test_tensors_written_from_outside_are_followed(generator):
-    # DistributedDataParallel copies the parameters and buffers of the first process into the others.
-    source = build(generator)
-    source.kernel(30)
-    u, state = torch.randn(1, 4, dtype=torch.float64, generator=generator), source.init_state(1)
-    with torch.no_grad():
-        for use in (lambda ssm: ssm.step(u, state)[0], lambda ssm: ssm.kernel(30)):
-            target = build(generator)
-            for theirs, own in zip(source.state_dict().values(), target.state_dict().values(), strict=True):
-                own.copy_(theirs)
-            assert torch.equal(use(target), use(source))
-            assert target.l_kernel == 30
-
-
-def test_a_longer_kernel_between_forward_and_backward_is_refused(generator):
-    # Growing replaces C in place, so the first kernel's gradient would be of another function.
-    ssm = build(generator)
-    loss = ssm.kernel(10).sum() + ssm.kernel(11).sum()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    other.load_state_dict({**half, "l_kernel": torch.tensor(9)})
+    assert relative_error(torch.view_as_complex(other.C).detach(), plain.transpose(0, 1)[..., :8].detach()) < 1e-2
+    assert half["C"].dtype == torch.bfloat16
 
 
 @needs_native
@@ -381,7 +342,12 @@ CHANGES: dict[str, Change] = {
     "data": lambda ssm, other: assign_data(ssm, 1),
     "in place": lambda ssm, other: ssm.A_imag.mul_(2),
     "detached": lambda ssm, other: ssm.inv_dt.detach().sub_(1),
-    "longer kernel": lambda ssm, other: ssm.kernel(20),
+    "swap": lambda ssm, other: torch.utils.swap_tensors(ssm.C, torch.nn.Parameter(ssm.C.detach() * 2)),
+    "data in place": lambda ssm, other: ssm.C.data.mul_(2),
+    "numpy": lambda ssm, other: np.multiply(ssm.A_real.detach().numpy(), 1.1, out=ssm.A_real.detach().numpy()),
+    "vector": lambda ssm, other: torch.nn.utils.vector_to_parameters(
+        torch.nn.utils.parameters_to_vector(other.parameters()), ssm.parameters()
+    ),
 }
 
 
@@ -427,18 +393,18 @@ def test_steps_discretise_once_while_nothing_changes(cls, generator, count):
 
 
 @BOTH
-def test_steps_that_record_gradients_discretise_each_time(cls, generator, count):
+def test_steps_that_record_gradients_remember_nothing(cls, generator):
     ssm = make(cls, generator)
     with torch.no_grad():
-        output(ssm)
-    calls = count(ssm)
-    output(ssm).sum().backward()
-    assert len(calls) == 2
+        want = output(ssm)
+    got = output(ssm)
+    assert relative_error(got.detach(), want) <= 2e-6
+    got.sum().backward()
     assert all(p.grad is not None for p in ssm.parameters())
 
 
 # Inference mode neither trains nor replaces parameters.
-IN_INFERENCE = ("load_state_dict", "to", "in place", "detached", "longer kernel")
+IN_INFERENCE = ("load_state_dict", "to", "in place", "detached", "data in place", "numpy")
 
 
 @BOTH
@@ -448,7 +414,6 @@ IN_INFERENCE = ("load_state_dict", "to", "in place", "detached", "longer kernel"
 )
 def test_steps_notice_changed_parameters(cls, change, context, generator):
     ssm, other = make(cls, generator), make(cls, generator)
-    other.kernel(11)
     with torch.no_grad():
         before = output(ssm)
     with context():
@@ -457,7 +422,7 @@ def test_steps_notice_changed_parameters(cls, change, context, generator):
         after, want = output(ssm), output(copy.deepcopy(ssm))
     assert torch.equal(after, want)
     # The test would show nothing if the change did not change the output.
-    unchanged = change in ("to", "longer kernel")
+    unchanged = change == "to"
     assert torch.allclose(after.float(), before, rtol=1e-4, atol=1e-6) == unchanged
 
 
@@ -476,7 +441,6 @@ def test_steps_notice_new_memory_at_an_old_address(cls, generator):
 def test_inference_tensors_are_loaded_like_others(cls, generator):
     with torch.inference_mode():
         ssm, other = make(cls, generator), make(cls, generator)
-        other.kernel(9)
         output(ssm)
         ssm.load_state_dict(other.state_dict())
         assert torch.equal(output(ssm), output(other))
@@ -491,7 +455,7 @@ def test_copies_keep_the_marks_and_forget_the_cache(cls, duplicate, generator):
         ssm.kernel(10)
         want = output(ssm)
         double = duplicate(ssm)
-        assert not double._memo._values
+        assert double._memo._kept is None
         assert torch.equal(output(double), want)
         double.C.mul_(2)
         assert torch.equal(output(ssm), want)
@@ -598,7 +562,7 @@ def test_parameters_have_the_official_names_and_shapes(generator):
     shapes = {name: tuple(t.shape) for name, t in build(generator, "legt", 2).state_dict().items()}
     assert shapes == {
         "inv_dt": (4, 1), "A_real": (2, 8), "A_imag": (2, 8), "B": (1, 2, 8, 2), "C": (2, 4, 8, 2),
-        "P": (2, 2, 8, 2), "l_kernel": (),
+        "P": (2, 2, 8, 2),
     }  # fmt: skip
 
 
@@ -619,7 +583,6 @@ def test_init_takes_tensors(generator):
         ({"init": "legt"}, ValueError, r"'legt' needs rank >= 2, got rank = 1"),
         ({"d_state": 7}, ValueError, r"even.*7"),
         ({"n_ssm": 3}, ValueError, r"n_ssm = 3, d_model = 4"),
-        ({"l_max": 0}, ValueError, r"l_max must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(options, error, message):
@@ -628,37 +591,18 @@ def test_bad_arguments_are_named(options, error, message):
 
 
 @pytest.mark.parametrize("L", [0, -1])
-@pytest.mark.parametrize("set_up", [False, True])
-def test_lengths_below_one_are_refused(L, set_up, generator):
-    ssm = build(generator)
-    if set_up:
-        ssm.setup(5)
-    for call in (ssm.kernel, ssm.setup):
-        with pytest.raises(ValueError, match=f"L >= 1, got L = {L}"):
-            call(L)
+def test_lengths_below_one_are_refused(L, generator):
+    with pytest.raises(ValueError, match=f"L >= 1, got L = {L}"):
+        build(generator).kernel(L)
 
 
 # torch.compile
 
 
-def test_compiled_kernel_and_gradients_after_set_up(generator):
+def test_compiled_kernel_and_gradients(generator):
     ssm = build(generator, "legt", 2)
-    ssm.setup(40)
     compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
     for L in (33, 40):
         got, want = compiled(L), ssm.kernel(L)
         assert relative_error(got.detach(), want.detach()) < 1e-14
         assert_close(gradients(ssm, got), gradients(ssm, want), 1e-13)
-
-
-def test_a_compiled_module_says_what_a_longer_kernel_needs(generator):
-    ssm = build(generator)
-    ssm.setup(20)
-    compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
-    compiled(20)
-    for L in (40, 41):  # the second length is a symbol to torch.compile
-        with pytest.raises(RuntimeError, match=r"a longer kernel needs setup\(length\)"):
-            compiled(L)
-    assert ssm.l_kernel == 20
-    ssm.setup(40)
-    assert compiled(40).shape[-1] == 40

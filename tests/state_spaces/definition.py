@@ -29,8 +29,8 @@ class System(NamedTuple):
 def system(kernel: nn.Module, options: dict[str, Any], rate: float = 1.0, length: int | None = None) -> System:
     """The discrete system of a kernel that has not been set up for a length.
 
-    What has been set up for ``length`` holds ``C (I - A^length)``, A that at rate 1, which another rate and a limited
-    band read as it stands.
+    What has been set up for ``length`` holds ``C (I - A^length)``, A that at rate 1, of which a limited band leaves out
+    modes.
     """
     p = {name: t.detach().double() for name, t in kernel.state_dict().items()}
     real = options.get("is_real", False)
@@ -73,7 +73,7 @@ def system(kernel: nn.Module, options: dict[str, Any], rate: float = 1.0, length
         return System(A_bar, B_bar, C * mask, 1)
     power = torch.linalg.matrix_power
     stored = mask * torch.einsum("chm,hmn->chn", C, identity - power(bilinear(base)[0], length))
-    truncation = identity - power(A_bar, round(length / rate))
+    truncation = identity - power(bilinear(base)[0], length)
     return System(A_bar, B_bar, torch.linalg.solve(truncation, stored[..., None, :], left=False)[..., 0, :], 1)
 
 

@@ -10,43 +10,13 @@ from torch import Tensor
 
 from s4_fast import arguments, dispatch
 from s4_fast.ops import _native_calls
-from s4_fast.ops._checks import COMPLEX
-from s4_fast.ops._library import Op
-from s4_fast.ops.diagonal import reference
-from s4_fast.ops.diagonal.form import NAMES, Arguments, Form
+from s4_fast.ops.diagonal import reference, stored
+from s4_fast.ops.diagonal.form import Arguments, Form
 
 _DISCRETIZATIONS = ("zoh", "bilinear")
 
 
-def _fake(
-    u: Tensor,
-    dt: Tensor,
-    A_real: Tensor,
-    A_imag: Tensor,
-    B: Tensor | None,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    ahead: Tensor | None,
-    flags: int,
-    rate: float,
-) -> tuple[Tensor, Tensor]:
-    batch, H, L = u.shape if not flags & 1 else (u.shape[0], u.shape[2], u.shape[1])
-    n = A_real.shape[1]
-    features = C.numel() // ((4 if flags & 2 else 2) * n)  # c H
-    y = u.new_empty((batch, L, features) if flags & 1 else (batch, features, L))
-    return y, C.new_empty(batch, H, n, 2)
-
-
-_OP = Op(
-    "diagonal_ssm",
-    tensors=NAMES,
-    complex_inputs=(*(False,) * 7, True, True),
-    complex_outputs=(False, True),
-    scalars=("int flags", "float rate"),
-    fake=_fake,
-    optional=("B", "D", "state", "ahead"),
-).register()
+_OP = stored.register("diagonal_ssm", ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead"))
 
 
 @overload
@@ -167,39 +137,7 @@ def stored_diagonal_ssm(given: Arguments, backend: str) -> tuple[Tensor, Tensor]
     Returns:
         y (batch, c H, L), or (batch, L, c H) if ``given.form.time_major``, and the state after u.
     """
-    u = given.u
-    # Where samples lie in the other order, that one is read.
-    turned = not u.is_contiguous() and u.mT.is_contiguous()
-    if turned:
-        given = given._replace(u=u.mT, form=given.form._replace(time_major=not given.form.time_major))
-    if backend == "reference" and u.numel():  # there is no FFT of nothing
-        y, final = _by_definition(given)
-    else:
-        *tensors, form, _ = given
-        y, final = _OP(*tensors, form.flags, form.rate, backend=backend)
-    return (y.mT if turned else y), final
-
-
-def _by_definition(given: Arguments) -> tuple[Tensor, Tensor]:
-    def wide(t: Tensor | None, *shape: int) -> Tensor | None:
-        if t is None:
-            return None
-        t = t.to(torch.complex128 if t.is_complex() else torch.float64)
-        return t.reshape(shape) if shape else t
-
-    u, dt, A_real, A_imag, B, C, D, state, ahead, form, _ = given
-    H, n = u.shape[2 if form.time_major else 1], A_real.shape[1]
-    tensors = (
-        *map(wide, (u, dt.reshape(H, -1), A_real, A_imag)),
-        wide(B, -1, n, 2),
-        wide(C, -1, H, n, 2),
-        wide(D, -1, H),
-        wide(state),
-        wide(ahead),
-    )
-    y, final = reference.diagonal_ssm(*tensors, form)  # type: ignore[arg-type, call-arg]
-    y = y.flatten(2) if form.time_major else y.flatten(1, 2)
-    return y.to(u.dtype), final.to(COMPLEX[C.dtype])
+    return stored.run(_OP, reference.diagonal_ssm, given, backend)
 
 
 def _given(

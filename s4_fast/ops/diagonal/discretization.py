@@ -83,18 +83,25 @@ class Discretized:
         grad_z = grad_x / conj_physical(1 - z.square() / 4) if form.bilinear else grad_x
         grad_step = (grad_z * conj_physical(self.A) + held * conj_physical(growth)).real
         grad_z = grad_z + held * conj_physical(self.step * slope)
-        if self.step.shape[1] == 1:
-            grad_step = grad_step.sum(1, keepdim=True)
-        grad_A = self._of_copies(self.step * grad_z)
-        grad_B = self._of_copies(grad_B_bar * conj_physical(self.step * self.hold))
-        own = self.A[: len(grad_A)]
-        return (
-            grad_step * (self.step if form.log_dt else form.rate),
-            grad_A.real * own.real if form.log_decay else grad_A.real,
-            -grad_A.imag if form.conjugate else grad_A.imag,
-            torch.view_as_real(grad_B),
-        )
+        stored = of_stored(form, self.step, self.A, self.copies, grad_step, self.step * grad_z)
+        grad_B = of_copies(grad_B_bar * conj_physical(self.step * self.hold), self.copies)
+        return (*stored, torch.view_as_real(grad_B))
 
-    def _of_copies(self, t: Tensor) -> Tensor:
-        """(H, n) -> (S, n): the sum over the features that share a copy."""
-        return t.unflatten(0, (self.copies, -1)).sum(0)
+
+def of_stored(
+    form: Form, step: Tensor, A: Tensor, copies: int, grad_step: Tensor, grad_A: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of dt, A_real and A_imag for those, (H, n), of the step and A of :func:`system`."""
+    if step.shape[1] == 1:
+        grad_step = grad_step.sum(1, keepdim=True)
+    grad_A = of_copies(grad_A, copies)
+    return (
+        grad_step * (step if form.log_dt else form.rate),
+        grad_A.real * A[: len(grad_A)].real if form.log_decay else grad_A.real,
+        -grad_A.imag if form.conjugate else grad_A.imag,
+    )
+
+
+def of_copies(t: Tensor, copies: int) -> Tensor:
+    """(..., H, n) -> (..., S, n): the sum over the features that share a copy."""
+    return t.unflatten(-2, (copies, -1)).sum(-3)

@@ -12,12 +12,11 @@ from s4_fast import arguments
 from s4_fast.dispatch import Call
 from s4_fast.ops._checks import COMPLEX
 
-NAMES = ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead")
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class Form(NamedTuple):
-    """The options of a diagonal or DPLR SSM as its backends take them. The latter is bilinear whatever the form says."""
+    """The options of a diagonal or DPLR SSM as its backends take them. The latter is always bilinear."""
 
     time_major: bool = False  # u is (batch, L, H) and y (batch, L, c H)
     bidirectional: bool = False  # the last half of C's channels runs from the end
@@ -60,6 +59,13 @@ class Arguments(NamedTuple):
     ahead: Tensor | None  # (batch, H, n), complex
     form: Form
     P: Tensor | None = None  # (rank, S, n, 2)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """In the order in which the op takes them: P, where there is one, after A."""
+        if self.P is None:
+            return self[:9]
+        return (*self[:4], self.P, *self[4:9])
 
     @property
     def op(self) -> str:

@@ -24,8 +24,8 @@ def dplr_scan(
     ahead: Tensor | None,
     form: Form,
 ) -> tuple[Tensor, Tensor]:
-    """u (batch, H, L), dt (H, 1) or (H, n), A_real, A_imag (S, n), P (rank, S, n, 2), B (S, n, 2), C (channels, H, n, 2),
-    D (c, H), state, ahead (batch, H, n) -> y (batch, c, H, L), the state after u (batch, H, n).
+    """u (batch, H, L), dt (H, 1) or (H, n), A_real, A_imag (S, n), P (rank, S, n, 2), B (S, n, 2), C (channels, H, n,
+    2), D (c, H), state, ahead (batch, H, n) -> y (batch, c, H, L), the state after u (batch, H, n).
 
     Time comes before the features in u and y where ``form.time_major``; the last half of the channels of C runs from
     the end where ``form.bidirectional``.

@@ -104,12 +104,12 @@ class Moments:
     def add(self, u: Tensor, states: Tensor, dy: Tensor, adjoints: Tensor) -> None:
         """Add chunks of input ``u`` and gradient ``dy`` between their states and adjoints."""
         r = u.shape[-1]
-        products = _sum_of_products(_rows(u), _rows(dy))
+        products = sum_of_products(_rows(u), _rows(dy))
         # Column d of the sheared matrix holds the products of lag d.
         sheared = pad(products, (0, r)).as_strided((len(products), r, r), (2 * r * r, 2 * r + 1, 1))
         self.lags[:, :r] += sheared.sum(1)
-        self.outgoing[:, 1 : r + 1] += _complex(_sum_of_products(_rows(dy), _real_rows(states)))
-        self.incoming[:, :r] += _complex(_sum_of_products(_rows(u), _real_rows(adjoints))).flip(1)
+        self.outgoing[:, 1 : r + 1] += _complex(sum_of_products(_rows(dy), _real_rows(states)))
+        self.incoming[:, :r] += _complex(sum_of_products(_rows(u), _real_rows(adjoints))).flip(1)
         self.through += r * self.chunks.power[:, r] * (adjoints * states).sum((1, 2))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,7 +180,7 @@ def _complex(t: Tensor) -> Tensor:
     return torch.view_as_complex(t.unflatten(-1, (-1, 2)))
 
 
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     """sum_i a[i, p] b[i, q]: (H, rows, p), (H, rows, q) -> (H, p, q) float64."""
     parts = zip(a.split(_ROWS, 1), b.split(_ROWS, 1), strict=True)
     first, *rest = parts
