@@ -7,6 +7,7 @@
 #pragma once
 
 #include "dplr_carry.h"
+#include "finite.h"
 #include "scan_chunks.h"
 
 namespace s4_fast {
@@ -67,6 +68,10 @@ struct DenseOutput {
         kernel[0] += D[0];
         toeplitz.set(kernel);
     }
+
+    void apply(int64_t count, const T *S, int64_t columns, const T *u, T *y) const {
+        toeplitz.apply(count, {columns, {S, columns, 1}, by_node, kDense}, u, y);
+    }
 };
 
 // What the forward pass of one feature works with.
@@ -118,9 +123,8 @@ struct DenseForward {
 
     // Output k is `channel` numbers after the one before it.
     void put_out(int64_t count, const T *S, const T *u, T *y, int64_t channel) const {
-        for (int64_t k = 0; k < c; ++k, y += channel) {
-            outputs[k].toeplitz.apply(count, {columns(), {S, columns(), 1}, outputs[k].by_node, kDense}, u, y);
-        }
+        for (int64_t k = 0; k < c; ++k) outputs[k].apply(count, S, columns(), u, y + k * channel);
+        if (!all_finite(u, count * kDense)) mend(S, u, y, channel, finite_samples(u, count * kDense));
     }
 
     // The state of row r over samples that are stepped one by one.
@@ -145,6 +149,19 @@ struct DenseForward {
     }
 
    private:
+    // The outputs of a chunk before its first sample that is not finite, which has spoilt them: zeros of the Toeplitz
+    // matrix times it are not zero. Those of later chunks have it in their states.
+    void mend(const T *S, const T *u, T *y, int64_t channel, int64_t good) const {
+        const int64_t row = good / kDense, rest = good % kDense;
+        T samples[kDense], again[kDense];
+        clear(samples, kDense);
+        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * kDense + t];
+        for (int64_t k = 0; k < c; ++k, y += channel) {
+            outputs[k].apply(1, S + row * columns(), columns(), samples, again);
+            for (int64_t t = 0; t < rest; ++t) y[row * kDense + t] = again[t];
+        }
+    }
+
     void step_output(Split s, T u, T *y, int64_t channel) const {
         for (int64_t k = 0; k < c; ++k)
             y[k * channel] = T(conj_dot(system.np, outputs[k].C, s) + outputs[k].D[0] * double(u));
