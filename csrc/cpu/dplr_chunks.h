@@ -60,7 +60,8 @@ struct DenseOutput {
         for (int64_t i = 0; i < np; ++i) C.im[i] = -C.im[i];
         D[0] = direction == 0 && scan.D ? double(scan.D[k * scan.H + h]) : 0;
         if (scan.chunks() == 0) return;
-        chain<true>(system.step, C, kDense + 1 - lag, work.rows, work.room);
+        copy(np, C, work.rows[0]);
+        chains<true>(system.step, 1, kDense + 1 - lag, work.rows, work.room);
         convert(kDense * 2 * np, work.rows[1 - lag].re, by_time);
         transpose(kDense, 2 * np, by_time, 2 * np, by_node, kDense);
         double kernel[kDense];
@@ -106,10 +107,10 @@ struct DenseForward {
     void set(const Scan<T> &scan, int64_t h, bool adjoint) const {
         system.set(scan.system, h);
         if (scan.chunks() == 0) return;
+        work->make_columns(system.step, system.B_bar);
         carry.set(system.step, *work, adjoint);
-        chain<false>(system.step, system.B_bar, kDense, work->columns, work->room);
         for (int64_t t = 0; t < kDense; ++t)
-            convert(columns(), work->columns[t].re, inputs + (kDense - 1 - t) * columns());
+            convert(columns(), work->input(system.rank, t).re, inputs + (kDense - 1 - t) * columns());
     }
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
