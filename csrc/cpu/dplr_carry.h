@@ -20,15 +20,25 @@ constexpr int64_t kDense = Scan<float>::kDenseChunk, kDenseBlock = Scan<float>::
 
 // What tables are made of, one after the other: chains of vectors, as rows, and square matrices.
 struct Workshop {
-    Rows columns, rows;  // A_bar^t G_r, or A_bar^t B_bar; the powers of conj(a) times W_r, or of A_bar^T times C
+    Rows columns;  // for every r A_bar^t G_r, then A_bar^t B_bar
+    Rows rows;     // -conj(a)^t W_r, or the transposes of C A_bar^t
     double *matrix, *square, *room;
 
     Workshop(Arena &memory, int64_t np, int64_t rank, bool chunks)
-        : columns(memory, chunks ? kDense : 0, np),
+        : columns(memory, chunks ? (rank + 1) * kDense : 0, np),
           rows(memory, chunks ? kDense + 1 : 0, np),
           matrix(memory.take<double>(chunks ? 4 * np * np : 0)),
           square(memory.take<double>(chunks ? 4 * np * np : 0)),
           room(memory.take<double>(2 * rank)) {}
+
+    // The columns, and the last of them.
+    void make_columns(const Transition &step, Split B_bar) const {
+        for (int64_t r = 0; r < step.rank; ++r) copy(step.np, step.G[r], columns[r * kDense]);
+        copy(step.np, B_bar, columns[step.rank * kDense]);
+        chains<false>(step, step.rank + 1, kDense, columns, room);
+    }
+    Split input(int64_t rank, int64_t t) const { return columns[rank * kDense + t]; }
+    const double *last_column(int64_t r) const { return columns[r * kDense + kDense - 1].re; }
 };
 
 // start conj(a)^t for t < count.
@@ -51,7 +61,7 @@ inline void last_powers(const Transition &step, int64_t i, ComplexVector &before
     for (int64_t t = 0; t < kDense; ++t) before = last, add_times(last, 1, times(by, before));
 }
 
-// The transpose of A_bar^kDense in work.matrix.
+// The transpose of A_bar^kDense in work.matrix, from the columns there.
 inline void make_matrix(const Transition &step, const Workshop &work) {
     const int64_t np = step.np, N = 2 * np;
     clear(work.matrix, N * N);
@@ -64,10 +74,8 @@ inline void make_matrix(const Transition &step, const Workshop &work) {
         }
     }
     for (int64_t r = 0; r < step.rank; ++r) {
-        chain<false>(step, step.G[r], kDense, work.columns, work.room);
         powers(step, step.W[r], -1, kDense, work.rows);
-        multiply<double>(N, N, {kDense, {work.rows.data, 1, N}, work.columns.data + (kDense - 1) * N, -N}, work.matrix,
-                         N, true);
+        multiply<double>(N, N, {kDense, {work.rows.data, 1, N}, work.last_column(r), -N}, work.matrix, N, true);
     }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "dplr_carry.h"
+#include "finite.h"
 #include "scan_chunks.h"
 
 namespace s4_fast {
@@ -59,13 +60,18 @@ struct DenseOutput {
         for (int64_t i = 0; i < np; ++i) C.im[i] = -C.im[i];
         D[0] = direction == 0 && scan.D ? double(scan.D[k * scan.H + h]) : 0;
         if (scan.chunks() == 0) return;
-        chain<true>(system.step, C, kDense + 1 - lag, work.rows, work.room);
+        copy(np, C, work.rows[0]);
+        chains<true>(system.step, 1, kDense + 1 - lag, work.rows, work.room);
         convert(kDense * 2 * np, work.rows[1 - lag].re, by_time);
         transpose(kDense, 2 * np, by_time, 2 * np, by_node, kDense);
         double kernel[kDense];
         for (int64_t t = 0; t < kDense; ++t) kernel[t] = t < lag ? 0 : conj_dot(np, work.rows[t - lag], system.B_bar);
         kernel[0] += D[0];
         toeplitz.set(kernel);
+    }
+
+    void apply(int64_t count, const T *S, int64_t columns, const T *u, T *y) const {
+        toeplitz.apply(count, {columns, {S, columns, 1}, by_node, kDense}, u, y);
     }
 };
 
@@ -101,10 +107,10 @@ struct DenseForward {
     void set(const Scan<T> &scan, int64_t h, bool adjoint) const {
         system.set(scan.system, h);
         if (scan.chunks() == 0) return;
+        work->make_columns(system.step, system.B_bar);
         carry.set(system.step, *work, adjoint);
-        chain<false>(system.step, system.B_bar, kDense, work->columns, work->room);
         for (int64_t t = 0; t < kDense; ++t)
-            convert(columns(), work->columns[t].re, inputs + (kDense - 1 - t) * columns());
+            convert(columns(), work->input(system.rank, t).re, inputs + (kDense - 1 - t) * columns());
     }
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
@@ -118,9 +124,8 @@ struct DenseForward {
 
     // Output k is `channel` numbers after the one before it.
     void put_out(int64_t count, const T *S, const T *u, T *y, int64_t channel) const {
-        for (int64_t k = 0; k < c; ++k, y += channel) {
-            outputs[k].toeplitz.apply(count, {columns(), {S, columns(), 1}, outputs[k].by_node, kDense}, u, y);
-        }
+        for (int64_t k = 0; k < c; ++k) outputs[k].apply(count, S, columns(), u, y + k * channel);
+        if (!all_finite(u, count * kDense)) mend(S, u, y, channel, finite_samples(u, count * kDense));
     }
 
     // The state of row r over samples that are stepped one by one.
@@ -145,6 +150,19 @@ struct DenseForward {
     }
 
    private:
+    // The outputs of a chunk before its first sample that is not finite, which has spoilt them: zeros of the Toeplitz
+    // matrix times it are not zero. Those of later chunks have it in their states.
+    void mend(const T *S, const T *u, T *y, int64_t channel, int64_t good) const {
+        const int64_t row = good / kDense, rest = good % kDense;
+        T samples[kDense], again[kDense];
+        clear(samples, kDense);
+        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * kDense + t];
+        for (int64_t k = 0; k < c; ++k, y += channel) {
+            outputs[k].apply(1, S + row * columns(), columns(), samples, again);
+            for (int64_t t = 0; t < rest; ++t) y[row * kDense + t] = again[t];
+        }
+    }
+
     void step_output(Split s, T u, T *y, int64_t channel) const {
         for (int64_t k = 0; k < c; ++k)
             y[k * channel] = T(conj_dot(system.np, outputs[k].C, s) + outputs[k].D[0] * double(u));

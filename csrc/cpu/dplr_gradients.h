@@ -23,14 +23,16 @@ namespace {
 // What gradients go back through chains with.
 struct BackWorkshop {
     Workshop work;
-    Rows columns, rows;  // gradients of the chains of the same name
-    double *transposed;
+    Rows columns, rows;  // gradients of one of the chains of the same name
+    double *transposed, *of_chain, *of_gradients;
 
     BackWorkshop(Arena &memory, int64_t np, int64_t rank, bool chunks)
         : work(memory, np, rank, chunks),
           columns(memory, chunks ? kDense : 0, np),
           rows(memory, chunks ? kDense + 1 : 0, np),
-          transposed(memory.take<double>(chunks ? 4 * np * np : 0)) {}
+          transposed(memory.take<double>(chunks ? 4 * np * np : 0)),
+          of_chain(memory.take<double>(chunks ? kDense * rank : 0)),
+          of_gradients(memory.take<double>(chunks ? kDense * rank : 0)) {}
 };
 
 inline void add_vector(int64_t np, Split from, double factor, Split to) {
@@ -69,18 +71,42 @@ struct TransitionSums {
         }
     }
 
-    // Takes gradients of a chain's vectors, `gradients` of `count`, back to its start, which the first of them then is
-    // the whole gradient of.
+    // Takes gradients of the `count` vectors of a chain back to its start, which the first of them then is the whole
+    // gradient of.
     template <bool Transposed>
-    void chain_back(const Transition &of, int64_t count, const Rows &chain, const Rows &gradients, double *room) const {
+    void chain_back(const Transition &of, int64_t count, const Rows &chain, int64_t first, const Rows &gradients,
+                    const BackWorkshop &back) const {
+        const int64_t rank = of.rank;
         for (int64_t t = count - 2; t >= 0; --t) {
             const Split after = gradients[t + 1], to = gradients[t];
-            Transposed ? add_pair(of, chain[t], after, room) : add_pair(of, after, chain[t], room);
-            const double *const overlaps = Transposed ? room + of.rank : room;
+            double *const overlaps = back.of_gradients + t * rank;
+            of.overlaps(Transposed ? of.W : of.G, after, overlaps);
             for (int64_t i = 0; i < of.np; i += kLanes<double>) {
                 ComplexVector sum = at(to, i);
                 add_times(sum, 1, of.applied<!Transposed>(i, at(after, i), overlaps));
                 store_at(to, i, sum);
+            }
+        }
+        for (int64_t t = 0; t + 1 < count; ++t)
+            of.overlaps(Transposed ? of.G : of.W, chain[first + t], back.of_chain + t * rank);
+        // Of <left, A_bar right>.
+        const Rows &left = Transposed ? chain : gradients, &right = Transposed ? gradients : chain;
+        const int64_t left_first = Transposed ? first : 1, right_first = Transposed ? 1 : first;
+        const double *const of_left = Transposed ? back.of_chain : back.of_gradients, *const of_right =
+                                                                                          Transposed ? back.of_gradients
+                                                                                                     : back.of_chain;
+        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+            ComplexVector of_a = at(a, i);
+            for (int64_t t = 0; t + 1 < count; ++t)
+                add_times(of_a, 1, conj_times(at(right[right_first + t], i), at(left[left_first + t], i)));
+            store_at(a, i, of_a);
+            for (int64_t r = 0; r < rank; ++r) {
+                ComplexVector of_G = at(G[r], i), of_W = at(W[r], i);
+                for (int64_t t = 0; t + 1 < count; ++t) {
+                    add_times(of_G, -of_right[t * rank + r], at(left[left_first + t], i));
+                    add_times(of_W, -of_left[t * rank + r], at(right[right_first + t], i));
+                }
+                store_at(G[r], i, of_G), store_at(W[r], i, of_W);
             }
         }
     }
@@ -99,14 +125,13 @@ struct TransitionSums {
             store_at(a, i, of_a);
         }
         transpose(N, N, X, N, back.transposed, N);
-        const Rows &columns = back.work.columns, &rows = back.work.rows;
+        const Rows &rows = back.work.rows;
         for (int64_t r = 0; r < of.rank; ++r) {
-            chain<false>(of, of.G[r], kDense, columns, back.work.room);
             powers(of, of.W[r], -1, kDense, rows);
             multiply<double>(kDense, N, {N, {rows.data + (kDense - 1) * N, -N, 1}, back.transposed, N},
                              back.columns.data, N, false);
-            multiply<double>(kDense, N, {N, {columns.data + (kDense - 1) * N, -N, 1}, X, N}, back.rows.data, N, false);
-            chain_back<false>(of, kDense, columns, back.columns, back.work.room);
+            multiply<double>(kDense, N, {N, {back.work.last_column(r), -N, 1}, X, N}, back.rows.data, N, false);
+            chain_back<false>(of, kDense, back.work.columns, r * kDense, back.columns, back);
             add_vector(np, back.columns[0], 1, G[r]);
             powers_back(of, rows, back.rows);
             add_vector(np, back.rows[0], -1, W[r]);
@@ -259,24 +284,28 @@ struct DenseBackward {
         const Transition &step = forward.system.step;
         const Workshop &work = back.work;
         const int64_t N = columns();
-        chain<false>(step, forward.system.B_bar, kDense, work.columns, work.room);
+        work.make_columns(step, forward.system.B_bar);
         for (int64_t t = 0; t < kDense; ++t) copy(V + (kDense - 1 - t) * N, back.columns[t].re);
         for (int64_t k = 0; k < outputs(); ++k) {
             const OutputProducts<T, kDense> &of = products[k];
             const Split C = forward.outputs[k].C, by_C = of.by_C;
-            chain<true>(step, C, kDense + 1 - lag, work.rows, work.room);
+            s4_fast::S4_FAST_ISA::copy(np(), C, work.rows[0]);
+            chains<true>(step, 1, kDense + 1 - lag, work.rows, work.room);
             clear(back.rows.data, N);
             convert(kDense * N, of.W, back.rows[1 - lag].re);
-            for (int64_t d = lag; d < kDense; ++d) {
-                double correlation = 0;
-                for (int64_t t = d; t < kDense; ++t) correlation += of.R[t * kDense + t - d];
-                add_vector(np(), C, correlation, back.columns[d - lag]);
-                add_vector(np(), work.columns[d - lag], correlation, back.rows[0]);
+            double correlations[kDense] = {};
+            for (int64_t t = 0; t < kDense; ++t) {
+                for (int64_t j = 0; j <= t; ++j) correlations[t - j] += of.R[t * kDense + j];
             }
-            sums.chain_back<true>(step, kDense + 1 - lag, work.rows, back.rows, work.room);
+            for (int64_t d = lag; d < kDense; ++d) {
+                const double correlation = correlations[d];
+                add_vector(np(), C, correlation, back.columns[d - lag]);
+                add_vector(np(), work.input(step.rank, d - lag), correlation, back.rows[0]);
+            }
+            sums.chain_back<true>(step, kDense + 1 - lag, work.rows, 0, back.rows, back);
             add_vector(np(), back.rows[0], 1, by_C);
         }
-        sums.chain_back<false>(step, kDense, work.columns, back.columns, work.room);
+        sums.chain_back<false>(step, kDense, work.columns, step.rank * kDense, back.columns, back);
         add_vector(np(), back.columns[0], 1, by_B);
         sums.matrix_back(step, X, back);
     }

@@ -60,12 +60,23 @@ class DenseForwardPiece {
         }
         for (int64_t j = 0; j < piece.count; ++j) {
             const DenseForward<T> &feature = features_[j];
-            for (int64_t r = 0; r < rows; ++r) feature.take_in(count, from[r].at(j, 0), local_ + r * stride);
+            for (int64_t r = 0; r < rows; ++r) {
+                feature.take_in(count, from[r].at(j, 0), local_ + r * stride);
+                if (m + count == scan_.chunks()) look_ahead(y, piece, b, r);
+            }
             feature.carry.over(feature.states, false, rows, count, local_, stride);
             for (int64_t r = 0; r < rows; ++r)
                 feature.put_out(count, local_ + r * stride, from[r].at(j, 0), to[r].at(j, 0), to[r].channel);
         }
         for (int64_t r = 0; r < rows; ++r) y_[r].write(y, b + r, h, l, count * kDense);
+    }
+
+    // Asks for the row that comes after row b + r.
+    void look_ahead(const void *y, const ScanPiece &piece, int64_t b, int64_t r) {
+        const int64_t next = b + r + scan_.together();
+        if (next >= piece.last || !u_[r].scattered()) return;
+        const Ahead ahead = {u_[r].row(scan_.u, next, piece.h), y_[r].row(y, next, piece.h), u_[r].row_bytes()};
+        for (int64_t quarter = 0; quarter < 4; ++quarter) ahead.quarter(quarter);
     }
 
     // The samples of row b + r after whole chunks.

@@ -147,11 +147,18 @@ struct DplrSystem {
     }
 };
 
-// s_0, and s_{t+1} = A_bar s_t, or A_bar^T s_t, for t + 1 < count.
+// s_{t+1} = A_bar s_t, or A_bar^T s_t, for t + 1 < count, from the s_0 of some chains, which are `count` rows apart:
+// side by side, so that one need not wait for its last step.
 template <bool Transposed>
-void chain(const Transition &step, Split start, int64_t count, Rows to, double *room) {
-    for (int64_t i = 0; i < step.np; i += kLanes<double>) store_at(to[0], i, at(start, i));
-    for (int64_t t = 0; t + 1 < count; ++t) step.apply<Transposed>(to[t], to[t + 1], room);
+void chains(const Transition &step, int64_t many, int64_t count, const Rows &of, double *room) {
+    for (int64_t t = 0; t + 1 < count; ++t) {
+        for (int64_t first = t; first < many * count; first += count)
+            step.apply<Transposed>(of[first], of[first + 1], room);
+    }
+}
+
+inline void copy(int64_t np, Split from, Split to) {
+    for (int64_t i = 0; i < np; i += kLanes<double>) store_at(to, i, at(from, i));
 }
 
 }  // namespace

@@ -49,10 +49,10 @@ inline double dot(int64_t np, Split a, Split b) {
 
 // Re sum_n conj(a) b
 inline double conj_dot(int64_t np, Split a, Split b) {
-    DoubleVector total = {};
+    DoubleVector re = {}, im = {};
     for (int64_t i = 0; i < np; i += kLanes<double>)
-        total += load(a.re + i) * load(b.re + i) + load(a.im + i) * load(b.im + i);
-    return sum(total);
+        re += load(a.re + i) * load(b.re + i), im += load(a.im + i) * load(b.im + i);
+    return sum(re + im);
 }
 
 // y_t = Re sum_n C rows[t + 1 - lag] + D u_t

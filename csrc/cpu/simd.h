@@ -93,10 +93,13 @@ inline FloatVector joined(DoubleVector low, DoubleVector high) {
 #undef S4_FAST_LOWER
 #undef S4_FAST_UPPER
 
+// By halves: one after the other, additions would wait for each other.
+template <int First = 0, int Count = kLanes<double>>
 inline double sum(DoubleVector v) {
-    double total = 0;
-    for (int i = 0; i < kLanes<double>; ++i) total += v[i];
-    return total;
+    if constexpr (Count == 1)
+        return v[First];
+    else
+        return sum<First, Count / 2>(v) + sum<First + Count / 2, Count / 2>(v);
 }
 
 // n nodes as whole vectors of doubles; their 2n real and imaginary parts are then whole vectors of floats too.

@@ -338,9 +338,9 @@ void test_scan_of(bool wide, Sizes s, bool optional, bool time_major) {
 void test_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, false); }
 void test_time_major_scan(bool wide, Sizes s, bool optional) { test_scan_of(wide, s, optional, true); }
 
-// The inputs of a diagonal layer, whose options come from the bits of `variant`; what it writes, but for y of signals
-// that are not halves, must only be finite.
-void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
+// The inputs of a diagonal layer, or of one of low rank besides, whose options come from the bits of `variant`; what it
+// writes must only be finite, but for y of a diagonal layer and signals that are not halves.
+void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal, int64_t rank) {
     const auto given = [&](int bit, int64_t count) { return Array::random(wide, variant >> bit & 1 ? count : 0); };
     const int64_t flags = variant & 63, c = 1 + variant % 3, copies = variant & 64 ? s.H : 1,
                   columns = variant & 128 ? s.n : 1;
@@ -356,7 +356,8 @@ void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
         }
     }
     const Array dt = Array::random(wide, s.H * columns), A_real = Array::random(wide, copies * s.n),
-                A_imag = Array::random(wide, copies * s.n), C = Array::random(wide, 2 * outputs * nodes);
+                A_imag = Array::random(wide, copies * s.n), C = Array::random(wide, 2 * outputs * nodes),
+                P = Array::random(wide, 2 * rank * copies * s.n);
     for (const Array *array : {&dt, &A_real}) {
         const bool logarithm = flags & (array == &dt ? S4_FAST_LOG_DT : S4_FAST_LOG_DECAY);
         for (int64_t i = 0; i < array->count(); ++i) {
@@ -372,7 +373,8 @@ void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
     const auto at = [&](int64_t b, int64_t k, int64_t channels, int64_t h, int64_t l) {
         return time_major ? ((b * s.L + l) * channels + k) * s.H + h : ((b * channels + k) * s.H + h) * s.L + l;
     };
-    for (int64_t b = 0; b < s.batch && !half; ++b) {
+    const bool known = !half && rank == 0;
+    for (int64_t b = 0; b < s.batch && known; ++b) {
         for (int64_t h = 0; h < s.H; ++h) {
             for (int64_t k = 0; k < c && D.given(); ++k) {
                 for (int64_t l = 0; l < s.L; ++l)
@@ -404,13 +406,20 @@ void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
         }
     }
     char name[64];
-    std::snprintf(name, sizeof name, "diagonal %lld of signals %lld", (long long)variant, (long long)signal);
+    std::snprintf(name, sizeof name, "%s %lld of signals %lld", rank ? "dplr_scan" : "diagonal", (long long)variant,
+                  (long long)signal);
     const std::string what = describe(name, wide, s, false);
     const auto like = [&](const char *of, const Array &array) {
         return Output{of, wide, Reals(std::size_t(array.count())), false};
     };
-    every_way(what, tolerance(wide), {half ? like("y", grad_y) : Output{"y", wide, y}, like("final", grad_final)},
+    every_way(what, tolerance(wide), {known ? Output{"y", wide, y} : like("y", grad_y), like("final", grad_final)},
               [&](const Arrays &to, int64_t threads) {
+                  if (rank > 0) {
+                      return s4_fast_cpu_dplr_scan(wide, signal, flags, s.batch, s.H, s.n, s.L, c, rank, copies,
+                                                   columns, rate, u.data(), dt.data(), A_real.data(), A_imag.data(),
+                                                   P.data(), B.data(), C.data(), D.data(), state.data(), ahead.data(),
+                                                   to[0].data(), to[1].data(), threads);
+                  }
                   return s4_fast_cpu_diagonal(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns, rate,
                                               u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(), C.data(),
                                               D.data(), state.data(), ahead.data(), to[0].data(), to[1].data(),
@@ -419,25 +428,36 @@ void test_diagonal_of(bool wide, Sizes s, int64_t variant, int64_t signal) {
     every_way(what + " backward", tolerance(wide),
               {like("grad_u", u), like("grad_dt", dt), like("grad_A_real", A_real), like("grad_A_imag", A_imag),
                like("grad_B", B), like("grad_C", C), like("grad_D", D), like("grad_state", state),
-               like("grad_ahead", Array(wide, both ? ahead.count() : 0))},
+               like("grad_ahead", Array(wide, both ? ahead.count() : 0)), like("grad_P", P)},
               [&](const Arrays &to, int64_t threads) {
-                  return s4_fast_cpu_diagonal_backward(wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns,
-                                                       rate, variant & 256 ? nullptr : grad_y.data(), grad_final.data(),
-                                                       u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(),
-                                                       C.data(), D.data(), state.data(), ahead.data(), to[0].data(),
-                                                       to[1].data(), to[2].data(), to[3].data(), to[4].data(),
-                                                       to[5].data(), to[6].data(), to[7].data(), to[8].data(), threads);
+                  const void *const grad = variant & 256 ? nullptr : grad_y.data();
+                  if (rank > 0) {
+                      return s4_fast_cpu_dplr_scan_backward(
+                          wide, signal, flags, s.batch, s.H, s.n, s.L, c, rank, copies, columns, rate, grad,
+                          grad_final.data(), u.data(), dt.data(), A_real.data(), A_imag.data(), P.data(), B.data(),
+                          C.data(), D.data(), state.data(), ahead.data(), to[0].data(), to[1].data(), to[2].data(),
+                          to[3].data(), to[9].data(), to[4].data(), to[5].data(), to[6].data(), to[7].data(),
+                          to[8].data(), threads);
+                  }
+                  return s4_fast_cpu_diagonal_backward(
+                      wide, signal, flags, s.batch, s.H, s.n, s.L, c, copies, columns, rate, grad, grad_final.data(),
+                      u.data(), dt.data(), A_real.data(), A_imag.data(), B.data(), C.data(), D.data(), state.data(),
+                      ahead.data(), to[0].data(), to[1].data(), to[2].data(), to[3].data(), to[4].data(), to[5].data(),
+                      to[6].data(), to[7].data(), to[8].data(), threads);
               });
 }
 
-void test_diagonal(bool wide, Sizes s, bool optional) {
+void test_layer(bool wide, Sizes s, bool optional, int64_t rank) {
     // Numbers that go through all bits.
     for (int64_t i = optional; i < 8; i += 2) {
         const int64_t variant = (i * 73 + s.L) & 511;
-        test_diagonal_of(wide, s, variant, wide);
-        if (!wide && s.batch * s.H * s.L % 2 == 0) test_diagonal_of(wide, s, variant, 2 + i / 2 % 2);
+        test_diagonal_of(wide, s, variant, wide, rank);
+        if (!wide && s.batch * s.H * s.L % 2 == 0) test_diagonal_of(wide, s, variant, 2 + i / 2 % 2, rank);
     }
 }
+
+void test_diagonal(bool wide, Sizes s, bool optional) { test_layer(wide, s, optional, 0); }
+void test_dplr_scan(bool wide, Sizes s, bool optional) { test_layer(wide, s, optional, 1 + s.L % 2); }
 
 void test_step(bool wide, Sizes s, bool optional) {
     const Array x = Array::nodes(wide, s.H * s.n);
@@ -839,6 +859,7 @@ int main(int count, char **arguments) {
                 for (Test test : sequences) for_both_types(test, {batch, 2, n, L});
                 if (n == 3) for_both_types(test_time_major_scan, {batch, 21, n, L});
                 if (n == 3) for_both_types(test_diagonal, {batch, 18, n, L});
+                if (n == 3) for_both_types(test_dplr_scan, {batch, 18, n, L});
             }
             for (Test test : steps) for_both_types(test, {batch, 5, n, 1});
         }
@@ -846,6 +867,7 @@ int main(int count, char **arguments) {
     // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
     for (Test test : {test_time_major_scan, test_diagonal}) for_both_types(test, {4, 2, 2, 16500});
+    for_both_types(test_dplr_scan, {3, 2, 2, 2200});
     for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);

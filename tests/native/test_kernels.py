@@ -275,7 +275,7 @@ GIVEN = {
 def may_be_null(function: str, argument: str) -> bool:
     if argument in GIVEN.get(function, ()) or argument == "grad_spectrum":
         return False
-    continuous = function.startswith("diagonal") and argument == "B"
+    continuous = function.startswith(("diagonal", "dplr_scan")) and argument == "B"
     return argument in OPTIONAL or argument.startswith("grad_") or continuous
 
 
