@@ -23,8 +23,8 @@ struct Chain {
     int offset;
 };
 
-S4_FAST_INLINE int64_t leave_chains(const Scan &scan) { return scan.directions * scan.c; }
-S4_FAST_INLINE int64_t chains_of(const Scan &scan, int rank) { return 1 + leave_chains(scan) + 2 * rank; }
+__host__ S4_FAST_INLINE int64_t leave_chains(const Scan &scan) { return scan.directions * scan.c; }
+__host__ S4_FAST_INLINE int64_t chains_of(const Scan &scan, int rank) { return 1 + leave_chains(scan) + 2 * rank; }
 
 // In the order of their numbers; those beyond the last are of no use.
 S4_FAST_INLINE Chain find_chain(const Scan &scan, int rank, int64_t id) {
@@ -46,17 +46,15 @@ struct Maps {
     R *response;        // (c, H, 2 T)
 };
 
-inline int64_t chain_blocks(const Scan &scan, int rank) {
-    return divide_up(1 + scan.directions * scan.c + 2 * rank, ROWS);
-}
+inline int64_t chain_blocks(const Scan &scan, int rank) { return divide_up(chains_of(scan, rank), ROWS); }
 
 template <class R>
 Maps<R> take_maps(Call &call, const Scan &scan, int rank) {
     const int64_t table = scan.H * CHUNK<R> * scan.n;
     Maps<R> maps;
-    maps.systems = call.take<Wide>(chain_blocks(scan, rank) * scan.H * (2 + 2 * rank) * scan.n);
+    maps.systems = call.take<Wide>(chain_blocks(scan, rank) * scan.H * vectors(rank) * scan.n);
     maps.enter = call.take<Complex<R>>(table);
-    maps.leave = call.take<Complex<R>>(scan.directions * scan.c * table);
+    maps.leave = call.take<Complex<R>>(leave_chains(scan) * table);
     maps.low = call.take<Wide>(2 * rank * table);
     maps.response = call.take<R>(scan.c * scan.H * 2 * CHUNK<R>);
     return maps;

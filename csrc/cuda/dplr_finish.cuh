@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 // ------------------------------------------------------------------------------------- through the discretisation
 
 // The real numbers that a feature gives to the gradients of A_real, A_imag, B and P, as they follow each other.
-S4_FAST_INLINE int64_t shared_reals(int64_t n, int rank) { return (4 + 2 * rank) * n; }
+__host__ S4_FAST_INLINE int64_t shared_reals(int64_t n, int rank) { return (4 + 2 * rank) * n; }
 
 template <class R>
 S4_FAST_INLINE void write_shared(const DplrGradients<R> &grad, int64_t copies, int64_t n, int64_t copy, int64_t entry,

@@ -18,8 +18,8 @@ void backward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time
     const bool of_parameters = grad.states(), both = scan.directions > 1;
     const bool correlated = of_parameters || grad.D, adjoint = in.grad_u || in.grad_state || in.grad_ahead;
     const int rank = model.rank;
-    const int64_t rows = scan.directions * scan.c, blocks = divide_up(scan.n, K), N = 2 * scan.n;
-    const int64_t table = scan.H * scan.T * scan.n, chains = 1 + rows + 2 * rank;
+    const int64_t rows = leave_chains(scan), blocks = divide_up(scan.n, K), N = 2 * scan.n;
+    const int64_t table = scan.H * scan.T * scan.n, chains = chains_of(scan, rank);
     DplrDeal deal{{tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * (1 + rows))},
                   output_shares(scan, 1),
                   {tiles(scan), ENOUGH_BLOCKS / (scan.H * rows)}};

@@ -119,7 +119,7 @@ S4_FAST_INLINE Wide doubled(Wide v) { return {2 * v.re, -2 * v.im}; }
 constexpr int SLICE = 16;
 
 struct TransitionTables {
-    Wide left[SLICE][K], right[SLICE][K];
+    Wide left[SLICE][K], right[SLICE][K], powers[K];
 };
 
 // K x K states of a transition.
@@ -132,6 +132,11 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
     const int64_t h = id / (blocks * blocks) % scan.H, kind = id / (blocks * blocks * scan.H);
     const int length = kind == 0 ? to.lengths[0] : to.lengths[1];
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
+    const System system = system_at(const_cast<Wide *>(systems), rank, n, h);
+    if (threadIdx.x < K)
+        tables.powers[threadIdx.x] = first_row == first_column && first_row + threadIdx.x < n
+                                         ? integer_power(system.a[first_row + threadIdx.x], length)
+                                         : Wide{0, 0};
     Wide of_re[RM][RK] = {}, of_im[RM][RK] = {};  // the rows of a state's re and of its im
     for (int r = 0; r < rank; ++r)
         for (int start = 0; start < length; start += SLICE) {
@@ -163,7 +168,6 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
             }
         }
     const int64_t N = 2 * n, start = (kind * scan.H + h) * N * N;
-    const System system = system_at(const_cast<Wide *>(systems), rank, n, h);
 #pragma unroll
     for (int a = 0; a < RM; ++a) {
         const int64_t row = first_row + i + a * THREAD_ROWS;
@@ -171,7 +175,7 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
         for (int b = 0; b < RK; ++b) {
             const int64_t column = first_column + j + b * THREAD_COLUMNS;
             if (row >= n || column >= n) continue;
-            const Wide power = row == column ? integer_power(system.a[row], length) : Wide{0, 0};
+            const Wide power = row == column ? tables.powers[i + a * THREAD_ROWS] : Wide{0, 0};
             const Wide re = Wide{power.re, -power.im} - of_re[a][b], im = Wide{power.im, power.re} - of_im[a][b];
             auto *const columns = reinterpret_cast<Wide *>(to.columns + start + 2 * column * N + 2 * row);
             columns[0] = {re.re, im.re};
@@ -186,7 +190,7 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
 
 // What the chunks alone leave behind, then the transitions.
 template <class R>
-__global__ void __launch_bounds__(THREADS, 4)
+__global__ void __launch_bounds__(THREADS, 3)
     dplr_chunks_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, int64_t of_chunks, int rank,
                        const Wide *systems, const Wide *low, const __grid_constant__ Transitions transitions,
                        const __grid_constant__ Runs<R> runs) {

@@ -31,7 +31,7 @@ struct System {
     Wide *a, *b, *G, *V;
 };
 
-S4_FAST_INLINE int64_t vectors(int rank) { return 2 + 2 * rank; }
+__host__ S4_FAST_INLINE int64_t vectors(int rank) { return 2 + 2 * rank; }
 
 S4_FAST_INLINE System system_at(Wide *systems, int rank, int64_t n, int64_t index) {
     Wide *const a = systems + index * vectors(rank) * n;
@@ -93,6 +93,7 @@ template <class R>
 S4_FAST_INLINE Wide weighted_row(const WoodburyTables &tables, const DplrModel<R> &model, int i, int64_t h, int64_t n,
                                  int64_t k) {
     Wide sum = {0, 0};
+#pragma unroll 1
     for (int j = 0; j < model.rank; ++j) sum += tables.K[i][j] * conj(model.low_rank(j, h, n, k));
     return sum;
 }
@@ -105,6 +106,7 @@ S4_FAST_INLINE void discretise(WoodburyTables &tables, const DplrModel<R> &model
         const State state = read_pole(model, h, n, k);
         to.a[k] = 2.0 * state.weight - Wide{1, 0};
         to.b[k] = 2.0 * (entering(state) * state.B);
+#pragma unroll 1
         for (int r = 0; r < model.rank; ++r) to.G[r * n + k] = entering(state) * model.low_rank(r, h, n, k);
     }
     __syncthreads();
@@ -119,6 +121,7 @@ S4_FAST_INLINE void discretise(WoodburyTables &tables, const DplrModel<R> &model
     __syncthreads();
     for (int64_t k = threadIdx.x; k < n; k += THREADS) {
         const State state = read_pole(model, h, n, k);
+#pragma unroll 1
         for (int i = 0; i < model.rank; ++i) {
             to.V[i * n + k] = 2.0 * (state.weight * weighted_row(tables, model, i, h, n, k));
             to.b[k] = to.b[k] - tables.kappa[i] * to.G[i * n + k];
