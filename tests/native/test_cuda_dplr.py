@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from s4_fast.ops.diagonal.form import Form
-from tests.helpers import FORWARD
+from s4_fast.ops.dplr_scan.reference import dplr_scan as reference
+from tests.helpers import FORWARD, widened
 from tests.native.emulated import Emulated, Library, needs_compiler
 from tests.native.layers import FORMS, HALF, PLAIN, Layer, check, close, launches
 
@@ -81,17 +82,34 @@ def test_half_signals(library: Library, generator: Generator, form: str, n: int,
     assert grads["u"].dtype == signal
 
 
-@pytest.mark.parametrize(("form", "batch", "L"), [("plain", 1, 6000), ("bidirectional", 5, 700)])
-def test_many_chunks_of_a_slow_system(library: Library, generator: Generator, form: str, batch: int, L: int) -> None:
-    """A sample counts to the end: transitions that are rounded to float32 would be wrong there."""
-    layer = Layer(generator, FORMS[form], batch=batch, H=2, n=2, rank=1, L=L, dtype=torch.float32)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_many_chunks(library: Library, generator: Generator, batch: int) -> None:
+    check(library, Layer(generator, FORMS["bidirectional"], batch=batch, H=2, n=2, rank=1, L=700, dtype=torch.float32))
+
+
+def test_phases_far_out(library: Library, generator: Generator) -> None:
+    """The response to a state, long after it: a transition that is rounded to float32 would be wrong there."""
+    L, after = 30000, 29900
+    layer = Layer(generator, batch=1, H=1, n=2, L=L, rank=1, dtype=torch.float32, without=("D",))
     P = layer.tensors["P"]
     assert P is not None
-    layer.tensors |= {"A_real": torch.full((2, 2), -1e-3), "P": 0.01 * P, "dt": torch.full((2, 1), 0.0371)}
-    check(library, layer)
-    layer.tensors |= {"u": torch.zeros(batch, 2, L).index_fill(-1, torch.tensor([0]), 1), "state": None, "D": None}
+    layer.tensors |= {"dt": torch.full((1, 1), 0.0371), "A_real": torch.full((1, 2), -1e-4), "P": 0.01 * P}
+    layer.tensors["u"] = torch.zeros(1, 1, L)
     y, _ = layer.forward(library, with_final=False)
-    close("y", y[..., -100:], layer.expected()[0][..., -100:], FORWARD)
+
+    def system(state: Tensor, L: int) -> tuple[Tensor, Tensor]:
+        """What the definition makes of states and no input."""
+        tensors = layer.tensors | {"state": state, "u": torch.zeros(len(state), 1, L)}
+        pairs = (t if t is None or k not in ("P", "B", "C") else torch.view_as_real(t) for k, t in tensors.items())
+        return reference(*(None if t is None else widened(t) for t in pairs), layer.form)
+
+    basis = torch.eye(4, dtype=torch.float64).view(4, 1, 2, 2)
+    _, images = system(torch.view_as_complex(basis), 1)
+    transition = torch.view_as_real(images).reshape(4, 4).mT
+    state = torch.view_as_real(widened(layer.tensors["state"])).reshape(4)
+    far = torch.linalg.matrix_power(transition, after) @ state
+    expected, _ = system(torch.view_as_complex(far.view(1, 1, 2, 2)), L - after)
+    close("y", y[..., after:], expected, FORWARD)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
