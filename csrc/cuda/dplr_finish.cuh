@@ -112,28 +112,39 @@ __global__ void __launch_bounds__(THREADS, 3)
 
 // --------------------------------------------------------------------------------------------- through the chains
 
+// Loads that do not wait for each other.
+constexpr int AT_ONCE = 4;
+
 // Followed by the gradients of the chains' values, (ROWS, n).
 struct alignas(16) BackTables {
     double scratch[2 * RANKS][ROWS][LANES], sums[2 * RANKS][ROWS], response[CHUNK<float>];
 };
 
-// The value v_t of a chain.
+// The values of a chain from its table on: v_t at t - offset. Without branches, so that loads do not wait for each
+// other.
 template <class R>
-S4_FAST_INLINE Wide chain_value(const Scan &scan, const DplrModel<R> &model, const Maps<R> &maps, const Chain &chain,
-                                const System &system, int64_t h, int t, int64_t k) {
-    constexpr int T = CHUNK<R>;
-    const int i = t - chain.offset;
-    if (i < 0) return chain_start(scan, model, chain, system, h, k);
-    const int64_t index = (h * T + i) * scan.n + k, table = scan.H * T * scan.n;
+struct ChainValues {
+    const Complex<R> *narrow;
+    const Wide *wide;  // or NULL
+    Wide factor;       // of re and of im
+
+    S4_FAST_INLINE Wide at(int64_t index) const {
+        const Wide v = wide ? wide[index] : convert<double>(narrow[index]);
+        return {factor.re * v.re, factor.im * v.im};
+    }
+};
+
+template <class R>
+S4_FAST_INLINE ChainValues<R> values_of(const Scan &scan, int rank, const Maps<R> &maps, const Chain &chain,
+                                        int64_t h) {
+    const int64_t feature = h * CHUNK<R> * scan.n, table = scan.H * CHUNK<R> * scan.n;
     switch (chain.kind) {
         case ENTER:
-            return convert<double>(maps.enter[index]);
+            return {maps.enter + feature, nullptr, {1, 1}};
         case LEAVE:
-            return 0.5 * conj(convert<double>(maps.leave[chain.which * table + index]));
-        case REACH:
-            return maps.low[chain.which * table + index];
+            return {maps.leave + chain.which * table + feature, nullptr, {0.5, -0.5}};
         default:
-            return maps.low[(model.rank + chain.which) * table + index];
+            return {nullptr, maps.low + (chain.which + (chain.kind == FADE ? rank : 0)) * table + feature, {1, 1}};
     }
 }
 
@@ -157,7 +168,7 @@ S4_FAST_INLINE void load_response(BackTables &tables, const Scan &scan, const Ma
 // gradient g of v_{t+1}, that of v_t gains conj(a) g - sum_r conj(Y_r) q_r with q_r = 2 Re sum_n conj(g) X_r, that of a
 // g conj(v_t), that of X_r loses g p_r and that of Y_r conj(v_t) q_r.
 template <class R>
-__global__ void __launch_bounds__(THREADS, 4)
+__global__ void __launch_bounds__(THREADS, sizeof(R) == sizeof(float) ? 3 : 2)
     dplr_chains_back_kernel(Scan scan, const __grid_constant__ DplrModel<R> model, const __grid_constant__ Maps<R> maps,
                             const __grid_constant__ MapGradients<R> of_maps, ChainGradients to, Complex<R> *grad_C) {
     constexpr int T = CHUNK<R>;
@@ -171,18 +182,28 @@ __global__ void __launch_bounds__(THREADS, 4)
     double *const steps = to.overlaps + at * T * 2 * rank;
     const System system = system_at(maps.systems, rank, n, h), given = system_at(to.given, rank, n, at);
     const Coupling low = coupling_of(chain, system);
+    const ChainValues<R> chain_values = values_of(scan, rank, maps, chain, h);
     const bool coupled = chain.kind != FADE;
+    const auto value = [&](int t, int64_t k) {
+        return t < chain.offset ? chain_start(scan, model, chain, system, h, k)
+                                : chain_values.at((t - chain.offset) * n + k);
+    };
 
     for (int64_t k = first; k < n; k += LANES) {
         given.b[k] = {0, 0};
         if (chain.kind != ENTER && chain.kind != LEAVE) continue;
         const int64_t count = 1 + leave_chains(scan), table = chain.kind == ENTER ? 0 : 1 + chain.which;
 #pragma unroll 1
-        for (int i = 0; i < T; ++i) {
-            Wide sum = {0, 0};
+        for (int i = 0; i < T; i += AT_ONCE) {
+            Wide sums[AT_ONCE] = {};
             for (int64_t share = 0; share < of_maps.shares; ++share)
-                sum += convert<double>(of_maps.sums.tables[(((share * count + table) * scan.H + h) * T + i) * n + k]);
-            values[i * n + k] = chain.kind == ENTER ? sum : doubled(sum);
+#pragma unroll
+                for (int q = 0; q < AT_ONCE; ++q)
+                    sums[q] += convert<double>(
+                        of_maps.sums.tables[(((share * count + table) * scan.H + h) * T + i + q) * n + k]);
+#pragma unroll
+            for (int q = 0; q < AT_ONCE; ++q)
+                values[(i + q) * n + k] = chain.kind == ENTER ? sums[q] : doubled(sums[q]);
         }
     }
     for (int64_t c = 0; c < leave_chains(scan); ++c) {
@@ -191,10 +212,17 @@ __global__ void __launch_bounds__(THREADS, 4)
             if (chain.kind == ENTER) {
                 const Wide factor = doubled(convert<double>(model.of_A.C[(c * scan.H + h) * n + k]));
 #pragma unroll 1
-                for (int t = 0; t < T; ++t) values[t * n + k] += tables.response[t] * factor;
+                for (int t = 0; t < T; t += AT_ONCE) {
+                    Wide own[AT_ONCE];
+#pragma unroll
+                    for (int q = 0; q < AT_ONCE; ++q) own[q] = values[(t + q) * n + k];
+#pragma unroll
+                    for (int q = 0; q < AT_ONCE; ++q)
+                        values[(t + q) * n + k] = own[q] + tables.response[t + q] * factor;
+                }
             } else if (chain.kind == LEAVE && chain.which == c) {
                 Wide sum = {0, 0};
-#pragma unroll 1
+#pragma unroll 4
                 for (int t = 0; t < T; ++t)
                     sum += tables.response[t] * doubled(convert<double>(maps.enter[(h * T + t) * n + k]));
                 given.b[k] = sum;
@@ -209,7 +237,7 @@ __global__ void __launch_bounds__(THREADS, 4)
         for (int r = 0; r < rank; ++r) {
             double p = 0, q = 0;
             for (int64_t k = steps_here ? lane : n; k < n; k += LANES) {
-                p += real_product(low.Y[r * n + k], chain_value(scan, model, maps, chain, system, h, t, k));
+                p += real_product(low.Y[r * n + k], value(t, k));
                 q += real_product(conj(gradient[k]), low.X[r * n + k]);
             }
             tables.scratch[r][row][lane] = p;
@@ -227,9 +255,9 @@ __global__ void __launch_bounds__(THREADS, 4)
             for (int r = 0; r < rank && coupled; ++r)
                 before = before - tables.sums[rank + r][row] * conj(low.Y[r * n + k]);
             if (t >= chain.offset) {
-                Wide &value = values[(t - chain.offset) * n + k];
-                before += value;
-                value = before;
+                Wide &own = values[(t - chain.offset) * n + k];
+                before += own;
+                own = before;
             }
             gradient[k] = before;
         }
@@ -240,25 +268,26 @@ __global__ void __launch_bounds__(THREADS, 4)
         const Wide start = given.b[k] + gradient[k];
         given.b[k] = start;
         if (chain.kind == LEAVE && grad_C) grad_C[(chain.which * scan.H + h) * n + k] = convert<R>(start);
-        for (int r = -1; r < (coupled ? rank : 0); ++r) {
-            Wide of_a = {0, 0}, of_X = {0, 0}, of_Y = {0, 0};
-#pragma unroll 1
-            for (int t = 0; t < T - 1 + chain.offset; ++t) {
-                const Wide g = values[(t + 1 - chain.offset) * n + k];
-                const Wide v = conj(chain_value(scan, model, maps, chain, system, h, t, k));
-                if (r < 0) {
-                    of_a += g * v;
-                } else {
-                    of_X += steps[t * 2 * rank + r] * g;
-                    of_Y += steps[t * 2 * rank + rank + r] * v;
-                }
+        Wide of_a = {0, 0};
+        // The start of a chain with an offset is not in its table.
+        if (chain.offset) of_a += values[k] * conj(value(0, k));
+#pragma unroll 4
+        for (int t = chain.offset; t < T - 1 + chain.offset; ++t)
+            of_a += values[(t + 1 - chain.offset) * n + k] * conj(chain_values.at((t - chain.offset) * n + k));
+        given.a[k] = of_a;
+        for (int r = 0; r < rank && coupled; ++r) {
+            Wide of_X = {0, 0}, of_Y = {0, 0};
+            if (chain.offset) {
+                of_X += steps[r] * values[k];
+                of_Y += steps[rank + r] * conj(value(0, k));
             }
-            if (r < 0) {
-                given.a[k] = of_a;
-            } else {
-                given.G[r * n + k] = -1.0 * of_X;
-                given.V[r * n + k] = -1.0 * of_Y;
+#pragma unroll 4
+            for (int t = chain.offset; t < T - 1 + chain.offset; ++t) {
+                of_X += steps[t * 2 * rank + r] * values[(t + 1 - chain.offset) * n + k];
+                of_Y += steps[t * 2 * rank + rank + r] * conj(chain_values.at((t - chain.offset) * n + k));
             }
+            given.G[r * n + k] = -1.0 * of_X;
+            given.V[r * n + k] = -1.0 * of_Y;
         }
     }
 }
