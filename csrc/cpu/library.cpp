@@ -33,8 +33,10 @@ int64_t s4_fast_limit(const char *name) {
     static const struct {
         const char *name;
         int64_t value;
-    } limits[] = {S4_FAST_NAMED(CPU_DPLR_RANK),  S4_FAST_NAMED(CPU_DPLR_SUMS),  S4_FAST_NAMED(CPU_DPLR_STEP_RANK),
-                  S4_FAST_NAMED(CUDA_DPLR_RANK), S4_FAST_NAMED(CUDA_DPLR_SUMS), S4_FAST_NAMED(CUDA_DPLR_STEP_RANK)};
+    } limits[] = {S4_FAST_NAMED(CPU_DPLR_RANK),       S4_FAST_NAMED(CPU_DPLR_SUMS),
+                  S4_FAST_NAMED(CPU_DPLR_STEP_RANK),  S4_FAST_NAMED(CUDA_DPLR_RANK),
+                  S4_FAST_NAMED(CUDA_DPLR_SUMS),      S4_FAST_NAMED(CUDA_DPLR_STEP_RANK),
+                  S4_FAST_NAMED(CUDA_DPLR_SCAN_RANK), S4_FAST_NAMED(CUDA_DPLR_SCAN_N)};
 #undef S4_FAST_NAMED
     for (const auto &limit : limits) {
         if (std::strcmp(limit.name, name) == 0) return limit.value;

@@ -77,20 +77,30 @@ S4_FAST_INLINE Wide bilinear_node(Wide z) {
     return {0.5 * log1p(8 * z.re / size), atan2(z.im, 2 + z.re) + atan2(z.im, 2 - z.re)};
 }
 
+// The step, A, B and z alone.
 template <class R>
-S4_FAST_INLINE State read_state(const Model<R> &model, int64_t h, int64_t n, int64_t k) {
+S4_FAST_INLINE State read_continuous(const Model<R> &model, int64_t h, int64_t n, int64_t k) {
     State state{};
     const int64_t index = h % model.copies * n + k;
     state.B = model.B ? convert<double>(model.B[index]) : Wide{1, 0};
-    if (model.x) {
-        state.x = convert<double>(model.x[index]);
-        return state;
-    }
     const double dt = double(model.dt[model.dt_states == 1 ? h : h * n + k]);
     state.step = model.rate * (model.has(S4_FAST_LOG_DT) ? exp(dt) : dt);
     const double real = double(model.A_real[index]), imag = double(model.A_imag[index]);
     state.A = {model.has(S4_FAST_LOG_DECAY) ? -exp(real) : real, model.has(S4_FAST_CONJUGATE) ? -imag : imag};
     state.z = state.step * state.A;
+    return state;
+}
+
+template <class R>
+S4_FAST_INLINE State read_state(const Model<R> &model, int64_t h, int64_t n, int64_t k) {
+    if (model.x) {
+        State state{};
+        const int64_t index = h % model.copies * n + k;
+        state.B = model.B ? convert<double>(model.B[index]) : Wide{1, 0};
+        state.x = convert<double>(model.x[index]);
+        return state;
+    }
+    State state = read_continuous(model, h, n, k);
     const bool bilinear = model.has(S4_FAST_BILINEAR);
     state.x = bilinear ? bilinear_node(state.z) : state.z;
     state.weight = bilinear ? bilinear_weight(state.z) : hold_weight(state.z);
@@ -111,6 +121,15 @@ struct Chained {
     double dt;
 };
 
+// Of what is stored in the place of A and of the step, for the gradients of these.
+template <class R>
+S4_FAST_INLINE Chained as_stored(const Model<R> &model, const State &state, Chained grad) {
+    grad.A.re *= model.has(S4_FAST_LOG_DECAY) ? state.A.re : 1.0;
+    grad.A.im *= model.has(S4_FAST_CONJUGATE) ? -1.0 : 1.0;
+    grad.dt *= model.has(S4_FAST_LOG_DT) ? state.step : model.rate;
+    return grad;
+}
+
 template <class R>
 S4_FAST_INLINE Chained chain(const Model<R> &model, const State &state, Wide grad_x, Wide grad_enter) {
     const Wide z = state.z, weight = state.weight;
@@ -121,12 +140,9 @@ S4_FAST_INLINE Chained chain(const Model<R> &model, const State &state, Wide gra
     const Wide node_slope = bilinear ? divide({4, 0}, Wide{2 - z.re, -z.im} * Wide{2 + z.re, z.im}) : Wide{1, 0};
     const Wide of_node = grad_x * conj(node_slope);
     const Wide grad_z = of_node + grad_enter * conj(state.step * (slope * state.B));
-    Chained grad{state.step * grad_z, grad_enter * conj(state.step * weight),
-                 real_product(of_node, conj(state.A)) + real_product(grad_enter, conj(whole * state.B))};
-    grad.A.re *= model.has(S4_FAST_LOG_DECAY) ? state.A.re : 1.0;
-    grad.A.im *= model.has(S4_FAST_CONJUGATE) ? -1.0 : 1.0;
-    grad.dt *= model.has(S4_FAST_LOG_DT) ? state.step : model.rate;
-    return grad;
+    const Chained grad{state.step * grad_z, grad_enter * conj(state.step * weight),
+                       real_product(of_node, conj(state.A)) + real_product(grad_enter, conj(whole * state.B))};
+    return as_stored(model, state, grad);
 }
 
 }  // namespace s4_fast

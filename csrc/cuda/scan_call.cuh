@@ -9,7 +9,7 @@ namespace s4_fast {
 namespace {
 
 struct DiagonalSizes {
-    int64_t dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states;
+    int64_t dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank = 1;
 };
 
 inline void check_diagonal(const std::string &function, const DiagonalSizes &sizes) {
@@ -28,16 +28,17 @@ inline void check_diagonal(const std::string &function, const DiagonalSizes &siz
 // Runs body(real, signal, call), their types being those of the parameters and of the signals.
 template <class Body>
 int run_diagonal(const char *function, const DiagonalSizes &sizes, const Target &target, Body &&body) noexcept {
-    return run_call(function, sizes.dtype,
-                    {{"batch", sizes.batch}, {"H", sizes.H}, {"n", sizes.n}, {"L", sizes.L}, {"c", sizes.c}}, target,
-                    [&](auto real, Call &call) {
-                        check_diagonal(function, sizes);
-                        if constexpr (std::is_same_v<decltype(real), float>) {
-                            if (sizes.signal_dtype == S4_FAST_BFLOAT16) return body(real, BFloat16{}, call);
-                            if (sizes.signal_dtype == S4_FAST_FLOAT16) return body(real, Half{}, call);
-                        }
-                        body(real, real, call);
-                    });
+    return run_call(
+        function, sizes.dtype,
+        {{"batch", sizes.batch}, {"H", sizes.H}, {"n", sizes.n}, {"L", sizes.L}, {"c", sizes.c}, {"rank", sizes.rank}},
+        target, [&](auto real, Call &call) {
+            check_diagonal(function, sizes);
+            if constexpr (std::is_same_v<decltype(real), float>) {
+                if (sizes.signal_dtype == S4_FAST_BFLOAT16) return body(real, BFloat16{}, call);
+                if (sizes.signal_dtype == S4_FAST_FLOAT16) return body(real, Half{}, call);
+            }
+            body(real, real, call);
+        });
 }
 
 // A model whose x is given is one of a single direction.

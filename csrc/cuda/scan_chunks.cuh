@@ -54,12 +54,16 @@ struct Chunk {
     int length;
 };
 
+S4_FAST_INLINE Chunk find_chunk(const Scan &scan, int64_t h, int64_t row, int64_t chunk) {
+    const int64_t feature = row * scan.H + h, first = chunk * scan.T;
+    return {feature * scan.L + first, (row * scan.c * scan.H + h) * scan.L + first,
+            (feature * scan.chunks + chunk) * scan.n, row < scan.batch ? scan.length(chunk) : 0};
+}
+
 S4_FAST_INLINE void find_chunks(Chunk (&chunks)[M], const Scan &scan, int64_t h, int64_t tile) {
     if (threadIdx.x >= M) return;
-    const int64_t column = tile * M + threadIdx.x, row = column / scan.chunks, chunk = column % scan.chunks;
-    const int64_t feature = row * scan.H + h, first = chunk * scan.T;
-    chunks[threadIdx.x] = {feature * scan.L + first, (row * scan.c * scan.H + h) * scan.L + first,
-                           (feature * scan.chunks + chunk) * scan.n, row < scan.batch ? scan.length(chunk) : 0};
+    const int64_t column = tile * M + threadIdx.x;
+    chunks[threadIdx.x] = find_chunk(scan, h, column / scan.chunks, column % scan.chunks);
 }
 
 // The samples of a tile of u, or of the channel of y where `from` points, in time or from the last one of each chunk

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(R) == sizeof(float) ? 4 : 2)
     if (block < deal.parameters)
         return parameters_block(block, scan, deal.of_parameters, tiles, made.nodes, in, sums.parameters);
     block -= unsigned(deal.parameters);
-    if (block < deal.outputs) return output_block<true>(block, scan, deal.of_outputs, tiles, made, outputs);
+    if (block < deal.outputs) return output_block<true, Powers>(block, scan, deal.of_outputs, tiles, made, outputs);
     block -= unsigned(deal.outputs);
     correlation_block(block, scan, deal.of_correlation, tiles, in, sums.correlation);
 }

@@ -12,7 +12,7 @@ namespace {
 template <class R, class S>
 struct Outputs {
     const R *samples;         // or NULL for 0
-    const Complex<R> *leave;  // (channels, H, n)
+    const Complex<R> *leave;  // (channels, H, ...), as COLUMNS reads it
     const Complex<R> *states[2];
     R *partial;  // (batch, channels, H, L), or NULL where there is one block of states
     S *out;
@@ -90,9 +90,34 @@ S4_FAST_INLINE void add_states(R (&sums)[RM][RT], const OutputTables<R> &tables,
     }
 }
 
+// With what the states before a chunk are multiplied to give its outputs: powers of the nodes, and a weight per state,
+// leave (channels, H, n).
+struct Powers {
+    static S4_FAST_INLINE int64_t per_feature(const Scan &scan) { return scan.n; }
+
+    template <class R>
+    static S4_FAST_INLINE void load(OutputTables<R> &tables, const Scan &scan, const Tables<R> &made, int64_t h,
+                                    int64_t first, int here) {
+        constexpr int T = CHUNK<R>;
+        __syncthreads();
+        load_nodes(tables.nodes, scan, h, first, made.nodes);
+        __syncthreads();
+        for (int entry = threadIdx.x; entry < here * T; entry += THREADS)
+            tables.powers[entry / T][entry % T] = bounded_power(scan, tables.nodes[entry / T], entry % T);
+    }
+
+    template <class R>
+    static S4_FAST_INLINE void load_direction(OutputTables<R> &, const Scan &, const Complex<R> *, int) {}
+
+    template <class R>
+    static S4_FAST_INLINE Complex<R> enter(const Complex<R> *leave, int k, Complex<R> s) {
+        return conj(leave[k] * s);
+    }
+};
+
 // The outputs of a share of the tiles of one feature and channel, K states at a time: what earlier passes have found
 // lies in `partial`.
-template <bool ADJOINT, class R, class S>
+template <bool ADJOINT, class COLUMNS, class R, class S>
 S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares &shares, int64_t tiles,
                                  const Tables<R> &made, const Outputs<R, S> &outputs) {
     constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;
@@ -104,11 +129,7 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t first = 0; first < scan.n; first += K) {
         const int here = int(scan.n - first < K ? scan.n - first : K);
-        __syncthreads();
-        load_nodes(tables.nodes, scan, h, first, made.nodes);
-        __syncthreads();
-        for (int entry = threadIdx.x; entry < here * T; entry += THREADS)
-            tables.powers[entry / T][entry % T] = bounded_power(scan, tables.nodes[entry / T], entry % T);
+        COLUMNS::load(tables, scan, made, h, first, here);
         for (int64_t tile = share * shares.each; tile < end; ++tile) {
             __syncthreads();
             find_chunks(tables.chunks, scan, h, tile);
@@ -123,16 +144,17 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
             R sums[RM][RT] = {};
 #pragma unroll 1
             for (int direction = 0; direction < scan.directions; ++direction) {
-                const Complex<R> *const leave =
-                    outputs.leave + direction * outputs.next_direction + (channel * scan.H + h) * scan.n + first;
+                const Complex<R> *const leave = outputs.leave + direction * outputs.next_direction +
+                                                (channel * scan.H + h) * COLUMNS::per_feature(scan) + first;
                 const Complex<R> *const states = outputs.states[direction];
                 __syncthreads();
+                COLUMNS::load_direction(tables, scan, leave, here);
                 for (int entry = threadIdx.x; entry < M * K; entry += THREADS) {
                     const int k = entry % K;
                     const Chunk &chunk = tables.chunks[entry / K];
                     const bool present = chunk.length && k < here;
                     tables.states[entry / K][k] =
-                        present ? conj(leave[k] * states[chunk.states + first + k]) : Complex<R>{0, 0};
+                        present ? COLUMNS::enter(leave, k, states[chunk.states + first + k]) : Complex<R>{0, 0};
                 }
                 __syncthreads();
                 if (direction == int(ADJOINT))
@@ -204,7 +226,7 @@ template <class R, class S>
 __global__ void __launch_bounds__(THREADS, 4)
     scan_output_kernel(Scan scan, Shares shares, int64_t tiles, const __grid_constant__ Tables<R> made,
                        const __grid_constant__ Outputs<R, S> outputs) {
-    output_block<false>(blockIdx.x, scan, shares, tiles, made, outputs);
+    output_block<false, Powers>(blockIdx.x, scan, shares, tiles, made, outputs);
 }
 
 template <class R, class S>

@@ -39,14 +39,16 @@ enum {
     S4_FAST_CONJUGATE = 32     /* A_imag holds -Im A */
 };
 
-/* The largest rank, and the largest (b + rank) (c + rank), that a family's functions take. */
+/* The largest rank, the largest (b + rank) (c + rank), and the largest n, that a family's functions take. */
 enum {
-    S4_FAST_CPU_DPLR_RANK = 8,       /* s4_fast_cpu_dplr_spectrum and its adjoint */
-    S4_FAST_CPU_DPLR_SUMS = 128,     /* the same */
-    S4_FAST_CPU_DPLR_STEP_RANK = 8,  /* s4_fast_cpu_dplr_step and its adjoint */
-    S4_FAST_CUDA_DPLR_RANK = 4,      /* s4_fast_cuda_dplr_spectrum and its adjoint */
-    S4_FAST_CUDA_DPLR_SUMS = 36,     /* its adjoint, in shared memory */
-    S4_FAST_CUDA_DPLR_STEP_RANK = 64 /* s4_fast_cuda_dplr_step */
+    S4_FAST_CPU_DPLR_RANK = 8,        /* s4_fast_cpu_dplr_spectrum and its adjoint */
+    S4_FAST_CPU_DPLR_SUMS = 128,      /* the same */
+    S4_FAST_CPU_DPLR_STEP_RANK = 8,   /* s4_fast_cpu_dplr_step and its adjoint */
+    S4_FAST_CUDA_DPLR_RANK = 4,       /* s4_fast_cuda_dplr_spectrum and its adjoint */
+    S4_FAST_CUDA_DPLR_SUMS = 36,      /* its adjoint, in shared memory */
+    S4_FAST_CUDA_DPLR_STEP_RANK = 64, /* s4_fast_cuda_dplr_step */
+    S4_FAST_CUDA_DPLR_SCAN_RANK = 8,  /* s4_fast_cuda_dplr_scan and its adjoint */
+    S4_FAST_CUDA_DPLR_SCAN_N = 256    /* the same, in shared memory */
 };
 
 /* The version of the package that this library was built with. */
@@ -194,13 +196,15 @@ S4_FAST_API int s4_fast_cpu_dplr_scan(int64_t dtype, int64_t signal_dtype, int64
 
 /* The gradients of u and of what follows it, each or NULL, of the shapes and types of what they belong to, for those of
  * y (grad_y, or NULL for 0) and of the final state (grad_final, or NULL for 0). */
-S4_FAST_API int s4_fast_cpu_dplr_scan_backward(
-    int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c,
-    int64_t rank, int64_t copies, int64_t dt_states, double rate, const void *grad_y, const void *grad_final,
-    const void *u, const void *dt, const void *A_real, const void *A_imag, const void *P, const void *B, const void *C,
-    const void *D, const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real,
-    void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
-    int64_t threads);
+S4_FAST_API int s4_fast_cpu_dplr_scan_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                               int64_t H, int64_t n, int64_t L, int64_t c, int64_t rank, int64_t copies,
+                                               int64_t dt_states, double rate, const void *grad_y,
+                                               const void *grad_final, const void *u, const void *dt,
+                                               const void *A_real, const void *A_imag, const void *P, const void *B,
+                                               const void *C, const void *D, const void *state, const void *ahead,
+                                               void *grad_u, void *grad_dt, void *grad_A_real, void *grad_A_imag,
+                                               void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
+                                               void *grad_ahead, int64_t threads);
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 
@@ -255,6 +259,20 @@ S4_FAST_API int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, 
                                        const void *u, const void *state, const double *increment, const void *G,
                                        const void *V, const void *B, const void *C, const void *D, void *y, void *next,
                                        void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+
+S4_FAST_API int s4_fast_cuda_dplr_scan(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
+                                       int64_t n, int64_t L, int64_t c, int64_t rank, int64_t copies, int64_t dt_states,
+                                       double rate, const void *u, const void *dt, const void *A_real,
+                                       const void *A_imag, const void *P, const void *B, const void *C, const void *D,
+                                       const void *state, const void *ahead, void *y, void *final, void *workspace,
+                                       int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_dplr_scan_backward(
+    int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c,
+    int64_t rank, int64_t copies, int64_t dt_states, double rate, const void *grad_y, const void *grad_final,
+    const void *u, const void *dt, const void *A_real, const void *A_imag, const void *P, const void *B, const void *C,
+    const void *D, const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real,
+    void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
+    void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
 /* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and
  * z (z_rows, Lz) with z_rows = 1 or H, out (c, H, Lz), all complex. */

@@ -25,6 +25,7 @@ def device(library: Library, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where the kernels find their tensors."""
     if library.device.type == "cpu":
         monkeypatch.setattr(native_library, "call", library.call)
+        monkeypatch.setattr(native_library.Function, "__call__", lambda self, *args: library.call(self._name, *args))
         missing = dispatch._missing
         monkeypatch.setattr(dispatch, "_missing", lambda backend: "" if backend == "native" else missing(backend))
         for op in dispatch.ops():
@@ -68,12 +69,21 @@ def scan_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict
     return {"u": u, "x": x, "B": B, "C": C, "D": D, "state": normal(generator, 2, 3, 29, dtype=dtype)}, {}
 
 
+def dplr_scan_inputs(generator: Generator, dtype: torch.dtype) -> tuple[Tensors, dict[str, int]]:
+    A, P, B = poles(generator, dtype, 3, 29), *(normal(generator, *s, 3, 29, dtype=dtype) for s in ((2,), ()))
+    dt = log_uniform(generator, 1e-2, 1e-1, 3).to(A.real.dtype)
+    u, C = normal(generator, 2, 3, 150, dtype=dt.dtype), normal(generator, 3, 29, dtype=dtype)
+    D, state = normal(generator, 3, dtype=dt.dtype), normal(generator, 2, 3, 29, dtype=dtype)
+    return {"u": u, "A": A, "P": P, "B": B, "C": C, "dt": dt, "D": D, "state": state}, {}
+
+
 INPUTS: dict[str, Callable[[Generator, torch.dtype], tuple[Tensors, dict[str, int]]]] = {
     "log_vandermonde": vandermonde_inputs,
     "log_vandermonde_transpose": transpose_inputs,
     "cauchy_mult": cauchy_inputs,
     "dplr_kernel": dplr_inputs,
     "ssm_scan": scan_inputs,
+    "dplr_scan": dplr_scan_inputs,
 }
 
 

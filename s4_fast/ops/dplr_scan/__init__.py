@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from s4_fast import arguments, dispatch
+from s4_fast import arguments, dispatch, native_library
 from s4_fast.ops import _native_calls
 from s4_fast.ops.diagonal import stored
 from s4_fast.ops.diagonal.form import Arguments, Form
@@ -193,13 +193,18 @@ def _describe(
     return _given(u, A, P, B, C, dt, D, state, ahead, bidirectional, rate, time_major).call()
 
 
-def _refuses(call: dispatch.Call) -> str | None:
+def _native_refuses(call: dispatch.Call) -> str | None:
+    if refusal := _native_calls.refuses(call):
+        return refusal
     if call.device == "cuda":
-        return "the native library scans DPLR systems on the CPU alone"
-    return _native_calls.refuses(call)
+        for size, what in (("rank", "a rank"), ("n", "n")):
+            most, given = native_library.limit(f"cuda_dplr_scan_{size}"), call.shape[size]
+            if given > most:
+                return f"it takes {what} of at most {most} on CUDA devices, not {given}"
+    return None
 
 
 dispatch.register_op("dplr_scan", _describe)
 dispatch.register("dplr_scan", "reference", f"{__name__}.reference")
 dispatch.register("dplr_scan", "pytorch", f"{__name__}.pytorch")
-dispatch.register("dplr_scan", "native", f"{__name__}.native", refuses=_refuses)
+dispatch.register("dplr_scan", "native", f"{__name__}.native", refuses=_native_refuses)
