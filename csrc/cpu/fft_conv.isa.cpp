@@ -10,24 +10,22 @@ namespace S4_FAST_ISA {
 namespace {
 
 // The first `count` numbers from `from` on into vectors `step` numbers apart, and zeros into what is left of `vectors`.
-// Whether all are finite.
 template <class T>
-bool lay_out(const T *from, int64_t count, int64_t vectors, T *to, int64_t step) {
-    Finite<T> finite;
+Magnitudes<T> lay_out(const T *from, int64_t count, int64_t vectors, T *to, int64_t step, Magnitudes<T> found = {}) {
     const int64_t whole = count > 0 ? count / kLanes<T> : 0;
     int64_t v = 0;
     for (; v < whole && v < vectors; ++v) {
         const Vector<T> samples = load(from + v * kLanes<T>);
-        finite.add(samples);
+        found.add(samples);
         store(to + v * step, samples);
     }
     for (; v < vectors; ++v) {
         Vector<T> samples = {};
         for (int i = 0; i < kLanes<T> && v * kLanes<T> + i < count; ++i) samples[i] = from[v * kLanes<T> + i];
-        finite.add(samples);
+        found.add(samples);
         store(to + v * step, samples);
     }
-    return finite.all();
+    return found;
 }
 
 // to[l] = scale times the l-th number of vectors `step` apart, + skip more[l] if there is one, for l < count.
@@ -65,6 +63,12 @@ double inner_product(int64_t count, const T *a, const T *b) {
     return total;
 }
 
+// Finite, unless their sum is beyond the numbers.
+template <class T>
+bool finite(const Magnitudes<T> &found) {
+    return found.sum() * T(0) == 0;
+}
+
 // What is not finite has no place in a sum that earlier outputs share: it is left out, and they end where it begins.
 template <class T>
 void spoil(int64_t good, int64_t count, T *row) {
@@ -100,16 +104,21 @@ class Spectral {
 
     // `count` numbers as a row of the transform, as far as they are finite; how many those are.
     int64_t read(const T *from, int64_t count, T *row) const {
-        if (lay_out_row(from, count, row)) return count;
+        if (finite(lay_out_row(from, count, row))) return count;
         const int64_t good = finite_samples(from, count);
         lay_out_row(from, good, row);
         return good;
     }
     // As they are.
-    bool lay_out_row(const T *from, int64_t count, T *row) const {
-        const bool low = lay_out(from, count, N_ / kLanes<T>, row, kPair<T>);
-        const bool high = lay_out(from + N_, count - N_, N_ / kLanes<T>, row + kLanes<T>, kPair<T>);
-        return low && high;
+    Magnitudes<T> lay_out_row(const T *from, int64_t count, T *row) const {
+        const Magnitudes<T> low = lay_out(from, count, N_ / kLanes<T>, row, kPair<T>);
+        return lay_out(from + N_, count - N_, N_ / kLanes<T>, row + kLanes<T>, kPair<T>, low);
+    }
+
+    // Of a number in a row.
+    int64_t place(int64_t l) const {
+        const int64_t at = l < N_ ? l : l - N_;
+        return at / kLanes<T> * kPair<T> + at % kLanes<T> + (l < N_ ? 0 : kLanes<T>);
     }
 
     void write(const T *row, int64_t count, T scale, T skip, const T *more, T *to) const {
@@ -142,7 +151,8 @@ class SpectralForward : Spectral<T> {
         for (int64_t b = piece.first; b < piece.last; ++b) {
             const T *const u = conv.u + conv.row(b, h);
             T *const signal = signal_, *const product = conv.c > 1 ? product_ : signal_;
-            const int64_t good = this->read(u, L, signal);
+            int64_t spike = L;
+            const int64_t good = read_signal(u, spike);
             this->transform_.forward(signal, [=](int64_t at, Pair<T> z) { store_pair(signal + at, z); });
             for (int64_t k = 0; k < conv.c; ++k) {
                 const T *const kernel = this->kernel(k);
@@ -153,12 +163,31 @@ class SpectralForward : Spectral<T> {
                 T *const y = y_ + conv.row(b, k, h);
                 const T *const more = conv.D ? u : nullptr;
                 this->write(product, L, T(1), conv.D ? conv.D[k * conv.H + h] : T(0), more, y);
+                if (spike < L) {
+                    const int64_t count = L - spike < conv.taps() ? L - spike : conv.taps();
+                    add_row(count, u[spike], conv.k + (k * conv.H + h) * conv.Lk, y + spike);
+                }
                 spoil(good < good_[k] ? good : good_[k], L, y);
             }
         }
     }
 
    private:
+    // As `read`, but a sample that outweighs all others stays out: a transform rounds every output of a row by as much
+    // as suits the largest.
+    int64_t read_signal(const T *u, int64_t &spike) const {
+        constexpr double kOutweighs = 32;
+        const int64_t L = this->conv_.L;
+        const Magnitudes<T> found = this->lay_out_row(u, L, signal_);
+        if (!finite(found)) return this->read(u, L, signal_);
+        const T largest = found.largest();
+        // Of so many others of equal size, the root of the sum of squares is their sum over sqrt(L).
+        if (double(largest) * ::sqrt(double(L)) <= kOutweighs * double(found.sum() - largest)) return L;
+        for (spike = 0; u[spike] != largest && u[spike] != -largest;) ++spike;
+        signal_[this->place(spike)] = 0;
+        return L;
+    }
+
     T *y_;
     int64_t *good_;
     T *signal_, *product_;
@@ -261,9 +290,9 @@ class Direct {
     }
 
    protected:
-    // The matrix whose product with a row is the convolution of `count` numbers with it.
+    // The matrix whose product with a row is the convolution of `count` numbers with it; whether all are finite.
     bool set_matrix(const T *from, int64_t count) const {
-        return lay_out(from, count, length_ / kLanes<T>, matrix_ + length_, kLanes<T>);
+        return finite(lay_out(from, count, length_ / kLanes<T>, matrix_ + length_, kLanes<T>));
     }
 
     // `rows` rows, times that matrix.
@@ -308,7 +337,7 @@ class DirectForward : Direct<T> {
             const T *const u = conv.u + conv.row(b + i, h);
             T *const to = this->rows_ + i * length;
             good_[i] = L;
-            if (lay_out(u, L, length / kLanes<T>, to, kLanes<T>)) continue;
+            if (finite(lay_out(u, L, length / kLanes<T>, to, kLanes<T>))) continue;
             good_[i] = finite_samples(u, L);
             lay_out(u, good_[i], length / kLanes<T>, to, kLanes<T>);
         }

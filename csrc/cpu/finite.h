@@ -7,18 +7,28 @@
 namespace s4_fast {
 namespace S4_FAST_ISA {
 
-// Whether every number of some vectors is finite, at one operation each.
+// The sum and the largest of the magnitudes of some vectors. The sum may be beyond the numbers though all are finite.
 template <class T>
-struct Finite {
-    Vector<T> sum = {};
-
-    void add(Vector<T> v) { sum += v * T(0); }
-
-    bool all() const {
-        T total = 0;
-        for (int i = 0; i < kLanes<T>; ++i) total += sum[i];
-        return total == 0;
+class Magnitudes {
+   public:
+    void add(Vector<T> v) {
+        const Vector<T> size = v < T(0) ? -v : v;
+        sum_ += size, largest_ = size > largest_ ? size : largest_;
     }
+
+    T sum() const {
+        T total = 0;
+        for (int i = 0; i < kLanes<T>; ++i) total += sum_[i];
+        return total;
+    }
+    T largest() const {
+        T found = 0;
+        for (int i = 0; i < kLanes<T>; ++i) found = largest_[i] > found ? largest_[i] : found;
+        return found;
+    }
+
+   private:
+    Vector<T> sum_ = {}, largest_ = {};
 };
 
 // The number of samples before the first that is not finite, or `length`.
@@ -31,10 +41,12 @@ int64_t finite_samples(const T *samples, int64_t length) {
 
 template <class T>
 bool all_finite(const T *samples, int64_t length) {
-    Finite<T> finite;
+    Vector<T> zeros = {};
     int64_t i = 0;
-    for (; i + kLanes<T> <= length; i += kLanes<T>) finite.add(load(samples + i));
-    return finite.all() && finite_samples(samples + i, length - i) == length - i;
+    for (; i + kLanes<T> <= length; i += kLanes<T>) zeros += load(samples + i) * T(0);
+    T total = 0;
+    for (int lane = 0; lane < kLanes<T>; ++lane) total += zeros[lane];
+    return total == 0 && finite_samples(samples + i, length - i) == length - i;
 }
 
 }  // namespace S4_FAST_ISA
