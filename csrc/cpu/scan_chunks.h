@@ -9,6 +9,7 @@
 #pragma once
 
 #include "carry.h"
+#include "finite.h"
 #include "multiply.h"
 #include "samples.h"
 #include "scan_steps.h"
@@ -196,9 +197,11 @@ struct Forward {
         ahead.quarter(1);
         nodes.carry.over(state, false, rows, local);
         ahead.quarter(2);
-        for (int64_t k = 0; k < c; ++k, y += channel) {
-            outputs[k].toeplitz.apply(rows, {2 * nodes.np, {local, 2 * nodes.np, 1}, outputs[k].by_node, kChunk}, u, y);
+        for (int64_t k = 0; k < c; ++k) {
+            outputs[k].toeplitz.apply(rows, {2 * nodes.np, {local, 2 * nodes.np, 1}, outputs[k].by_node, kChunk}, u,
+                                      y + k * channel);
         }
+        if (!all_finite(u, rows * kChunk)) mend(u, y, channel, finite_samples(u, rows * kChunk));
         ahead.quarter(3);
     }
 
@@ -206,6 +209,21 @@ struct Forward {
         step_states(nodes.lambda, nodes.B, state, count, u, steps);
         for (int64_t k = 0; k < c; ++k, y += channel) {
             step_outputs(outputs[k].C, outputs[k].D[0], lag, count, u, steps, y);
+        }
+    }
+
+   private:
+    // The outputs of a chunk before its first sample that is not finite, which has spoilt them: zeros of the Toeplitz
+    // matrix times it are not zero. Those of later chunks have it in their states.
+    void mend(const T *u, T *y, int64_t channel, int64_t good) const {
+        const int64_t row = good / kChunk, rest = good % kChunk;
+        T samples[kChunk], again[kChunk];
+        clear(samples, kChunk);
+        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * kChunk + t];
+        for (int64_t k = 0; k < c; ++k, y += channel) {
+            const Coefficients<T> states = {local + row * 2 * nodes.np, 2 * nodes.np, 1};
+            outputs[k].toeplitz.apply(1, {2 * nodes.np, states, outputs[k].by_node, kChunk}, samples, again);
+            for (int64_t t = 0; t < rest; ++t) y[row * kChunk + t] = again[t];
         }
     }
 };

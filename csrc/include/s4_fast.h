@@ -83,6 +83,20 @@ S4_FAST_API int s4_fast_cpu_vandermonde(int64_t dtype, int64_t c, int64_t H, int
 S4_FAST_API int s4_fast_cpu_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u,
                                     const void *x, void *zeroth, void *first, int64_t threads);
 
+/* ---- Causal convolution ---------------------------------------------------------------------------------------- */
+
+/* y[b, c, h, l] = sum_{j <= l} k[c, h, j] u[b, h, l - j] + D[c, h] u[b, h, l]:  u (batch, H, L), k (c, H, Lk), of which
+ * taps beyond L have no effect, D (c, H) or NULL, y (batch, c, H, L), all real. Where a sample of u or a tap of k is
+ * not finite, the outputs that follow from it are NaN, those of the same row, feature and channel before it are what
+ * they are without it, and the others untouched. */
+S4_FAST_API int s4_fast_cpu_fft_conv(int64_t dtype, int64_t batch, int64_t c, int64_t H, int64_t L, int64_t Lk,
+                                     const void *u, const void *k, const void *D, void *y, int64_t threads);
+
+/* The gradients of u, k and D, each or NULL, of the shapes of what they belong to, for that of y (grad_y). */
+S4_FAST_API int s4_fast_cpu_fft_conv_backward(int64_t dtype, int64_t batch, int64_t c, int64_t H, int64_t L, int64_t Lk,
+                                              const void *grad_y, const void *u, const void *k, const void *D,
+                                              void *grad_u, void *grad_k, void *grad_D, int64_t threads);
+
 /* ---- The recurrence of a diagonal SSM -------------------------------------------------------------------------- */
 
 /* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <complex>
@@ -236,6 +237,75 @@ void test_moments(bool wide, Sizes s, bool first) {
                   return s4_fast_cpu_moments(wide, s.batch, s.H, s.n, s.L, u.data(), x.data(), to[0].data(),
                                              to[1].data(), threads);
               });
+}
+
+// --------------------------------------------------------------------------------------------------------- convolution
+
+// As many taps as samples, or fewer or more.
+void test_fft_conv(bool wide, Sizes s, bool optional) {
+    const int64_t c = optional ? 2 : 1;
+    for (int64_t Lk : {s.L, s.L / 3 + 1, s.L + 5}) {
+        const int64_t taps = std::min(Lk, s.L);
+        const Array u = Array::random(wide, s.batch * s.H * s.L), k = Array::random(wide, c * s.H * Lk),
+                    D = Array::random(wide, optional ? c * s.H : 0), dy = Array::random(wide, c * u.count());
+        Reals y(std::size_t(dy.count())), grad_u(std::size_t(u.count())), grad_k(std::size_t(k.count())),
+            grad_D(std::size_t(c * s.H));
+        for (int64_t row = 0; row < s.batch * c * s.H; ++row) {
+            const int64_t of_kernel = row % (c * s.H), of_u = row / (c * s.H) * s.H + row % s.H;
+            for (int64_t l = 0; l < s.L; ++l) {
+                const int64_t at = row * s.L + l;
+                const auto add = [&](int64_t from, double factor) {
+                    y[std::size_t(at)] += factor * u[from], grad_u[std::size_t(from)] += factor * dy[at];
+                };
+                if (optional) add(of_u * s.L + l, D[of_kernel]);
+                grad_D[std::size_t(of_kernel)] += dy[at] * u[of_u * s.L + l];
+                for (int64_t j = 0; j <= l && j < taps; ++j) {
+                    add(of_u * s.L + l - j, k[of_kernel * Lk + j]);
+                    grad_k[std::size_t(of_kernel * Lk + j)] += dy[at] * u[of_u * s.L + l - j];
+                }
+            }
+        }
+        every_way(describe("fft_conv", wide, s, optional), tolerance(wide), {{"y", wide, y}},
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_fft_conv(wide, s.batch, c, s.H, s.L, Lk, u.data(), k.data(), D.data(),
+                                                  to[0].data(), threads);
+                  });
+        for_all_or_one({{"grad_u", wide, grad_u}, {"grad_k", wide, grad_k}, {"grad_D", wide, grad_D}},
+                       [&](const std::vector<Output> &outputs) {
+                           every_way(describe("fft_conv_backward", wide, s, optional), tolerance(wide), outputs,
+                                     [&](const Arrays &to, int64_t threads) {
+                                         return s4_fast_cpu_fft_conv_backward(
+                                             wide, s.batch, c, s.H, s.L, Lk, dy.data(), u.data(), k.data(), D.data(),
+                                             to[0].data(), to[1].data(), to[2].data(), threads);
+                                     });
+                       });
+    }
+}
+
+// A sample that is not finite, and one that outweighs all others, take ways of their own.
+void test_bad_samples(bool wide, int64_t L) {
+    const int64_t batch = 3, H = 2, place = L / 2;
+    const Array k = Array::random(wide, H * L), good = Array::random(wide, batch * H * L);
+    for (double value : {1e6, std::numeric_limits<double>::infinity()}) {
+        Array u = good.copy();
+        u.set(place, value);
+        for (const char *isa : kIsas) {
+            if (s4_fast_cpu_use(isa)) continue;
+            Array y(wide, u.count()), expected(wide, u.count());
+            if (s4_fast_cpu_fft_conv(wide, batch, 1, H, L, L, u.data(), k.data(), nullptr, y.data(), 2) ||
+                s4_fast_cpu_fft_conv(wide, batch, 1, H, L, L, good.data(), k.data(), nullptr, expected.data(), 2)) {
+                report("bad samples: %s", s4_fast_error());
+            }
+            for (int64_t i = 0; i < u.count(); ++i) {
+                const bool reached = place <= i && i < L;
+                if (reached ? std::isfinite(y[i]) != std::isfinite(value)
+                            : !(std::abs(y[i] - expected[i]) <= tolerance(wide) * double(L))) {
+                    report("bad samples: %g makes y[%lld] of %lld %g", value, (long long)i, (long long)L, y[i]);
+                }
+            }
+        }
+    }
+    s4_fast_cpu_use(nullptr);
 }
 
 // ---------------------------------------------------------------------------------------------------------- recurrence
@@ -864,10 +934,17 @@ int main(int count, char **arguments) {
             for (Test test : steps) for_both_types(test, {batch, 5, n, 1});
         }
     }
-    // Rows of a feature in several pieces; states of more nodes than a piece has; several segments of kept states.
+    for (int64_t L : {1, 17, 64, 65, 129, 300, 1047, 3100}) {
+        if (!all && L != 300) continue;
+        for_both_types(test_fft_conv, {3, 2, 0, L});
+        for (bool wide : {false, true}) test_bad_samples(wide, L);
+    }
+    // Rows of a feature in several pieces, and of a convolution more than a product takes; states of more nodes than a
+    // piece has; several segments of kept states.
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
     for (Test test : {test_time_major_scan, test_diagonal}) for_both_types(test, {4, 2, 2, 16500});
     for_both_types(test_dplr_scan, {3, 2, 2, 2200});
+    for_both_types(test_fft_conv, {400, 1, 0, 100});
     for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);

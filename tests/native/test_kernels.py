@@ -35,7 +35,7 @@ from tests.helpers import (
 from tests.native import header
 
 ISAS = ("avx512", "avx2", "portable")
-OPS = ("log_vandermonde", "log_vandermonde_transpose", "ssm_scan", "ssm_step")
+OPS = ("log_vandermonde", "log_vandermonde_transpose", "fft_conv", "ssm_scan", "ssm_step")
 # (batch, H, n, L): no n but 64 is a number of whole vectors of every instruction set.
 SIZES = [(16, 1, 1, 1), (3, 2, 3, 33), (2, 3, 17, 63), (1, 2, 33, 1600), (2, 1, 64, 700), (1, 2, 100, 1047)]
 
@@ -48,6 +48,9 @@ def inputs(
     def make(*shape: int, real: bool = False) -> Tensor:
         return normal(generator, *shape, dtype=dtype.to_real() if real else dtype)
 
+    if op == "fft_conv":
+        shapes = {"u": (batch, H, L), "k": (2, H, 16 * n), "D": (2, H)}
+        return {name: make(*shape, real=True) for name, shape in shapes.items()}
     x = log_nodes(generator, "weak", H, n, dtype=dtype)
     if op == "log_vandermonde":
         return {"v": make(batch, H, n), "x": x}
@@ -263,6 +266,7 @@ CPU_FUNCTIONS = header.functions("cpu")
 OTHER_INTEGERS = ("time_major", "flags", "signal_dtype")
 OPTIONAL = {"first", "D", "state", "ahead", "final", "grad_y", "grad_next", "grad_final"}
 GIVEN = {
+    "fft_conv_backward": {"grad_y"},
     "scan_backward": {"grad_y", "grad_u"},
     "step": {"state"},
     "step_backward": {"state"},
@@ -280,7 +284,14 @@ def may_be_null(function: str, argument: str) -> bool:
 
 
 def test_the_header_declares_every_function_that_is_called() -> None:
-    assert {"vandermonde", "moments", "scan_backward", "step_backward", "dplr_step_backward"} <= CPU_FUNCTIONS.keys()
+    assert {
+        "vandermonde",
+        "moments",
+        "fft_conv_backward",
+        "scan_backward",
+        "step_backward",
+        "dplr_step_backward",
+    } <= CPU_FUNCTIONS.keys()
     assert all(f[-1] == ("threads", "int64_t") for f in CPU_FUNCTIONS.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks
+from s4_fast.ops import _checks, _native_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.long_conv import reference
 
@@ -65,6 +65,11 @@ def _prepare(u: Tensor, k: Tensor, D: Tensor | None = None) -> dispatch.Call:
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors))
 
 
+def _refuses(call: dispatch.Call) -> str | None:
+    return "its convolution runs on the CPU alone" if call.device != "cpu" else _native_calls.refuses(call)
+
+
 dispatch.register_op("fft_conv", _prepare)
 dispatch.register("fft_conv", "reference", f"{__name__}.reference")
 dispatch.register("fft_conv", "pytorch", f"{__name__}.pytorch")
+dispatch.register("fft_conv", "native", f"{__name__}.native", refuses=_refuses)

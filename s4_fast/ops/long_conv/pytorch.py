@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from s4_fast.ops import _finite
 from s4_fast.ops._layout import sum_over
 
 # Bytes of one padded block (batch * channels * features * FFT length): on a CPU for each thread, which has a cache of
@@ -17,8 +18,20 @@ _BLOCK = {"cpu": 1 << 21, "cuda": 1 << 29}
 
 def fft_conv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
     """u (B, H, L), k (c, H, Lk), D (c, H) or empty -> (B, c, H, L)."""
-    (B, H, L), c = u.shape, k.shape[0]
+    L = u.shape[-1]
     k = k[..., :L]
+    if not _finite.suspected(u, k):
+        return _in_blocks(u, k, D)
+    y = _in_blocks(_finite.without(u), _finite.without(k), D)
+    of_taps = _finite.spoilt(k)
+    y += _finite.spoilt(u)[:, None]
+    y[..., : k.shape[-1]] += of_taps
+    y[..., k.shape[-1] :] += of_taps[..., -1:]
+    return y
+
+
+def _in_blocks(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+    (B, H, L), c = u.shape, k.shape[0]
     size = _fft_size(L + k.shape[-1] - 1)
     step = _features(B * c * size, u)
     if step >= H:

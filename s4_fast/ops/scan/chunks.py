@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, conj_physical
 from torch.nn.functional import pad
 
+from s4_fast.ops import _finite
 from s4_fast.ops.vandermonde.two_level import power_table
 
 # Chunks that the scan takes one after the other; groups of that many are the chunks of its next level.
@@ -59,7 +60,11 @@ class Chunks:
     def outputs(self, u: Tensor, states: Tensor) -> Tensor:
         """y of chunks u that begin in ``states``, (batch, H, M r)."""
         r = u.shape[-1]
-        return _respond(u, self.toeplitz[:, :r, :r], states, self.rising[:, :r])
+        tables = self.toeplitz[:, :r, :r], states, self.rising[:, :r]
+        if not _finite.suspected(u):
+            return _respond(u, *tables)
+        # Later chunks have a bad sample in their states.
+        return _respond(_finite.without(u), *tables) + _finite.spoilt(u).flatten(2).transpose(0, 1)
 
     def adjoint_inputs(self, dy: Tensor) -> Tensor:
         """2 C sum_t lambda^(t+1) dy[t]: what each chunk adds to the conjugated gradient of the state before it."""
