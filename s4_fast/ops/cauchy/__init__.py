@@ -120,9 +120,9 @@ def _prepare_bilinear(v: Tensor, w: Tensor, L: int) -> tuple[dispatch.Call, torc
     return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, w=w)), lead
 
 
-def _native_refuses(call: dispatch.Call) -> str | None:
-    if call.device == "cpu":
-        return "its Cauchy kernels run on CUDA devices; the tensors are on 'cpu'"
+def _native_refuses_bilinear(call: dispatch.Call) -> str | None:
+    if call.device != "cpu":
+        return f"it sums at the roots of unity on the CPU; the tensors are on {call.device!r}"
     return _native_calls.refuses(call)
 
 
@@ -135,4 +135,5 @@ for _op in ("cauchy_mult", "cauchy_bilinear"):
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses, preferred=_triton_calls.preferred
     )
 dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)
-dispatch.register("cauchy_mult", "native", f"{__name__}.native", refuses=_native_refuses)
+dispatch.register("cauchy_mult", "native", f"{__name__}.native", refuses=_native_calls.refuses)
+dispatch.register("cauchy_bilinear", "native", f"{__name__}.native", refuses=_native_refuses_bilinear)
