@@ -29,10 +29,8 @@ __attribute__((noinline)) bool sum_block(const CauchyWork<A> &f, const A *poles,
             for (int64_t i = first; i < last; ++i, pole += stride)
                 for (int j = 0; j < kTile; ++j) {
                     const Quotient<A> q = quotient<terms, A>(t[j], pole[0], pole[1], size);
-                    for (int r = 0; r < Rows; ++r) {
-                        const Part<A> x = term<terms, A>(t[j], q, pole[2 + 2 * r], pole[3 + 2 * r]);
-                        chain[j][r].re += x.re, chain[j][r].im += x.im;
-                    }
+                    for (int r = 0; r < Rows; ++r)
+                        add_product(chain[j][r], numerator<terms, A>(t[j], q, pole[2 + 2 * r], pole[3 + 2 * r]), q.E);
                 }
             for (int j = 0; j < kTile; ++j)
                 for (int r = 0; r < Rows; ++r) sums[j][r].re += chain[j][r].re, sums[j][r].im += chain[j][r].im;
@@ -59,7 +57,6 @@ int64_t cauchy_scratch(const Cauchy<T> &of, bool backward) {
 
 template <class T>
 void cauchy_sums(const Cauchy<T> &of, T *out, int64_t h, int64_t first, int64_t last, char *scratch) {
-    const FlushDenormals flush;
     Arena memory(scratch);
     CauchyWorks<T> works(memory, of, false);
     load_poles(of, h, works.own);

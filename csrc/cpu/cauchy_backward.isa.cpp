@@ -31,14 +31,14 @@ __attribute__((noinline)) bool moments_of_block(const CauchyWork<A> &f, const A 
                 const A *g = f.rows + 2 * r * kCauchyBlock + k;
                 const A alpha = poles[2 + 2 * r], beta = poles[3 + 2 * r];
                 const Part<A> q = conj_product<A>({load(g), load(g + kCauchyBlock)}, at.E);
+                const Part<A> v = numerator<terms, A>(t, at, alpha, beta);
                 if constexpr (terms == Terms::single) {
                     sums[2 * r] += q.re, sums[2 * r + 1] += q.im;
-                    p.re += alpha * q.re - beta * q.im, p.im += alpha * q.im + beta * q.re;
+                    add_product(p, v, q);
                 } else {
                     sums[2 * r] += terms == Terms::at_roots ? t.x * q.re : q.re;
-                    sums[2 * r + 1] += at.u.re * q.re - at.u.im * q.im;
-                    const Part<A> x = product<A>(term<terms, A>(t, at, alpha, beta), q);
-                    p.re += x.re, p.im += x.im;
+                    sums[2 * r + 1] = sums[2 * r + 1] + at.u.re * q.re - at.u.im * q.im;
+                    add_product(p, product(v, at.E), q);
                     if constexpr (AtNodes) by_node.re += alpha * q.re, by_node.im += alpha * q.im;
                 }
             }
@@ -88,7 +88,6 @@ void load_gradients(const Cauchy<T> &of, const T *grad, int64_t h, int64_t row, 
 template <class T>
 void cauchy_sums_backward(const Cauchy<T> &of, const T *grad, int64_t h, int64_t first, int64_t last, double *moments,
                           T *grad_z, char *scratch) {
-    const FlushDenormals flush;
     Arena memory(scratch);
     CauchyWorks<T> works(memory, of, true);
     const int64_t width = cauchy_moments(of);

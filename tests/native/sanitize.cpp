@@ -238,6 +238,106 @@ void test_moments(bool wide, Sizes s, bool first) {
               });
 }
 
+// -------------------------------------------------------------------------------------------------------------- Cauchy
+
+// Sums with the poles at(h, l) - w turn(l), and what a sum is multiplied by: turn is 1 but at the roots of unity.
+struct CauchyInputs {
+    Sizes s;
+    int64_t nodes, z_rows;
+    bool symmetric;
+    Array v, w, z, grad;
+
+    // Without z_rows at the L-th roots of unity.
+    CauchyInputs(bool wide, Sizes s, int64_t z_rows, bool symmetric)
+        : s(s),
+          nodes(z_rows ? s.L : s.L / 2 + 1),
+          z_rows(z_rows),
+          symmetric(symmetric),
+          v(Array::random(wide, 2 * s.batch * s.H * s.n)),
+          w(Array::random(wide, 2 * s.H * s.n)),
+          z(Array::random(wide, 2 * z_rows * s.L, 4)),
+          grad(Array::random(wide, 2 * s.batch * s.H * nodes)) {
+        for (int64_t i = 0; i < s.H * s.n; ++i) w.set(2 * i, -0.5 - std::abs(w[2 * i]));
+    }
+
+    double angle(int64_t l) const { return std::acos(-1.0) * double(l) / double(s.L); }
+    Complex at(int64_t h, int64_t l) const {
+        return z_rows ? z.pair(h % z_rows * s.L + l) : Complex(0, 2 * std::sin(angle(l)));
+    }
+    double turn(int64_t l) const { return z_rows ? 1 : std::cos(angle(l)); }
+    Complex factor(int64_t l) const { return z_rows ? 1 : std::polar(1.0, angle(l)); }
+
+    // The sums, and the gradients of v, of z by feature, and of w.
+    std::vector<Complexes> all() const {
+        Complexes out(std::size_t(s.batch * s.H * nodes)), grad_v(std::size_t(s.batch * s.H * s.n)),
+            grad_z(std::size_t(s.H * nodes)), grad_w(std::size_t(s.H * s.n));
+        for (int64_t row = 0; row < s.batch * s.H; ++row) {
+            const int64_t h = row % s.H;
+            for (int64_t l = 0; l < nodes; ++l) {
+                const Complex g = grad.pair(row * nodes + l) * std::conj(factor(l));
+                Complex &sum = out[std::size_t(row * nodes + l)];
+                for (int64_t i = 0; i < s.n; ++i) {
+                    const Complex of_v = v.pair(row * s.n + i), pole = w.pair(h * s.n + i);
+                    const Complex own = 1.0 / (at(h, l) - pole * turn(l)),
+                                  other = symmetric ? 1.0 / (at(h, l) - std::conj(pole) * turn(l)) : 0;
+                    sum += of_v * own + std::conj(of_v) * other;
+                    const Complex by_own = g * std::conj(of_v * own * own),
+                                  by_other = g * std::conj(std::conj(of_v) * other * other);
+                    grad_v[std::size_t(row * s.n + i)] += g * std::conj(own) + std::conj(g) * other;
+                    grad_w[std::size_t(h * s.n + i)] += turn(l) * (by_own + std::conj(by_other));
+                    grad_z[std::size_t(h * nodes + l)] -= by_own + by_other;
+                }
+                sum *= factor(l);
+            }
+        }
+        return {out, grad_v, grad_z, grad_w};
+    }
+};
+
+void test_cauchy_mult(bool wide, Sizes s, bool symmetric) {
+    for (int64_t z_rows : {int64_t(1), s.H}) {
+        const CauchyInputs in(wide, s, z_rows, symmetric);
+        std::vector<Complexes> expected = in.all();
+        for (int64_t i = 0; z_rows == 1 && i < s.L; ++i) {
+            for (int64_t h = 1; h < s.H; ++h) expected[2][std::size_t(i)] += expected[2][std::size_t(h * s.L + i)];
+        }
+        expected[2].resize(std::size_t(z_rows * s.L));
+        every_way(describe("cauchy_mult", wide, s, symmetric), tolerance(wide), {{"out", wide, flat(expected[0])}},
+                  [&](const Arrays &to, int64_t threads) {
+                      return s4_fast_cpu_cauchy_mult(wide, s.batch, s.H, s.n, s.L, z_rows, in.v.data(), in.z.data(),
+                                                     in.w.data(), symmetric, to[0].data(), threads);
+                  });
+        const std::vector<Output> every = {{"grad_v", wide, flat(expected[1])},
+                                           {"grad_z", wide, flat(expected[2])},
+                                           {"grad_w", wide, flat(expected[3])}};
+        for_all_or_one(every, [&](const std::vector<Output> &outputs) {
+            every_way(describe("cauchy_mult_backward", wide, s, symmetric), tolerance(wide), outputs,
+                      [&](const Arrays &to, int64_t threads) {
+                          return s4_fast_cpu_cauchy_mult_backward(wide, s.batch, s.H, s.n, s.L, z_rows, in.grad.data(),
+                                                                  in.v.data(), in.z.data(), in.w.data(), symmetric,
+                                                                  to[0].data(), to[1].data(), to[2].data(), threads);
+                      });
+        });
+    }
+}
+
+void test_cauchy_bilinear(bool wide, Sizes s, bool optional) {
+    const CauchyInputs in(wide, s, 0, true);
+    const std::vector<Complexes> expected = in.all();
+    every_way(describe("cauchy_bilinear", wide, s, optional), tolerance(wide), {{"out", wide, flat(expected[0])}},
+              [&](const Arrays &to, int64_t threads) {
+                  return s4_fast_cpu_cauchy_bilinear(wide, s.batch, s.H, s.n, s.L, in.v.data(), in.w.data(),
+                                                     to[0].data(), threads);
+              });
+    every_way(
+        describe("cauchy_bilinear_backward", wide, s, optional), tolerance(wide),
+        {{"grad_v", wide, flat(expected[1])}, optional ? Output{"grad_w", wide, flat(expected[3])} : none("grad_w")},
+        [&](const Arrays &to, int64_t threads) {
+            return s4_fast_cpu_cauchy_bilinear_backward(wide, s.batch, s.H, s.n, s.L, in.grad.data(), in.v.data(),
+                                                        in.w.data(), to[0].data(), to[1].data(), threads);
+        });
+}
+
 // ---------------------------------------------------------------------------------------------------------- recurrence
 
 // The inputs of a scan; D and state may be absent.
@@ -829,7 +929,8 @@ void for_both_types(Test test, Sizes sizes) {
 int main(int count, char **arguments) {
     alarm(900);  // ends a process whose threads wait for each other
     const bool all = count > 1 && std::strcmp(arguments[1], "all") == 0;
-    const Test sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr},
+    const Test cauchy[] = {test_cauchy_mult, test_cauchy_bilinear},
+               sequences[] = {test_vandermonde, test_moments, test_scan, test_dplr},
                steps[] = {test_step, test_step_backward, test_dplr_step, test_dplr_step_backward};
     for (int64_t n : {1, 3, 17, 33}) {
         for (int64_t batch : {1, 3}) {
@@ -837,6 +938,7 @@ int main(int count, char **arguments) {
             for (int64_t L : {1, 31, 32, 33, 63, 100, 1600}) {
                 if (!all && L < 100) continue;
                 for (Test test : sequences) for_both_types(test, {batch, 2, n, L});
+                for (Test test : cauchy) for_both_types(test, {batch, 2, n, L});
                 if (n == 3) for_both_types(test_time_major_scan, {batch, 21, n, L});
                 if (n == 3) for_both_types(test_diagonal, {batch, 18, n, L});
             }
@@ -847,6 +949,8 @@ int main(int count, char **arguments) {
     for (Test test : {test_vandermonde, test_moments, test_scan}) for_both_types(test, {4, 1, 2, 16500});
     for (Test test : {test_time_major_scan, test_diagonal}) for_both_types(test, {4, 2, 2, 16500});
     for (Test test : {test_dplr, test_dplr_step, test_dplr_step_backward}) for_both_types(test, {1, 1, 2, 5000});
+    // Rows in several groups, and ranges of nodes.
+    for (Test test : cauchy) for_both_types(test, {7, 1, 40, 2600});
     for (Test test : steps) for_both_types(test, {3, 7, 3200, 1});
     if (all) test_scan(true, {1, 1, 256, 16003}, true);
     if (all) test_time_major_scan(true, {1, 11, 130, 3100}, true);

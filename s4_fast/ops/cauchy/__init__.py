@@ -126,6 +126,16 @@ def _native_refuses_bilinear(call: dispatch.Call) -> str | None:
     return _native_calls.refuses(call)
 
 
+def _native_prefers_bilinear(call: dispatch.Call) -> bool:
+    """Where n reciprocals a node take less than a node's share of the FFT form.
+
+    Forward and backward on a core with AVX-512 (PyTorch 2.13) they took 0.12 to 0.7 of its time with n L up to 2^19,
+    0.9 to 1.2 with n = 32 and 0.5 to 1.8 with n = 256 beyond 2^20, and with n = 16 and 3 at most 0.5 up to L = 2^20.
+    """
+    n, L = call.shape["n"], call.shape["L"]
+    return n <= 16 or n * L <= 1 << 20
+
+
 dispatch.register_op("cauchy_mult", lambda *args, **kwargs: _prepare_mult(*args, **kwargs)[0])
 dispatch.register_op("cauchy_bilinear", lambda *args, **kwargs: _prepare_bilinear(*args, **kwargs)[0])
 for _op in ("cauchy_mult", "cauchy_bilinear"):
@@ -136,4 +146,10 @@ for _op in ("cauchy_mult", "cauchy_bilinear"):
     )
 dispatch.register("cauchy_mult", "keops", f"{__name__}.keops", preferred=lambda call: False)
 dispatch.register("cauchy_mult", "native", f"{__name__}.native", refuses=_native_calls.refuses)
-dispatch.register("cauchy_bilinear", "native", f"{__name__}.native", refuses=_native_refuses_bilinear)
+dispatch.register(
+    "cauchy_bilinear",
+    "native",
+    f"{__name__}.native",
+    refuses=_native_refuses_bilinear,
+    preferred=_native_prefers_bilinear,
+)
