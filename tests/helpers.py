@@ -100,9 +100,8 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 
 
 def backends(op: str) -> list[Any]:
-    """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own, and the
-    native Cauchy sums, which run on CUDA devices alone, have tests/native/test_cuda_ops.py."""
-    others = ("reference", "keops", "triton", *(["native"] if op == "cauchy_mult" else []))
+    """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
+    others = ("reference", "keops", "triton")
     names = [name for name in dispatch.implementations(op) if name not in others]
     return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
 

@@ -16,7 +16,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.func import functionalize, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules import module as nn_module
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

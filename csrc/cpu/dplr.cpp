@@ -6,17 +6,13 @@
 #include "arguments.h"
 #include "memory.h"
 #include "parallel.h"
+#include "pieces.h"
+#include "root_tables.h"
 
 namespace s4_fast {
 namespace {
 
-void fill(const RootPowers &powers) { S4_FAST_RETURN_FROM_ISA(root_powers(powers)) }
-
-void fill(const RootPowers &powers, const Roots &to, int64_t row){S4_FAST_RETURN_FROM_ISA(roots(powers, to, row))}
-
-int64_t scratch_bytes(const DplrSizes &sizes, bool backward) {
-    S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward))
-}
+int64_t scratch_bytes(const DplrSizes &sizes, bool backward) { S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward)) }
 
 template <class T>
 void run(const Dplr<T> &d, T *spectrum, int64_t h, int64_t first, int64_t last, char *scratch) {
@@ -30,63 +26,13 @@ void run(const Dplr<T> &d, const T *grad, int64_t h, int64_t first, int64_t last
 }
 
 template <class T>
-void run(const DplrStep<T> &step, int64_t first, int64_t last){S4_FAST_RETURN_FROM_ISA(dplr_step(step, first, last))}
-
-int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
+void run(const DplrStep<T> &step, int64_t first, int64_t last) {
+    S4_FAST_RETURN_FROM_ISA(dplr_step(step, first, last))
 }
-
-double *doubles(const std::unique_ptr<char, FreeAligned> &memory) { return reinterpret_cast<double *>(memory.get()); }
-
-std::unique_ptr<char, FreeAligned> memory_for_doubles(int64_t count) {
-    return aligned_memory(count * int64_t(sizeof(double)));
-}
-
-// The half angles of all nodes, padded with values that make no sum infinite.
-class RootTables {
-   public:
-    RootTables(int64_t L, int64_t threads)
-        : nodes_(L / 2 + 1), padded_(ceil_div(nodes_, kNodes) * kNodes), memory_(memory_for_doubles(3 * padded_)) {
-        const Roots roots = tables();
-        for (int64_t k = nodes_; k < padded_; ++k) roots.cos[k] = roots.low[k] = 0, roots.twice_sin[k] = 2;
-        const int64_t count = L / 4 + 1;
-        int64_t fine = 1;
-        while (fine * fine < count) fine *= 2;
-        const int64_t coarse = ceil_div(count, fine);
-        const auto memory = memory_for_doubles(4 * fine + 8 * coarse);
-        const RootPowers powers = {L, fine, coarse, doubles(memory), doubles(memory) + 4 * fine};
-        fill(powers);
-        parallel_for(nodes_ < kWorthThreads ? 1 : threads, 2 * coarse,
-                     [&](int64_t row, int64_t) { fill(powers, roots, row); });
-    }
-
-    Roots tables() const { return {doubles(memory_), doubles(memory_) + padded_, doubles(memory_) + 2 * padded_}; }
-
-   private:
-    static constexpr int64_t kWorthThreads = 1 << 14;
-    int64_t nodes_, padded_;
-    std::unique_ptr<char, FreeAligned> memory_;
-};
-
-// Pieces of work: a feature each, or where there are few, a feature and a range of its nodes. How many ranges there are
-// does not depend on the number of threads, so that neither do the sums over nodes.
-struct NodeRanges {
-    int64_t nodes, parts, range;
-
-    NodeRanges(int64_t H, int64_t L) : nodes(L / 2 + 1) {
-        const int64_t wanted = std::clamp<int64_t>(ceil_div(kPieces, H), 1, ceil_div(nodes, kWorth));
-        range = ceil_div(ceil_div(nodes, wanted), kNodes) * kNodes;
-        parts = ceil_div(nodes, range);
-    }
-
-    int64_t first(int64_t part) const { return std::min(part * range, nodes); }
-
-    static constexpr int64_t kPieces = 64, kWorth = 1024;
-};
 
 template <class T>
 int spectrum(Dplr<T> dplr, T *out, int64_t threads) {
-    const NodeRanges ranges(dplr.sizes.H, dplr.sizes.L);
+    const NodeRanges ranges(dplr.sizes.H, dplr.sizes.L / 2 + 1, kNodes);
     const int64_t bytes = scratch_bytes(dplr.sizes, false), count = dplr.sizes.H * ranges.parts;
     threads = std::clamp<int64_t>(threads, 1, count);
     const RootTables tables(dplr.sizes.L, threads);
@@ -129,7 +75,7 @@ void carry(const Dplr<T> &dplr, int64_t h, int64_t parts, double *sums, double *
 template <class T>
 int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_w, int64_t threads) {
     const DplrSizes &s = dplr.sizes;
-    const NodeRanges ranges(s.H, s.L);
+    const NodeRanges ranges(s.H, s.L / 2 + 1, kNodes);
     const int64_t bytes = scratch_bytes(s, true), parts = ranges.parts, count = s.H * parts;
     const int64_t stride = 2 * s.n * (s.c + s.rank) * (s.b + s.rank), poles_stride = grad_w ? 2 * s.n : 0;
     threads = std::clamp<int64_t>(threads, 1, count);

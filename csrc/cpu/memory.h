@@ -23,16 +23,21 @@ struct FreeAligned {
     void operator()(char *memory) const { ::operator delete(memory, std::align_val_t(Arena::kAlignment)); }
 };
 
+using AlignedMemory = std::unique_ptr<char, FreeAligned>;
+
 // Throws std::bad_alloc.
-inline std::unique_ptr<char, FreeAligned> aligned_memory(int64_t bytes) {
+inline AlignedMemory aligned_memory(int64_t bytes) {
     const std::size_t size = std::size_t(bytes > 0 ? bytes : 1);
-    std::unique_ptr<char, FreeAligned> memory(
-        static_cast<char *>(::operator new(size, std::align_val_t(Arena::kAlignment))));
+    AlignedMemory memory(static_cast<char *>(::operator new(size, std::align_val_t(Arena::kAlignment))));
 #ifdef S4_FAST_CHECKED
     std::memset(memory.get(), scratch_byte, size);
 #endif
     return memory;
 }
+
+inline AlignedMemory memory_for_doubles(int64_t count) { return aligned_memory(count * int64_t(sizeof(double))); }
+
+inline double *doubles(const AlignedMemory &memory) { return reinterpret_cast<double *>(memory.get()); }
 
 // The memory of one call. A little of it lies on the stack, where it costs nothing.
 class Scratch {
@@ -48,7 +53,7 @@ class Scratch {
     static constexpr int64_t kSmall = 1 << 14;
 #endif
 
-    std::unique_ptr<char, FreeAligned> large_;
+    AlignedMemory large_;
     alignas(Arena::kAlignment) char small_[kSmall + 1];
 };
 

@@ -21,6 +21,25 @@ struct Pieces {
     static constexpr int64_t kPieces = 64, kSamples = 1 << 14;
 };
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Pieces of work: a feature each, or where there are few, a feature and a range of its nodes, which begins at a
+// multiple of `multiple`. How many ranges there are does not depend on the number of threads, so that neither do sums
+// over nodes.
+struct NodeRanges {
+    int64_t nodes, range, parts;
+
+    NodeRanges(int64_t H, int64_t nodes, int64_t multiple) : nodes(nodes) {
+        const int64_t wanted = ceil_div(kPieces, H), most = ceil_div(nodes, kWorth);
+        range = ceil_div(ceil_div(nodes, wanted < most ? wanted : most), multiple) * multiple;
+        parts = ceil_div(nodes, range);
+    }
+
+    int64_t first(int64_t part) const { return part * range < nodes ? part * range : nodes; }
+
+    static constexpr int64_t kPieces = 64, kWorth = 1024;
+};
+
 inline int64_t at_most(int64_t threads, int64_t pieces) {
     return threads < 1 ? 1 : threads < pieces ? threads : pieces;
 }

@@ -1,6 +1,6 @@
 // cos and sin of pi k / L to twice the precision of double: products of two tables of about sqrt(L) powers.
+#include "roots.h"
 #include "complex.h"
-#include "dplr.h"
 
 namespace s4_fast {
 namespace S4_FAST_ISA {

@@ -97,6 +97,32 @@ S4_FAST_API int s4_fast_cpu_fft_conv_backward(int64_t dtype, int64_t batch, int6
                                               const void *grad_y, const void *u, const void *k, const void *D,
                                               void *grad_u, void *grad_k, void *grad_D, int64_t threads);
 
+/* ---- Cauchy sums ----------------------------------------------------------------------------------------------- */
+
+/* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and
+ * z (z_rows, Lz) with z_rows = 1 or H, out (c, H, Lz), all complex. Not finite at a node that is a pole. On the CPU, in
+ * float64, |z - w| may be between 1e-75 and 1e75, or 0. */
+S4_FAST_API int s4_fast_cpu_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
+                                        const void *v, const void *z, const void *w, int64_t symmetric, void *out,
+                                        int64_t threads);
+
+/* The gradients of v, z and w, each or NULL, of the shapes and types of what they belong to, for that of out (grad). */
+S4_FAST_API int s4_fast_cpu_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz,
+                                                 int64_t z_rows, const void *grad, const void *v, const void *z,
+                                                 const void *w, int64_t symmetric, void *grad_v, void *grad_z,
+                                                 void *grad_w, int64_t threads);
+
+/* The same at the roots of unity omega_f = exp(-2 pi i f / L) = exp(-i theta), f = 0 .. L/2, conjugates included:
+ *     out[c, h, f] = sum_n 2 v/((2 - w) - omega_f (2 + w)) = e^{i theta/2} sum_n v/(2 i sin(theta/2) - w cos(theta/2)),
+ * v (c, H, n) and w (H, n) complex, out (c, H, L/2 + 1) complex. */
+S4_FAST_API int s4_fast_cpu_cauchy_bilinear(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
+                                            const void *w, void *out, int64_t threads);
+
+/* The gradients of v and w, each or NULL, of the shapes and types of what they belong to, for that of out (grad). */
+S4_FAST_API int s4_fast_cpu_cauchy_bilinear_backward(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L,
+                                                     const void *grad, const void *v, const void *w, void *grad_v,
+                                                     void *grad_w, int64_t threads);
+
 /* ---- The recurrence of a diagonal SSM -------------------------------------------------------------------------- */
 
 /* s_l = exp(x) s_{l-1} + B u_l,  y_l = 2 Re sum_n C s_l + D u_l.
@@ -288,13 +314,9 @@ S4_FAST_API int s4_fast_cuda_dplr_scan_backward(
     void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
     void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
-/* out[c, h, l] = sum_n v/(z - w), plus conj(v)/(z - conj(w)) where `symmetric` is not 0: v (c, H, n), w (H, n) and
- * z (z_rows, Lz) with z_rows = 1 or H, out (c, H, Lz), all complex. */
 S4_FAST_API int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
                                          const void *v, const void *z, const void *w, int64_t symmetric, void *out,
                                          void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
-
-/* The gradients of v, z and w, each or NULL, of the shapes and types of what they belong to, for that of out. */
 S4_FAST_API int s4_fast_cuda_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz,
                                                   int64_t z_rows, const void *grad, const void *v, const void *z,
                                                   const void *w, int64_t symmetric, void *grad_v, void *grad_z,

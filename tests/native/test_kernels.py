@@ -35,7 +35,15 @@ from tests.helpers import (
 from tests.native import header
 
 ISAS = ("avx512", "avx2", "portable")
-OPS = ("log_vandermonde", "log_vandermonde_transpose", "fft_conv", "ssm_scan", "ssm_step")
+OPS = (
+    "log_vandermonde",
+    "log_vandermonde_transpose",
+    "cauchy_mult",
+    "cauchy_bilinear",
+    "fft_conv",
+    "ssm_scan",
+    "ssm_step",
+)
 # (batch, H, n, L): no n but 64 is a number of whole vectors of every instruction set.
 SIZES = [(16, 1, 1, 1), (3, 2, 3, 33), (2, 3, 17, 63), (1, 2, 33, 1600), (2, 1, 64, 700), (1, 2, 100, 1047)]
 
@@ -56,6 +64,10 @@ def inputs(
         return {"v": make(batch, H, n), "x": x}
     if op == "log_vandermonde_transpose":
         return {"u": make(batch, H, L, real=True), "v": make(batch, H, n), "x": x}
+    if op.startswith("cauchy"):
+        w = torch.complex(x.real - 0.01, 2 * x.imag)
+        nodes = {"z": 4 * make(H, L)} if op == "cauchy_mult" else {}
+        return {"v": make(batch, H, n), **nodes, "w": w}
     state, weights = make(batch, H, n), {"x": x, "B": make(H, n), "C": make(H, n), "D": make(H, real=True)}
     if op == "ssm_scan":
         return {"u": make(batch, H, L, real=True), **weights, "state": state}
@@ -63,7 +75,9 @@ def inputs(
 
 
 def scalars(op: str, L: int) -> dict[str, int]:
-    return {"L": L} if op.startswith("log") else {"return_state": True} if op == "ssm_scan" else {}
+    if op == "cauchy_bilinear" or op.startswith("log"):
+        return {"L": L}
+    return {"return_state": True} if op == "ssm_scan" else {}
 
 
 def outcome(op: str, tensors: Tensors, L: int) -> tuple[Tensor, ...]:
@@ -258,12 +272,13 @@ def test_lengths_beyond_32_bits_are_served() -> None:
     assert explain("ssm_scan", u, X[:1], X[:1], X[:1], D[:1], backend="native").backend == "native"
     assert explain("log_vandermonde_transpose", u, X[:1], X[:1], L, backend="native").backend == "native"
     assert explain("log_vandermonde", X, X, L, backend="native").backend == "native"
+    assert explain("cauchy_bilinear", X, X, L, backend="native").backend == "native"
 
 
 CPU_FUNCTIONS = header.functions("cpu")
 # By the names of arguments: integers that are not sizes, and pointers that may be NULL, as every gradient may, but for
 # those that a function must be given all the same.
-OTHER_INTEGERS = ("time_major", "flags", "signal_dtype")
+OTHER_INTEGERS = ("time_major", "flags", "signal_dtype", "symmetric")
 OPTIONAL = {"first", "D", "state", "ahead", "final", "grad_y", "grad_next", "grad_final"}
 GIVEN = {
     "fft_conv_backward": {"grad_y"},
@@ -284,14 +299,9 @@ def may_be_null(function: str, argument: str) -> bool:
 
 
 def test_the_header_declares_every_function_that_is_called() -> None:
-    assert {
-        "vandermonde",
-        "moments",
-        "fft_conv_backward",
-        "scan_backward",
-        "step_backward",
-        "dplr_step_backward",
-    } <= CPU_FUNCTIONS.keys()
+    called = {"fft_conv_backward", "vandermonde", "moments", "scan_backward", "step_backward", "dplr_step_backward"}
+    called |= {f"cauchy_{form}{adjoint}" for form in ("mult", "bilinear") for adjoint in ("", "_backward")}
+    assert called <= CPU_FUNCTIONS.keys()
     assert all(f[-1] == ("threads", "int64_t") for f in CPU_FUNCTIONS.values())
 
 
@@ -304,7 +314,7 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
     def good(i: int, dtype: int) -> object:
         argument = declared[i]
         if argument.type == "int64_t":
-            integers = {"signal_dtype": dtype, "time_major": 0, "flags": 0}
+            integers = {"signal_dtype": dtype, "time_major": 0, "flags": 0, "symmetric": 0}
             return ctypes.c_int64(integers.get(argument.name, 1))
         return ctypes.c_double(1) if argument.type == "double" else memory[i]
 

@@ -20,9 +20,12 @@ from tests.helpers import (
     assert_gradients_one_by_one,
     backends,
     evaluate,
+    instruction_set,
     log_uniform,
     needs_keops,
+    needs_native,
     normal,
+    relative_error,
     uniform,
     unusual_views,
 )
@@ -242,6 +245,123 @@ def test_bilinear_gradcheck(L: int, backend: str, generator: Generator) -> None:
 def test_bilinear_gradients_one_by_one(backend: str, generator: Generator) -> None:
     tensors = bilinear_inputs(generator, poles(generator, 2, 3, decay=(1e-3, 1), dtype=torch.complex128))
     assert_gradients_one_by_one("cauchy_bilinear", tensors, backend, L=8)
+
+
+# ---------------------------------------------------------------------------------------------------------- native
+
+ISAS = ("avx512", "avx2", "portable")
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("distance", [1e-7, 1e-6, 1e-3])
+def test_native_next_to_poles(distance: float, symmetric: bool, isa: str, generator: Generator) -> None:
+    """Poles on both sides, and nodes of every feature, in blocks of which not all have such a pair."""
+    tensors = mult_inputs(generator, 2, 29, 1300, torch.complex64)
+    turn = torch.polar(torch.ones(700), 2 * math.pi * torch.rand(700, generator=generator))
+    tensors["z"][:700] = tensors["w"].flatten()[torch.arange(700) % 58] * (1 + distance * turn)
+    with instruction_set(isa):
+        assert_contract("cauchy_mult", tensors, "native", symmetric=symmetric)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scale", [1e-17, 1e-8, 1e-6, 1e5, 1e9, 1e18])
+def test_native_holds_what_float32_holds(scale: float, symmetric: bool, isa: str, generator: Generator) -> None:
+    """The squares and their products are beyond it. z and w alone, too, are small and large."""
+    tensors = mult_inputs(generator, 2, 29, 1100, torch.complex64)
+    both = tensors | {"z": tensors["z"] * scale, "w": tensors["w"] * scale}
+    with instruction_set(isa):
+        assert_contract("cauchy_mult", both, "native", symmetric=symmetric)
+        assert_contract("cauchy_mult", tensors | {"z": both["z"]}, "native", symmetric=symmetric)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_native_poles_far_out_and_side_by_side(symmetric: bool, isa: str, generator: Generator) -> None:
+    """Nodes and both poles of a pair are much closer to each other than to 0: no product with z may be formed."""
+    re, im = uniform(generator, -1001, -999, 2, 40), uniform(generator, -1, 1, 2, 40)
+    z = torch.complex(uniform(generator, -1001, -999, 600), uniform(generator, -2, 2, 600))
+    tensors = {"v": normal(generator, 2, 40, dtype=torch.complex64), "z": z.to(torch.complex64)}
+    tensors["w"] = torch.complex(re, im).to(torch.complex64)
+    with instruction_set(isa):
+        assert_contract("cauchy_mult", tensors, "native", symmetric=symmetric)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("c", [2, 3, 4, 7])
+def test_native_rows_in_groups(c: int, dtype: torch.dtype, generator: Generator) -> None:
+    tensors = mult_inputs(generator, 3, 35, 1100, dtype)
+    tensors["v"] = normal(generator, c, 3, 35, dtype=dtype)
+    for symmetric in (True, False):
+        assert_contract("cauchy_mult", tensors, "native", symmetric=symmetric)
+    assert_contract("cauchy_bilinear", {"v": tensors["v"], "w": tensors["w"]}, "native", L=2200)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_native_node_on_a_pole_leaves_the_others_alone(
+    symmetric: bool, dtype: torch.dtype, generator: Generator
+) -> None:
+    """Nor does a node that is not a number reach what others give: sums, and gradients of z."""
+    tensors = mult_inputs(generator, 3, 5, 600, dtype)
+    tensors["z"] = normal(generator, 3, 600, dtype=dtype)
+    want = evaluate("cauchy_mult", tensors, "reference", symmetric=symmetric)
+    tensors["z"][1, 7], tensors["z"][1, 9] = tensors["w"][1, 2], complex("nan")
+    output, grads = evaluate("cauchy_mult", tensors, "native", symmetric=symmetric)
+    others = torch.ones(3, 600, dtype=torch.bool)
+    others[1, 7] = others[1, 9] = False
+    assert not output[~others].isfinite().any() and not grads["z"][~others].isfinite().any()
+    tolerance = 1e-5 if dtype == torch.complex64 else 1e-12
+    assert relative_error(output[others], want.output[others]) <= tolerance
+    assert relative_error(grads["z"][others], want.grads["z"][others]) <= tolerance
+    for name in ("v", "w"):
+        assert not grads[name][1].isfinite().all()
+        assert relative_error(grads[name][::2], want.grads[name][::2]) <= tolerance
+
+
+@needs_native
+@pytest.mark.parametrize("op", ["cauchy_mult", "cauchy_bilinear"])
+@pytest.mark.parametrize("name", ["v", "w"])
+def test_native_feature_that_is_not_a_number_leaves_the_others_alone(name: str, op: str, generator: Generator) -> None:
+    tensors, scalars = mult_inputs(generator, 3, 5, 600, torch.complex64), {}
+    tensors["z"] = normal(generator, 3, 600, dtype=torch.complex64)
+    if op == "cauchy_bilinear":
+        del tensors["z"]
+        scalars = {"L": 1200}
+    want = evaluate(op, tensors, "native", **scalars)
+    tensors[name][1, 3] = complex("nan")
+    output, grads = evaluate(op, tensors, "native", **scalars)
+    assert not output[1].isfinite().any()
+    assert torch.equal(output[::2], want.output[::2])
+    assert all(torch.equal(g[::2], want.grads[other][::2]) for other, g in grads.items())
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("offset", [0.0, 1e-6])
+def test_native_bilinear_resonance(offset: float, isa: str, generator: Generator) -> None:
+    """In float32 2 s - w c is as good as with the sines and cosines in double, on either side of the real axis."""
+    k = torch.arange(1, 512, 9)
+    phase = 2 * torch.tan(math.pi / 1024 * k.double()) * (1 + offset)
+    w = torch.complex(-1e-6 * (1 + phase), phase * (-1) ** k).to(torch.complex64)
+    with instruction_set(isa):
+        assert_contract("cauchy_bilinear", bilinear_inputs(generator, w), "native", L=1024)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("n", "L", "backend"), [(16, 2**20, "native"), (32, 2**15, "native"), (32, 2**15 + 1, "pytorch")]
+)
+def test_native_bilinear_where_it_is_the_faster_form(n: int, L: int, backend: str) -> None:
+    v = torch.zeros(1, n, dtype=torch.complex64)
+    assert s4_fast.explain("cauchy_bilinear", v, v, L).backend == backend
+    assert s4_fast.explain("cauchy_bilinear", v, v, L, backend="native").backend == "native"
 
 
 # ------------------------------------------------------------------------------------------------------------ both
