@@ -37,8 +37,8 @@ class Backend:
     """One row of the table.
 
     ``turn`` is the backend's place in the automatic choice, None where that never takes it. ``devices`` are the types
-    that it runs on, none meaning all. ``scan`` has, by op and type of device, where the scan of a layer pays; none, where
-    that has not been measured.
+    that it runs on, none meaning all. ``scan`` has, by op and type of device, where the scan of a layer pays; none,
+    where that has not been measured.
     """
 
     turn: int | None = None

@@ -189,7 +189,7 @@ def test_the_options_of_a_model_are_seen() -> None:
         assert relative_error(steps(layer, u), before) > 1e-4
 
 
-# -------------------------------------------------------------------------------------------------- parameters elsewhere
+# ------------------------------------------------------------------------------------------------- parameters elsewhere
 
 
 @EVERY
@@ -337,7 +337,7 @@ def test_what_collectives_write_is_seen(groups: dict[int, Ranks]) -> None:
     groups[2].run(collectives)
 
 
-# --------------------------------------------------------------------------------------------------- graphs and the rate
+# -------------------------------------------------------------------------------------------------- graphs and the rate
 
 
 @pytest.mark.parametrize("kind", [*OWN, "S4Block", "S4Block, set up"])

@@ -122,8 +122,8 @@ def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator
 def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Generator) -> None:
     sizes = [
         # batch, H, n, L, rank
-        (1, 5, 1, 1, 1), (3, 6, 3, 17, 3), (17, 3, 29, 63, 1), (17, 18, 3, 64, 2), (17, 3, 3, 65, 1), (1, 5, 100, 1047, 1),
-        (3, 2, 32, 1047, 2),
+        (1, 5, 1, 1, 1), (3, 6, 3, 17, 3), (17, 3, 29, 63, 1), (17, 18, 3, 64, 2), (17, 3, 3, 65, 1),
+        (1, 5, 100, 1047, 1), (3, 2, 32, 1047, 2),
     ]  # fmt: skip
     with instruction_set(isa):
         for i, (batch, H, n, L, rank) in enumerate(sizes):
