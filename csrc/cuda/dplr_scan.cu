@@ -5,14 +5,6 @@ namespace s4_fast {
 namespace {
 
 template <class R, class S>
-struct Forward {
-    const S *u;
-    const Complex<R> *state, *ahead;
-    S *y;
-    Complex<R> *final;
-};
-
-template <class R, class S>
 __global__ void __launch_bounds__(THREADS, 4)
     dplr_output_kernel(Scan scan, Shares shares, int64_t tiles, const __grid_constant__ Tables<R> made,
                        const __grid_constant__ Outputs<R, S> outputs) {

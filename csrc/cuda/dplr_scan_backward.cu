@@ -5,14 +5,6 @@ namespace s4_fast {
 namespace {
 
 template <class R, class S>
-struct Backward {
-    const S *grad_y, *u;
-    const Complex<R> *grad_final, *state, *ahead;
-    S *grad_u;
-    Complex<R> *grad_state, *grad_ahead;
-};
-
-template <class R, class S>
 void backward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time_major, const Backward<R, S> &in,
               const DplrGradients<R> &grad) {
     const bool of_parameters = grad.states(), both = scan.directions > 1;

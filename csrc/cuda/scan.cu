@@ -8,14 +8,6 @@ namespace s4_fast {
 namespace {
 
 template <class R, class S>
-struct Forward {
-    const S *u;
-    const Complex<R> *state, *ahead;
-    S *y;
-    Complex<R> *final;
-};
-
-template <class R, class S>
 void forward(Call &call, const Scan &scan, const Model<R> &model, bool time_major, const Forward<R, S> &in) {
     const MadeTables<R> made = take_tables<R>(call, scan);
     Staged<R, S> staged{}, none{};

@@ -12,6 +12,23 @@ struct DiagonalSizes {
     int64_t dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank = 1;
 };
 
+// The signals and states of a call, and of its adjoint; those that are not wanted, or not there, are NULL.
+template <class R, class S>
+struct Forward {
+    const S *u;
+    const Complex<R> *state, *ahead;
+    S *y;
+    Complex<R> *final;
+};
+
+template <class R, class S>
+struct Backward {
+    const S *grad_y, *u;
+    const Complex<R> *grad_final, *state, *ahead;
+    S *grad_u;
+    Complex<R> *grad_state, *grad_ahead;
+};
+
 inline void check_diagonal(const std::string &function, const DiagonalSizes &sizes) {
     auto refuse = [&](const std::string &what) { throw std::runtime_error(function + ": " + what); };
     const bool half = sizes.signal_dtype == S4_FAST_BFLOAT16 || sizes.signal_dtype == S4_FAST_FLOAT16;

@@ -134,6 +134,18 @@ def test_cauchy_on_the_cpu_is_refused(generator: Generator) -> None:
     assert s4_fast.explain("cauchy_mult", **tensors).backend == "pytorch"
 
 
+@pytest.mark.parametrize(("shape", "message"), [({"rank": 9}, "a rank of at most 8"), ({"n": 257}, "n of at most 256")])
+def test_what_a_dplr_scan_refuses(shape: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"cuda_dplr_scan_rank": 8, "cuda_dplr_scan_n": 256}
+    monkeypatch.setattr(native_library, "limit", limits.__getitem__)
+    monkeypatch.setattr(native_library, "refusal", lambda device: None)
+    refuses = dispatch._implementations["dplr_scan"]["native"].refuses
+    call = dispatch.Call("dplr_scan", "cuda", torch.complex64, {"rank": 8, "n": 256})
+    assert refuses(call) is None
+    refused = refuses(call._replace(shape=call.shape | shape))
+    assert refused == f"it takes {message} on CUDA devices, not {next(iter(shape.values()))}"
+
+
 @needs_device
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", INPUTS)
