@@ -70,9 +70,11 @@ def _cxx_compiler() -> str:
 # CUDA: with 128 to 512 features, batches of 1 to 64 and lengths of 256 to 65536 on an H200 (PyTorch 2.11): the native
 # scan took 0.37 to 0.86 of the convolution's time for n = 4 and 16, 0.44 to 1.01 for n = 32, and for n = 64 1.05 to 1.8
 # but for L = 65536 (0.72).
+# S4, CPU: without the native library kernel and convolution took 0.4 times as long as the scan at batch 16, n = 32 and
+# L = 1024, and 3.6 times as long at batch 1 and L = 16384. On CUDA devices it has not been measured.
 BACKENDS = {
     "reference": Backend(),
-    "pytorch": Backend(turn=3, scan={("diagonal_ssm", "cpu"): Threshold(0, 512)}),
+    "pytorch": Backend(turn=3, scan={("diagonal_ssm", "cpu"): Threshold(0, 512), ("dplr_scan", "cpu"): Threshold(0, 256)}),
     "keops": Backend(
         devices=("cpu", "cuda"),
         requirements=(
