@@ -36,7 +36,7 @@ def with_sample(u: Tensor, place: int, value: float) -> Tensor:
 
 
 def check(run: Callable[[Tensor], Tensor], u: Tensor, place: int, value: float, moves: float = 0) -> None:
-    """``run(u)`` is (batch, ..., H, L). Outputs before the sample may move by ``moves`` of the row's norm without it."""
+    """``run(u)`` is (batch, ..., H, L). Earlier outputs may move by ``moves`` of the row's norm without the sample."""
     y, bad = run(u), run(with_sample(u, place, value))
     row, bad_row = y[ROW].select(-2, FEATURE).clone(), bad[ROW].select(-2, FEATURE).clone()
     y[ROW].select(-2, FEATURE).zero_(), bad[ROW].select(-2, FEATURE).zero_()
