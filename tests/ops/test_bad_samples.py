@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from s4_fast import diagonal_ssm, dplr_step, fft_conv, ssm_scan, ssm_step
+from s4_fast import dplr_step, fft_conv, ssm_scan, ssm_step
 from tests.helpers import DTYPES, FORWARD, Tensors, backends, instruction_set, needs_native, normal
 from tests.ops import diagonal_inputs
 from tests.ops.test_dplr_step import inputs as dplr_inputs
@@ -36,7 +36,7 @@ def with_sample(u: Tensor, place: int, value: float) -> Tensor:
 
 
 def check(run: Callable[[Tensor], Tensor], u: Tensor, place: int, value: float, moves: float = 0) -> None:
-    """``run(u)`` is (batch, ..., H, L). Outputs before the sample may move by ``moves`` of the row's norm."""
+    """``run(u)`` is (batch, ..., H, L). Earlier outputs may move by ``moves`` of the row's norm without the sample."""
     y, bad = run(u), run(with_sample(u, place, value))
     row, bad_row = y[ROW].select(-2, FEATURE).clone(), bad[ROW].select(-2, FEATURE).clone()
     y[ROW].select(-2, FEATURE).zero_(), bad[ROW].select(-2, FEATURE).zero_()
@@ -178,15 +178,21 @@ def test_a_scan_over_groups_of_chunks(backend: str, generator: Generator) -> Non
         check(partial(ssm_scan, **tensors, backend=backend), u, place, math.nan)
 
 
-@pytest.mark.parametrize("backend", backends("diagonal_ssm"))
+SYSTEMS = pytest.mark.parametrize(
+    ("op", "backend"), [(op, backend) for op in ("diagonal_ssm", "dplr_scan") for backend in backends(op)]
+)
+
+
+@SYSTEMS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("time_major", [False, True])
-def test_diagonal(time_major: bool, dtype: torch.dtype, backend: str, generator: Generator) -> None:
-    tensors = diagonal_inputs.inputs(generator, (3, 4, 5, L), channels=2, time_major=time_major, dtype=dtype)
+def test_systems(time_major: bool, dtype: torch.dtype, op: str, backend: str, generator: Generator) -> None:
+    tensors = diagonal_inputs.inputs(op, generator, (3, 4, 5, L), channels=2, time_major=time_major, dtype=dtype)
     u = tensors.pop("u")
 
     def run(u: Tensor) -> Tensor:
-        y = diagonal_ssm(u.mT.contiguous() if time_major else u, **tensors, time_major=time_major, backend=backend)
+        tensors["u"] = u.mT.contiguous() if time_major else u
+        y = diagonal_inputs.run(op, **tensors, time_major=time_major, backend=backend)
         return (y.permute(0, 2, 3, 1) if time_major else y).contiguous()
 
     u = u.mT.contiguous() if time_major else u
@@ -195,25 +201,24 @@ def test_diagonal(time_major: bool, dtype: torch.dtype, backend: str, generator:
             check(run, u, place, value)
 
 
-@pytest.mark.parametrize("backend", backends("diagonal_ssm"))
-def test_diagonal_from_both_ends(backend: str, generator: Generator) -> None:
+@SYSTEMS
+def test_systems_from_both_ends(op: str, backend: str, generator: Generator) -> None:
     """Every output of the row has the sample in one of its sums; the others have not."""
-    tensors = diagonal_inputs.inputs(generator, (3, 4, 5, L), channels=1, bidirectional=True)
-    y = diagonal_ssm(**tensors, bidirectional=True, backend=backend)
-    bad = diagonal_ssm(
-        **{**tensors, "u": with_sample(tensors["u"], 100, math.nan)}, bidirectional=True, backend=backend
-    )
+    tensors = diagonal_inputs.inputs(op, generator, (3, 4, 5, L), channels=1, bidirectional=True)
+    y = diagonal_inputs.run(op, **tensors, bidirectional=True, backend=backend)
+    tensors["u"] = with_sample(tensors["u"], 100, math.nan)
+    bad = diagonal_inputs.run(op, **tensors, bidirectional=True, backend=backend)
     assert bad[ROW, 0, FEATURE].isnan().all()
     bad[ROW, 0, FEATURE] = y[ROW, 0, FEATURE]
     assert torch.equal(bad, y)
 
 
-@pytest.mark.parametrize("backend", backends("diagonal_ssm"))
-def test_half_precision(backend: str, generator: Generator) -> None:
-    tensors = diagonal_inputs.inputs(generator, (3, 4, 5, L))
+@SYSTEMS
+def test_half_precision(op: str, backend: str, generator: Generator) -> None:
+    tensors = diagonal_inputs.inputs(op, generator, (3, 4, 5, L))
     u = tensors.pop("u").bfloat16()
     for place in PLACES:
-        check(partial(diagonal_ssm, **tensors, backend=backend), u, place, math.nan)
+        check(lambda u: diagonal_inputs.run(op, u=u, **tensors, backend=backend), u, place, math.nan)
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

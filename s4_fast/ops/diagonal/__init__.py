@@ -86,7 +86,7 @@ def diagonal_ssm(
 
     One call each way, in time and memory linear in L, with gradients straight to A, B, C, dt, D, u and the states. The
     discretisation is formed in float64. A sequence may be cut anywhere: pass the state that the first part returns to
-    the second.
+    the second. What a sample that is not finite reaches is said at :func:`ssm_scan`.
 
     Args:
         u: signals, ``(batch, H, L)``, or ``(batch, L, H)`` if ``time_major``: float32 or float64, or a half type

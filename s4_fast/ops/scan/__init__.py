@@ -76,6 +76,10 @@ def ssm_scan(
     and memory linear in L. A sequence may be cut anywhere: pass the state that the first part returns to the second,
     and outputs, final state and gradients are those of the whole.
 
+    A sample that is not finite leaves other rows and features alone, and on the CPU all outputs before it. On CUDA
+    devices it also makes those before it in its own chunk NaN: ``native`` has chunks of 64 samples, or 32 in float64,
+    ``pytorch`` of 64 to 256. A finite sample, however large, changes no bit before it.
+
     Args:
         u: signals, ``(batch, H, L)``, float32 or float64. ``native`` reads a view ``v.mT`` of a
             contiguous ``v (batch, L, H)`` as it lies, and ``y`` and the gradient of ``u`` are then such views too.
