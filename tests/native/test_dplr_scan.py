@@ -122,8 +122,8 @@ def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator
 def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Generator) -> None:
     sizes = [
         # batch, H, n, L, rank
-        (1, 5, 1, 1, 1), (3, 6, 3, 17, 3), (17, 3, 29, 63, 1), (17, 18, 3, 64, 2), (17, 3, 3, 65, 1), (1, 5, 100, 1047, 1),
-        (3, 2, 32, 1047, 2),
+        (1, 5, 1, 1, 1), (3, 6, 3, 17, 3), (17, 3, 29, 63, 1), (17, 18, 3, 64, 2), (17, 3, 3, 65, 1),
+        (1, 5, 100, 1047, 1), (3, 2, 32, 1047, 2),
     ]  # fmt: skip
     with instruction_set(isa):
         for i, (batch, H, n, L, rank) in enumerate(sizes):
@@ -169,6 +169,21 @@ def test_accuracy_over_many_chunks(system: str, L: int, generator: Generator) ->
         grads["P"] = backward(case, tensors, grad_y, None)["P"].double()
         assert grads["P"].isfinite().all()
     compare(case, tensors, grad_y, None, (y, final, grads))
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-3])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_poles_that_lie_close(rank: int, apart: float, generator: Generator) -> None:
+    """Where the transition of a chunk must not be made of quotients by their differences, and real poles."""
+    case = Case(1, 4, 6, 2500, copies=1, rank=rank, dtype=torch.float32)
+    tensors = case.tensors(generator)
+    tensors["A_real"].fill_(-0.5), tensors["A_imag"].fill_(20.0)
+    tensors["A_imag"][0, 3:] += 20 * apart * torch.arange(1, 4)
+    tensors["A_imag"][0, 0] = 0
+    check_tensors(case, tensors, generator)
+    tensors["P"].zero_()
+    y, _ = forward(case, tensors)
+    assert y.isfinite().all()
 
 
 def test_double_over_many_chunks(generator: Generator) -> None:
