@@ -171,6 +171,21 @@ def test_accuracy_over_many_chunks(system: str, L: int, generator: Generator) ->
     compare(case, tensors, grad_y, None, (y, final, grads))
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-3])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_poles_that_lie_close(rank: int, apart: float, generator: Generator) -> None:
+    """Where the transition of a chunk must not be made of quotients by their differences, and real poles."""
+    case = Case(1, 4, 6, 2500, copies=1, rank=rank, dtype=torch.float32)
+    tensors = case.tensors(generator)
+    tensors["A_real"].fill_(-0.5), tensors["A_imag"].fill_(20.0)
+    tensors["A_imag"][0, 3:] += 20 * apart * torch.arange(1, 4)
+    tensors["A_imag"][0, 0] = 0
+    check_tensors(case, tensors, generator)
+    tensors["P"].zero_()
+    y, _ = forward(case, tensors)
+    assert y.isfinite().all()
+
+
 def test_double_over_many_chunks(generator: Generator) -> None:
     check(Case(1, 2, 3, 3000, copies=1, form=Form(bidirectional=True, time_major=True)), generator)
 
