@@ -129,8 +129,9 @@ def _native_refuses_bilinear(call: dispatch.Call) -> str | None:
 def _native_prefers_bilinear(call: dispatch.Call) -> bool:
     """Where n reciprocals a node take less than a node's share of the FFT form.
 
-    Forward and backward on a core with AVX-512 (PyTorch 2.13) they took 0.12 to 0.7 of its time with n L up to 2^19,
-    0.9 to 1.2 with n = 32 and 0.5 to 1.8 with n = 256 beyond 2^20, and with n = 16 and 3 at most 0.5 up to L = 2^20.
+    Forward and backward on one busy core with AVX-512 (PyTorch 2.13) they took 0.12 to 0.9 of its time with n L below
+    2^20, 0.2 to 1.1 at 2^20, 0.7 to 1.9 beyond with n = 32, 64 and 256, and 0.2 to 0.5 with n = 3 and 16 at L = 2^18
+    and 2^20.
     """
     n, L = call.shape["n"], call.shape["L"]
     return n <= 16 or n * L <= 1 << 20
