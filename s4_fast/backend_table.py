@@ -74,7 +74,9 @@ def _cxx_compiler() -> str:
 # L = 1024, and 3.6 times as long at batch 1 and L = 16384. On CUDA devices it has not been measured.
 BACKENDS = {
     "reference": Backend(),
-    "pytorch": Backend(turn=3, scan={("diagonal_ssm", "cpu"): Threshold(0, 512), ("dplr_scan", "cpu"): Threshold(0, 256)}),
+    "pytorch": Backend(
+        turn=3, scan={("diagonal_ssm", "cpu"): Threshold(0, 512), ("dplr_scan", "cpu"): Threshold(0, 256)}
+    ),
     "keops": Backend(
         devices=("cpu", "cuda"),
         requirements=(

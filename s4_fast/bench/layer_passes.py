@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import s4_fast
-from s4_fast import S4DLayer, S4SequenceModel, state_spaces
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel, state_spaces
 from s4_fast.bench import direct, measure
-from s4_fast.bench.layer_rows import Pair, Row, Sizes, both_ways, timed
+from s4_fast.bench.layer_rows import Pair, Row, Sizes, both_ways, forward, timed
 
 
 def measure_passes(sizes: Sizes) -> Iterator[Row]:
@@ -23,6 +23,11 @@ def measure_passes(sizes: Sizes) -> Iterator[Row]:
     yield _beside_the_scan(sizes)
     yield _half(sizes)
     yield _block(sizes)
+    yield _tiny_s4(sizes)
+    for longer, fewer in ((1, 1), (16, 1), (64, 2)):
+        shape = (sizes.batch if longer == 1 else 1, longer * sizes.length, max(1, sizes.features // fewer))
+        yield _beside_the_fft(shape, sizes)
+    yield _scans(sizes)
 
 
 def _pass(layer: nn.Module, u: Tensor, evaluate: Callable[[Tensor], Tensor] | None = None) -> Callable[[], Any]:
@@ -57,6 +62,40 @@ def _beside_the_scan(sizes: Sizes) -> Row:
     x, B, C, D = given
     scan = both_ways(lambda t: s4_fast.ssm_scan(t.mT, x, B, C, D).mT, u, given)
     return _beside(f"S4DLayer both ways {tuple(u.shape)}, beside ssm_scan", _pass(layer, u), scan, 1.15, sizes)
+
+
+def _tiny_s4(sizes: Sizes) -> Row:
+    u = torch.randn(1, 16, 4)
+    time = measure.timed(_pass(S4Layer(4), u), "cpu", sizes.seconds).median
+    return Row(f"S4Layer both ways {tuple(u.shape)}", time, goal="250 us", met=time <= 0.25)
+
+
+def _beside_the_fft(shape: tuple[int, int, int], sizes: Sizes) -> Row:
+    """The whole layer beside the convolution alone, by one FFT, with a kernel that is given."""
+    u = torch.randn(shape)
+    layer = S4Layer(shape[2])
+    with torch.no_grad():
+        k = layer.kernel.kernel(shape[1])[0]
+    k.requires_grad_()
+
+    def convolution(t: Tensor) -> Tensor:
+        size = 2 * shape[1]
+        product = torch.fft.rfft(t, n=size, dim=1) * torch.fft.rfft(k, n=size).mT
+        return torch.fft.irfft(product, n=size, dim=1)[:, : shape[1]]
+
+    name = f"S4Layer both ways {shape}, beside an FFT convolution"
+    return _beside(name, _pass(layer, u), both_ways(convolution, u, [k]), 1, sizes)
+
+
+def _scans(sizes: Sizes) -> Row:
+    u = torch.randn(sizes.batch, sizes.features, sizes.length)
+    s4, s4d = S4Layer(sizes.features).kernel, S4DLayer(sizes.features).kernel
+    with torch.no_grad():
+        x, B, C = s4d.discretize()
+        system = s4.A(), torch.view_as_complex(s4.P), s4.B_vector(), torch.view_as_complex(s4.C)[0], s4.dt()
+    ours = forward(lambda t: s4_fast.dplr_scan(t, *system), u)
+    name = f"dplr_scan forward {tuple(u.shape)}, beside ssm_scan"
+    return _beside(name, ours, forward(lambda t: s4_fast.ssm_scan(t, x, B, C[0]), u), 1.6, sizes)
 
 
 def _half(sizes: Sizes) -> Row:
