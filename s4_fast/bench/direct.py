@@ -165,17 +165,33 @@ def dplr_step(
     return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
 
 
-def s4d_layer(layer: S4DLayer, u: Tensor) -> Tensor:
-    """An S4D layer by its direct kernel and one FFT of length 2L."""
-    x, B, C = layer.kernel.discretize()
-    return fft_conv(u.mT, log_vandermonde((C * B)[0], x, u.shape[1]), layer.D).mT
+def s4d_layer(layer: S4DLayer, L: int) -> Callable[[Tensor], Tensor]:
+    """An S4D layer on L samples by its direct kernel and one FFT of length 2L."""
+
+    def run(u: Tensor) -> Tensor:
+        x, B, C = layer.kernel.discretize()
+        return fft_conv(u.mT, log_vandermonde((C * B)[0], x, L), layer.D).mT
+
+    return run
 
 
-def s4_layer(layer: S4Layer, u: Tensor) -> Tensor:
-    """An S4 layer, set up for the length of u, by its direct kernel and one FFT of length 2L."""
+def s4_layer(layer: S4Layer, L: int) -> Callable[[Tensor], Tensor]:
+    """An S4 layer on L samples by its direct kernel and one FFT of length 2L.
+
+    Its C is truncated once, beforehand, as the parameter of the official layer is.
+    """
     ssm = layer.kernel
-    dt, P, B, C = ssm.dt(), *(torch.view_as_complex(t) for t in (ssm.P, ssm.B, ssm.C))
-    return fft_conv(u.mT, dplr_kernel(dt * ssm.A(), P, P, B, C, dt, u.shape[1])[0, 0], layer.D).mT
+    with torch.no_grad():
+        wide = torch.complex128
+        P, B, C = (torch.view_as_complex(t).to(wide) for t in (ssm.P, ssm.B, ssm.C))
+        A_bar, _ = dense_bilinear(ssm.A().to(wide), P, B[0], ssm.dt().double())
+        late = (C[0] - truncated(C[0], A_bar, L)).to(ssm.state_dtype())
+
+    def run(u: Tensor) -> Tensor:
+        dt, P, B, C = ssm.dt(), *(torch.view_as_complex(t) for t in (ssm.P, ssm.B, ssm.C))
+        return fft_conv(u.mT, dplr_kernel(dt * ssm.A(), P, P, B, C - late, dt, L)[0, 0], layer.D).mT
+
+    return run
 
 
 class MinimalS4D(nn.Module):

@@ -35,13 +35,12 @@ def measure_all(sizes: Sizes) -> Iterator[Row]:
     yield from measure_passes(sizes)
 
 
-def _training(kind: str, layer: Any, reference: Callable[..., Tensor], sizes: Sizes) -> Iterator[Row]:
+def _training(
+    kind: str, layer: Any, reference: Callable[[Any, int], Callable[[Tensor], Tensor]], sizes: Sizes
+) -> Iterator[Row]:
     shape = sizes.batch, sizes.length, sizes.features
     u, parameters = torch.randn(shape), list(layer.parameters())
-    with torch.no_grad():
-        layer(u)  # S4 is set up for the length
-
-    evaluations: tuple[Callable[[Tensor], Tensor], ...] = layer, lambda t: reference(layer, t)
+    evaluations: tuple[Callable[[Tensor], Tensor], ...] = layer, reference(layer, sizes.length)
     alone = Pair(*(forward(evaluate, u) for evaluate in evaluations))
     both = Pair(*(both_ways(evaluate, u, parameters) for evaluate in evaluations))
     for what, pair in (("forward", alone), ("forward + backward", both)):

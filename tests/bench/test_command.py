@@ -120,10 +120,14 @@ def test_layers_are_measured_in_a_process_of_their_own(tmp_path: Path) -> None:
         "S4DLayer both ways (2, 20, 4), beside ssm_scan",
         "S4DLayer in bfloat16 (2, 20, 4), beside float32",
         "S4Block diag both ways (2, 4, 20), beside S4D",
+        "S4Layer both ways (1, 16, 4)",
+        *(f"S4Layer both ways {shape}, beside an FFT convolution" for shape in ((2, 20, 4), (1, 320, 4), (1, 1280, 2))),
+        "dplr_scan forward (2, 4, 20), beside ssm_scan",
     )
     expected = [*(f"{cls} {kind}" for cls in ("S4DLayer", "S4Layer") for kind in kinds), *passes]
     assert sorted(row["name"] for row in rows) == sorted(expected)
     assert all(row["ours"] > 0 and row["name"] in result.stdout for row in rows)
-    assert all(row["baseline"] is None if "Model" in row["name"] else row["baseline"] > 0 for row in rows)
+    alone = ("S4SequenceModel of 4 blocks both ways (1, 16, 1)", "S4Layer both ways (1, 16, 4)")
+    assert all(row["baseline"] is None if row["name"] in alone else row["baseline"] > 0 for row in rows)
     assert all(row["goal"] and row["met"] is not None for row in rows if row["name"] in passes)
     assert all(row["error"] < 2e-6 for row in rows if "prefill" in row["name"])
