@@ -25,7 +25,8 @@ class DenseCarry {
     DenseCarry(Arena &memory, const Scan<T> &scan, bool begins, bool adjoint, T *now, T *next)
         : N_(2 * padded(scan.n)),
           grouped_(scan.grouped()),
-          apart_(sizeof(T) == sizeof(float) && scan.chunks() > 0 && (begins || scan.chunks() > scan.block())),
+          apart_(sizeof(T) == sizeof(float) && scan.chunks() > 0 &&
+                 (begins || grouped_ || scan.chunks() > scan.block())),
           one_(memory, scan.chunks() > 0, adjoint, N_),
           wide_(memory, apart_, adjoint, N_),
           group_(memory, grouped_, adjoint, N_),
