@@ -298,6 +298,16 @@ def test_first_passes_of_training_in_many_threads(kind: str) -> None:
         assert all(torch.equal(v, once.state_dict()[k]) for k, v in module.state_dict().items())
 
 
+def test_threads_set_a_fresh_drop_in_up_once() -> None:
+    for _ in range(5):
+        module, signals = official("dplr"), [signal(L, 1) for L in (9, 40, 17, 80, 33, 64, 12, 71)]
+        want = [forward(copy.deepcopy(module).requires_grad_(False), u) for u in signals]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda u: forward(module, u).detach(), signals))  # noqa: B023
+        assert int(module.layer.kernel.l_kernel) in {u.shape[1] for u in signals}
+        assert all(relative_error(*pair) <= 1e-5 for pair in zip(found, want, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------------ processes
 
 

@@ -63,9 +63,13 @@ class TruncatedDPLRModel(DPLRModel):
             raise RuntimeError(f"C is sharded: call setup({L}) before FSDP shards it")
         if not any(self.C is t for t in torch_private.own_tensors(self)):
             raise RuntimeError("C is made of other tensors (by a parametrization, or pruning): it cannot be set up")
+        self._set_up(L)
+
+    def _set_up(self, L: int, *, fresh: bool = False) -> None:
+        """:meth:`setup`, or where ``fresh`` only of a kernel that was not set up before, by whatever thread."""
         with _SETTING_UP, torch.no_grad():
             length = before = self._read_length()
-            if L <= length:
+            if L <= length or (fresh and length):
                 return
             A_bar, C = self._transition(1.0), torch.view_as_complex(self.C.double())
             if length == 0:
@@ -80,7 +84,7 @@ class TruncatedDPLRModel(DPLRModel):
 
     def prepare(self, L: int, rate: float = 1.0) -> None:
         if self._trains() and self._read_length() == 0:
-            self.setup(_rounded(rate * L))
+            self._set_up(_rounded(rate * L), fresh=True)
 
     def _trains(self) -> bool:
         """Whether this is an ordinary pass of training, of the module's own C."""
