@@ -17,8 +17,9 @@ class DenseForwardPiece {
           next_(DenseCarry<T>::make_rows(memory, scan)),
           u_(memory, scan, count, 1),
           y_(memory, scan, count, scan.c),
-          features_(each<DenseForward<T>>(
-              memory, count, [&] { return DenseForward<T>(memory, scan, false, &work_, local_, now_, next_); })) {}
+          features_(each<DenseForward<T>>(memory, count, [&] {
+              return DenseForward<T>(memory, scan, false, false, &work_, local_, now_, next_);
+          })) {}
 
     void run(void *y, T *final, const ScanPiece &piece) {
         for (int64_t j = 0; j < piece.count; ++j) features_[j].set(scan_, piece.h + j, false);

@@ -31,7 +31,9 @@ class DenseBackwardPiece {
           grad_y_(memory, f_, count, f_.c, scan.grad_y != nullptr),
           grad_u_(memory, f_, count, 1, scan.grad_u != nullptr),
           features_(each<DenseBackward<T>>(memory, count, [&] {
-              const DenseForward<T> forward(memory, f_, true, &back_.work, local_, now_, next_);
+              // Adjoints begin with what is behind whole chunks.
+              const bool begins = scan.grad_final || f_.rest() > 0;
+              const DenseForward<T> forward(memory, f_, begins, true, &back_.work, local_, now_, next_);
               return DenseBackward<T>(memory, f_, segment_, forward, adjoints_, steps_);
           })) {}
 
