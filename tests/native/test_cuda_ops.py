@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
-from s4_fast import BackendUnavailableError, dispatch, native_library
+from s4_fast import dispatch, native_library
 from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, evaluate, log_nodes, log_uniform, normal, uniform
 from tests.native.emulated import Library, needs_device
 
@@ -125,13 +125,6 @@ def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generato
     outputs, expected = (s4_fast.dplr_step(u, **tensors, backend=name) for name in ("native", "reference"))
     for actual, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=100 * FORWARD[torch.finfo(dtype).dtype])
-
-
-def test_cauchy_on_the_cpu_is_refused(generator: Generator) -> None:
-    tensors, _ = cauchy_inputs(generator, torch.complex64)
-    with pytest.raises(BackendUnavailableError, match=r"'native' .* cannot run cauchy_mult: "):
-        s4_fast.cauchy_mult(**tensors, backend="native")
-    assert s4_fast.explain("cauchy_mult", **tensors).backend == "pytorch"
 
 
 @pytest.mark.parametrize(("shape", "message"), [({"rank": 9}, "a rank of at most 8"), ({"n": 257}, "n of at most 256")])
