@@ -15,10 +15,11 @@ from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ops.diagonal.form import Arguments
 from s4_fast.ops.dplr_scan import stored_dplr_scan
+from s4_fast.ops.dplr_scan.discretization import Discretized
 from s4_fast.ssm import initialization
 from s4_fast.ssm.marks import new_parameter
 from s4_fast.ssm.model import Scan, SSMModel, ended
-from s4_fast.ssm.parameters import given_tensors, to_pairs
+from s4_fast.ssm.parameters import Stored, given_tensors, to_pairs
 from s4_fast.ssm.stepping import DPLRStepper
 
 log = logging.getLogger(__name__)
@@ -59,18 +60,12 @@ class DPLRRecurrence(NamedTuple):
         return DPLRRecurrence(increment.contiguous(), *(t.to(dtype).contiguous() for t in rest))
 
 
-def recurrence(dt: Tensor, A: Tensor, P: Tensor, B: Tensor, C: Tensor) -> DPLRRecurrence:
-    """The recurrence in complex128, for dt (H, 1) or (H, n), A, B (H, n), P (rank, H, n), C (channels, H, n)."""
-    half = dt.double() / 2
-    A, P, B, C = (t.to(_WIDE) for t in (A, P, B, C))
-    D = 1 / (1 - half * A)
-    lam, G, Q = (1 + half * A) * D, D * half * P, P.conj()
-    M = _overlap(Q[:, None], G).squeeze(-1).permute(2, 0, 1)
-    K = torch.linalg.inv(torch.eye(P.shape[0], dtype=M.dtype, device=M.device) + M).to(_WIDE)
-    V = Q + torch.einsum("hij,jhn->ihn", K, Q * lam - torch.einsum("hij,jhn->ihn", M.to(_WIDE), Q))
-    b = 2 * half * D * B
-    b = b - torch.einsum("hij,ihn,jh->hn", K, G, _overlap(Q, b).squeeze(-1).to(_WIDE))
-    return DPLRRecurrence(2 * half * A * D, G, V, b, C)
+def recurrence(stored: Stored, P: Tensor, C: Tensor, rate: float = 1.0) -> DPLRRecurrence:
+    """The recurrence in complex128, for P (rank, n_ssm, n, 2) and C (channels, d_model, n). Differentiable."""
+    dt, A_real, A_imag, B, *_ = stored
+    pairs = None if B is None else B.view(*A_real.shape, 2)
+    found = Discretized(dt.view(C.shape[-2], -1), A_real, A_imag, P, pairs, stored.form(rate))
+    return DPLRRecurrence(found.step * found.A * found.M, found.G, found.V, found.B_bar, C.to(_WIDE))
 
 
 def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
@@ -106,9 +101,7 @@ class DPLRModel(SSMModel):
 
     def recurrence(self, rate: float = 1.0) -> DPLRRecurrence:
         """The recurrence in complex128."""
-        step, A, B = self.system(rate)
-        assert B is not None
-        return recurrence(step, A, self._shared(self._P()), B, self._C())
+        return recurrence(self.stored(), self.read("P"), self._C(), rate)
 
     def _transition(self, rate: float) -> Tensor:
         return self.recurrence(rate).transition()
@@ -299,14 +292,14 @@ class DPLRSSM(DPLRModel):
     @torch.no_grad()
     def _plain_C_of(self, state_dict: dict[str, Any], prefix: str, length: int) -> Tensor:
         """The plain C of a checkpoint's C, A, P and dt, as pairs."""
-        stored = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in _STORED}
-        A = torch.complex(-stored["A_real"].exp(), -stored["A_imag"])
-        P, B, C = (torch.view_as_complex(stored[name].contiguous()) for name in ("P", "B", "C"))
-        found = recurrence(stored["inv_dt"].exp(), self._shared(A), self._shared(P), self._shared(B[0]), C)
-        return to_pairs(untruncated(C, found.transition(), length))
+        values = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in _STORED}
+        dt, A_real, A_imag, B, C, P = (values[name].contiguous() for name in _STORED)
+        stored, outputs = Stored(dt, A_real, A_imag, B, C, True, True, True), torch.view_as_complex(C)
+        found = recurrence(stored, P, outputs)
+        return to_pairs(untruncated(outputs, found.transition(), length))
 
 
-_STORED = ("inv_dt", "A_real", "A_imag", "P", "B", "C")
+_STORED = ("inv_dt", "A_real", "A_imag", "B", "C", "P")
 
 
 def damage(l_kernel: Any) -> str:
