@@ -33,7 +33,7 @@ constexpr int64_t kSmall = 1 << 15;
 
 template <class T>
 int64_t threads_for(const Cauchy<T> &of, int64_t threads, int64_t pieces) {
-    return of.H * of.n * of.nodes < kSmall ? 1 : at_most(threads, pieces);
+    return at_most(threads_worth(threads, of.H * of.n * of.nodes, kSmall), pieces);
 }
 
 // body(h, first, last, piece, scratch) for ranges of nodes of every feature.

@@ -1,7 +1,8 @@
 // How the adjoint of a step is cut for threads.
 #pragma once
 
-#include <cstdint>
+#include "parallel.h"
+#include "pieces.h"
 
 namespace s4_fast {
 
@@ -18,11 +19,8 @@ struct FeatureGroups {
 
     int64_t first(int64_t group) const { return group * each < H ? group * each : H; }
 
-    // Of so many threads those that have done something before the first one is done.
-    int64_t worth(int64_t threads) const {
-        const int64_t most = states < kSmall ? 1 : count;
-        return threads < 1 ? 1 : threads < most ? threads : most;
-    }
+    // The threads to use.
+    int64_t worth(int64_t threads) const { return at_most(threads_worth(threads, states, kSmall), count); }
 
     static constexpr int64_t kNumbers = 1 << 12, kSmall = 1 << 15;
 };

@@ -59,7 +59,7 @@ class Workers {
     // Threads that are worth waking.
     int64_t worth(int64_t threads) const {
         constexpr int64_t kWork = 1 << 15;
-        return conv_.batch * conv_.c * conv_.H * conv_.L < kWork ? 1 : threads;
+        return threads_worth(threads, conv_.batch * conv_.c * conv_.H * conv_.L, kWork);
     }
 
     const Problem &problem_;

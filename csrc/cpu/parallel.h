@@ -12,6 +12,15 @@ using Piece = void (*)(void *context, int64_t index, int64_t worker);
 // finds the threads busy, and one for a single thread, runs on the caller's alone.
 void run_pieces(int64_t threads, int64_t count, Piece piece, void *context);
 
+// The threads to use for so much work: the caller's alone where waking others takes longer. Checks see threads always.
+inline int64_t threads_worth(int64_t threads, int64_t work, int64_t least) {
+#ifdef S4_FAST_CHECKED
+    return threads;
+#else
+    return work < least ? 1 : threads;
+#endif
+}
+
 // body(index, worker) for every index < count. The body must not throw.
 template <class Body>
 void parallel_for(int64_t threads, int64_t count, Body &&body) {

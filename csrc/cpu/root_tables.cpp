@@ -25,7 +25,7 @@ RootTables::RootTables(int64_t L, int64_t threads)
     const auto memory = memory_for_doubles(4 * fine + 8 * coarse);
     const RootPowers powers = {L, fine, coarse, doubles(memory), doubles(memory) + 4 * fine};
     fill(powers);
-    parallel_for(nodes_ < kWorthThreads ? 1 : threads, 2 * coarse,
+    parallel_for(threads_worth(threads, nodes_, kWorthThreads), 2 * coarse,
                  [&](int64_t row, int64_t) { fill(powers, roots, row); });
 }
 

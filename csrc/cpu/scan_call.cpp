@@ -47,7 +47,7 @@ void chain(const Scan<T> &s, int64_t h, double *sums, T *grad_dt, char *scratch)
 template <class T>
 int64_t worth(const Scan<T> &scan, int64_t threads) {
     constexpr int64_t kWork = 1 << 17;
-    return scan.batch * scan.L * scan.H * (scan.n + 8) * scan.outputs() < kWork ? 1 : threads;
+    return threads_worth(threads, scan.batch * scan.L * scan.H * (scan.n + 8) * scan.outputs(), kWork);
 }
 
 // The features of a piece: where samples are time-major, those of a cache line, or fewer if threads would be idle. Only
