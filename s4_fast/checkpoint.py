@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import is_tensor_like
+
+
+class Renewed(NamedTuple):
+    """Entries of an older checkpoint in their present names and meaning.
+
+    ``origin`` is what they are of; ``names`` has what each new name was called.
+    """
+
+    entries: dict[str, Any]
+    origin: str
+    names: Mapping[str, str]
 
 
 class AllOrNothing(nn.Module):
@@ -28,7 +40,19 @@ class AllOrNothing(nn.Module):
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"expected a mapping of names to tensors, got {type(state_dict).__name__}")
         own = self.state_dict()
-        problems = []
+        metadata = getattr(state_dict, "_metadata", {})
+        problems, origin = [], ""
+        names: dict[str, str] = {}
+        for prefix, module in self._parts():
+            try:
+                renewed = module.renewed(state_dict, prefix)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if renewed is not None:
+                state_dict, origin, names = renewed.entries, f" of {renewed.origin}", {**names, **renewed.names}
+        if problems:
+            raise self._refusal("", problems)
         for key, tensor in own.items():
             value = state_dict.get(key, tensor)
             if isinstance(tensor, Tensor) and not is_tensor_like(value):
@@ -37,23 +61,41 @@ class AllOrNothing(nn.Module):
                 problems.append(f"{key}: expected shape {tuple(tensor.shape)}, the checkpoint has {tuple(value.shape)}")
         if strict:
             problems += [f"{key}: missing from the checkpoint" for key in own if key not in state_dict]
-            passed_over = {
-                f"{path}.{name}".lstrip(".")
-                for path, module in self.named_modules()
-                if isinstance(module, AllOrNothing)
-                for name in module.obsolete
-            }
+            passed_over = {prefix + name for prefix, module in self._parts() for name in module.obsolete}
             unknown = (key for key in state_dict if key not in own and key not in passed_over)
             problems += [f"{key}: not a key of this module" for key in unknown]
-        metadata = getattr(state_dict, "_metadata", {})
-        for path, module in self.named_modules():
-            if isinstance(module, AllOrNothing):
-                prefix = f"{path}." if path else ""
-                problems += module.misfits(state_dict, prefix, metadata.get(path, {}).get("version"))
+        for prefix, module in self._parts():
+            problems += module.misfits(state_dict, prefix, metadata.get(prefix.removesuffix("."), {}).get("version"))
         if problems:
-            listed = "\n  ".join(problems)
-            raise RuntimeError(f"the checkpoint does not fit {type(self).__name__}; nothing was loaded:\n  {listed}")
+            raise self._refusal(origin, [_with_old_name(problem, names) for problem in problems])
+        if metadata and not hasattr(state_dict, "_metadata"):
+            state_dict = OrderedDict(state_dict)
+            state_dict._metadata = metadata  # type: ignore[attr-defined]
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _parts(self) -> list[tuple[str, AllOrNothing]]:
+        """The modules of this class, with what their entries' names begin with."""
+        return [
+            (f"{path}." if path else "", module)
+            for path, module in self.named_modules()
+            if isinstance(module, AllOrNothing)
+        ]
+
+    def _refusal(self, origin: str, problems: list[str]) -> RuntimeError:
+        listed = "\n  ".join(problems)
+        return RuntimeError(
+            f"the checkpoint{origin} does not fit {type(self).__name__}; nothing was loaded:\n  {listed}"
+        )
+
+    def renewed(self, state_dict: Mapping[str, Any], prefix: str) -> Renewed | None:
+        """``state_dict`` with the entries under ``prefix`` that are of an older release in the present form.
+
+        None where there are none.
+
+        Raises:
+            ValueError: what keeps them from being read.
+        """
+        return None
 
     def misfits(self, state_dict: Mapping[str, Any], prefix: str, version: int | None) -> list[str]:
         """What does not fit of this module's own entries, whose names begin with ``prefix``, beside keys and shapes.
@@ -73,6 +115,14 @@ class AllOrNothing(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # Found before, unless another module loads this one.
+        try:
+            renewed = self.renewed(state_dict, prefix)
+        except ValueError as error:
+            error_msgs.append(str(error))
+            return
+        if renewed is not None:
+            state_dict.clear()
+            state_dict.update(renewed.entries)
         if problems := self.misfits(state_dict, prefix, local_metadata.get("version")):
             error_msgs.extend(problems)
             return
@@ -81,3 +131,8 @@ class AllOrNothing(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _with_old_name(problem: str, names: Mapping[str, str]) -> str:
+    name, _, reason = problem.partition(": ")
+    return f"{name} ({names[name]} in the checkpoint): {reason}" if name in names else problem

@@ -47,3 +47,8 @@ def per_row(lengths: Lengths | int | None, batch: int) -> Lengths | None:
     if isinstance(lengths, Tensor) and lengths.shape == (1,):
         return lengths.expand(batch)
     return lengths  # type: ignore[return-value]
+
+
+def flattened(state: Tensor) -> Tensor:
+    """(..., features, states) -> (..., features * states)."""
+    return state.flatten(-2)

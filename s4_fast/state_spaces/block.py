@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -9,14 +13,19 @@ from torch import Tensor, nn
 
 from s4_fast import torch_private
 from s4_fast.arguments import UnknownOptionError, integer, signal
-from s4_fast.checkpoint import AllOrNothing
+from s4_fast.checkpoint import AllOrNothing, Renewed
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.ssm.layout import turned
+from s4_fast.state_spaces import older_arguments
 from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
-from s4_fast.state_spaces.arguments import check_shape, per_row, refuse_requests
+from s4_fast.state_spaces.arguments import check_shape, flattened, per_row, refuse_requests
 from s4_fast.state_spaces.convolution import FFTConv, one_sample
+from s4_fast.state_spaces.kernels import SSMKernelDiag
+from s4_fast.state_spaces.releases import older_layer
+
+log = logging.getLogger(__name__)
 
 
 class S4Block(AllOrNothing):
@@ -34,15 +43,19 @@ class S4Block(AllOrNothing):
         gate_act: the activation of that map.
         mult_act: the activation behind the product, or behind the layer where there is no gate.
         final_act: the activation of the last linear map, which leads back to ``d_model`` features; ``"id"`` for none;
-            None for no linear map at all.
-        postact: older name of ``final_act``.
+            None for no linear map at all. ``"glu"`` where neither this nor ``postact`` is given.
+        postact: older name of ``final_act``; None alone is a map without activation, as it was before release 4.
         initializer, weight_norm: of the last linear map, see
             :func:`~s4_fast.state_spaces.activation.LinearActivation`.
         dropout: probability of a zero in the layer and before the last linear map.
         tie_dropout: whether all time steps share one mask.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`.
+        **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`, and those of releases 1 to 3, see
+            :func:`~s4_fast.state_spaces.older_arguments.translated`. Code of those releases, whose dropout, gate and
+            defaults are others, wants :class:`~s4_fast.state_spaces.S4`.
+
+    Checkpoints of releases 1 to 3 load too (:mod:`~s4_fast.state_spaces.releases`).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -51,13 +64,13 @@ class S4Block(AllOrNothing):
 
     def __init__(
         self,
-        d_model: int,
+        d_model: int | None = None,
         bottleneck: int | None = None,
         gate: int | None = None,
         gate_act: str | None = None,
         mult_act: str | None = None,
-        final_act: str | None = "glu",
-        postact: str | None = None,
+        final_act: str | EllipsisType | None = ...,
+        postact: str | EllipsisType | None = ...,
         initializer: str | None = None,
         weight_norm: bool = False,
         dropout: float = 0.0,
@@ -69,15 +82,15 @@ class S4Block(AllOrNothing):
         **layer_args: Any,
     ) -> None:
         super().__init__()
+        if older_arguments.is_older(layer_args):
+            layer_args = older_arguments.translated({"d_model": d_model, "mult_act": mult_act, **layer_args})
+            d_model, mult_act = layer_args.pop("d_model"), layer_args.pop("mult_act")
         d_model = integer("d_model", d_model, 1)
         bottleneck = None if bottleneck is None else integer("bottleneck", bottleneck, 1)
         gate = None if gate is None else integer("gate", gate, 1)
         if bottleneck is not None and d_model % bottleneck:
             raise ValueError(f"bottleneck must divide d_model, got bottleneck = {bottleneck}, d_model = {d_model}")
-        if postact is not None:
-            if final_act not in (None, "glu", postact):
-                raise ValueError(f"postact and final_act name the same activation, got {postact!r} and {final_act!r}")
-            final_act = postact
+        final_act = older_arguments.last_activation(postact, final_act)
         if final_act is None and (initializer is not None or weight_norm):
             raise ValueError("initializer and weight_norm are for the last linear map, which final_act=None leaves out")
         self.d_model, self.bottleneck, self.gate, self.transposed = d_model, bottleneck, gate, transposed
@@ -183,6 +196,31 @@ class S4Block(AllOrNothing):
     def default_state(self, *batch_shape: int, device: torch.device | str | None = None) -> Tensor:
         """The layer's zero state, (*batch_shape, d_model / bottleneck, states), where the parameters are."""
         return self.layer.default_state(*batch_shape, device=device)
+
+    @property
+    def d_state(self) -> int:
+        """How many numbers the state of one sequence has."""
+        return self.layer.d_state
+
+    @property
+    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
+        """What makes (..., d_state) of a state (..., features, states)."""
+        return flattened
+
+    def renewed(self, state_dict: Mapping[str, Any], prefix: str) -> Renewed | None:
+        kernel = self.layer.kernel
+        found = older_layer(state_dict, prefix, kernel.real_transform)
+        if found is None:
+            return None
+        kernel.check_older()
+        if found.release == 3 and isinstance(kernel, SSMKernelDiag) and kernel.disc != "bilinear":
+            warnings.warn(
+                f"{prefix}kernel.kernel: release 3 discretises S4D by disc='bilinear' where its option is not given; "
+                f"this layer has disc={kernel.disc!r}",
+                stacklevel=3,
+            )
+        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
+        return Renewed(found.applied(state_dict), str(found), found.names())
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, bottleneck={self.bottleneck}, gate={self.gate}, transposed={self.transposed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm.sequence import Way, as_autocast
 from s4_fast.state_spaces.activation import Activation, halves
-from s4_fast.state_spaces.arguments import check_shape, longest, per_row
+from s4_fast.state_spaces.arguments import check_shape, flattened, longest, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 
 
@@ -200,6 +201,16 @@ class FFTConv(SequenceModule):
     def d_output(self) -> int:
         """The number of features of the output."""
         return self.d_model * self.channels
+
+    @property
+    def d_state(self) -> int:
+        """How many numbers the state of one sequence has."""
+        return self.kernel.default_state().numel()
+
+    @property
+    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
+        """What makes (..., d_state) of a state (..., d_model, states)."""
+        return flattened
 
     def extra_repr(self) -> str:
         return f"l_max={self.l_max}, channels={self.channels}, bidirectional={self.bidirectional}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from s4_fast.arguments import UnknownOptionError, integer, number
+from s4_fast.checkpoint import Renewed
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops._complex import expm1
@@ -22,6 +23,7 @@ from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.parameters import Stored, to_pairs
 from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.initialization import UnknownArgumentError, initial
+from s4_fast.state_spaces.releases import older_kernel
 from s4_fast.state_spaces.transforms import check_transform, transformed, untransformed
 from s4_fast.state_spaces.truncation import TruncatedDPLRModel
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 _DISCRETIZATIONS = ("zoh", "bilinear", "dss")
 _STEP_MODES = ("dense", "linear", "diagonal")
 _OFFICIAL_BACKENDS = {"cuda": None, "keops": "keops", "naive": "pytorch", "auto": None}
-_GROUPS = ("A", "B", "C", "dt")
+_GROUPS = ("A", "B", "C", "dt", "P")
 
 
 class SSMKernel(SSMModel):
@@ -47,8 +49,8 @@ class SSMKernel(SSMModel):
         d_model: number of features H.
         channels: number of kernels per feature.
         l_max: the length that training sets up for, where the kernel has a length.
-        lr: learning rate mark (``_optim``) of all parameters, or of those that a mapping of ``"A"`` (P included),
-            ``"B"``, ``"C"``, ``"dt"`` names. 0 makes buffers of them.
+        lr: learning rate mark (``_optim``) of all parameters, or of those that a mapping of ``"A"``, ``"P"`` (else as
+            A), ``"B"``, ``"C"``, ``"dt"`` names. 0 makes buffers of them.
         wd: likewise the weight decay mark, which C never has.
         verbose: whether to log sizes and changes of the kernel's length, at level INFO.
         d_state: real state size N.
@@ -139,7 +141,7 @@ class SSMKernel(SSMModel):
         if not self.is_real:
             self.add_parameter("A_imag", untransformed(-A.imag, imag_transform, "-Im A"), rates["A"], decays["A"])
         if self.low_rank:
-            self.add_parameter("P", to_pairs(P), rates["A"], decays["A"])
+            self.add_parameter("P", to_pairs(P), rates["P"], decays["P"])
         if verbose:
             log.info("%s: d_model=%d, states=%d, l_max=%s", type(self).__name__, d_model, n, l_max)
 
@@ -246,6 +248,22 @@ class SSMKernel(SSMModel):
 
     def _states(self) -> int:
         return self.d_state // 2
+
+    def renewed(self, state_dict: Mapping[str, Any], prefix: str) -> Renewed | None:
+        found = older_kernel(state_dict, prefix, prefix, self.real_transform)
+        if found is None:
+            return None
+        self.check_older()
+        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
+        return Renewed(found.applied(state_dict), str(found), found.names())
+
+    def check_older(self) -> None:
+        """Raise ValueError where the options give stored numbers a meaning that releases 1 to 3 did not have."""
+        if (self.dt_transform, self.imag_transform, self.dt_tie, self.is_real) != ("exp", "none", True, False):
+            raise ValueError(
+                "a checkpoint of a release before 4 holds log dt per feature and Im A itself: it loads where "
+                "dt_transform='exp', imag_transform='none', dt_tie=True and is_real=False"
+            )
 
     def read_state(self, state: Tensor, batch: int | None = None) -> Tensor:
         """A state (batch, d_model, states) in any form that it is passed around in -> (batch, d_model, n), complex.
@@ -457,12 +475,12 @@ def _one_init(init: str | Sequence[str] | None, measure: str | None) -> str | Se
 
 
 def _by_group(option: str, given: float | Mapping[str, float | None] | None) -> dict[str, float | None]:
-    """The learning rate or weight decay of A, B, C and dt."""
+    """The learning rate or weight decay of A, B, C, dt and P, which has A's where it is not named."""
     if isinstance(given, Mapping):
         unknown = [name for name in given if name not in _GROUPS]
         if unknown:
             raise ValueError(f"{option} names {', '.join(map(str, unknown))}; expected some of {', '.join(_GROUPS)}")
-        found = {name: given.get(name) for name in _GROUPS}
+        found = {name: given.get(name) for name in _GROUPS} | {"P": given.get("P", given.get("A"))}
     else:
         found = dict.fromkeys(_GROUPS, given)
     values = {name: None if value is None else number(option, value) for name, value in found.items()}

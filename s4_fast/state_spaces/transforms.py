@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 # What "relu" keeps above 0, and the least value that anything starts from.
-_LEAST = 1e-4
+LEAST = 1e-4
 
 _FORWARD: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda stored: stored,
     "exp": torch.exp,
-    "relu": lambda stored: relu(stored) + _LEAST,
+    "relu": lambda stored: relu(stored) + LEAST,
     "sigmoid": torch.sigmoid,
     "softplus": softplus,
 }
@@ -46,7 +46,7 @@ def untransformed(value: Tensor, transform: str, name: str) -> Tensor:
     Raises:
         ValueError: a sigmoid would have to be 1 or more; ``name`` is how the message calls the quantity.
     """
-    value = value.clamp(min=_LEAST)
+    value = value.clamp(min=LEAST)
     if transform == "sigmoid" and not bool((value < 1).all()):
         raise ValueError(f"{name} starts at up to {float(value.max()):g}, and a sigmoid stays below 1")
     return _INVERSE[transform](value)

@@ -65,6 +65,11 @@ class TruncatedDPLRModel(DPLRModel):
             raise RuntimeError("C is made of other tensors (by a parametrization, or pruning): it cannot be set up")
         self._set_up(L)
 
+    def take_as_truncated(self, length: int) -> None:
+        """Read C as truncated for ``length``, as it is: what is computed becomes another."""
+        self.l_kernel.fill_(length)
+        self._read_length()
+
     def _set_up(self, L: int, *, fresh: bool = False) -> None:
         """:meth:`setup`, or where ``fresh`` only of a kernel that was not set up before, by whatever thread."""
         with _SETTING_UP, torch.no_grad():
