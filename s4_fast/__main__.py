@@ -182,15 +182,20 @@ def convert_command(old: Path, new: Path, prefix: str | None, force: bool) -> No
     try:
         found = convert.convert(old, new, prefix, force=force)
     except (ValueError, OSError) as error:
-        raise _Refused(str(error)) from error
+        raise _Refused(_shown(str(error))) from error
     table = Table("checkpoint", "written as", "shape", "dtype", "")
     for entry in found:
         tensor = entry.value if isinstance(entry.value, torch.Tensor) else None
         shape, dtype = ("", "") if tensor is None else (str(tuple(tensor.shape)), str(tensor.dtype)[len("torch.") :])
-        table.add_row(*map(Text, (entry.old, entry.new or "", shape, dtype, entry.note)))
+        table.add_row(*map(Text, (_shown(entry.old), _shown(entry.new or ""), shape, dtype, entry.note)))
     _console().print(table)
     written = sum(entry.new is not None for entry in found)
     click.echo(f"{new}: {written} tensors written, {len(found) - written} entries left out")
+
+
+def _shown(text: str) -> str:
+    """``text`` of a file that may be anyone's: what steers a terminal is written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _refuse_unusable(backends: tuple[str, ...]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from s4_fast.state_spaces.releases import Change, Older, older_parts
 
 # Where training scripts keep the state_dict in a checkpoint of more than that; the first is Lightning's.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -41,9 +45,10 @@ def convert(old: Path, new: Path, prefix: str | None = None, *, force: bool = Fa
     """Read the PyTorch checkpoint ``old`` and write its tensors to ``new``, a safetensors file.
 
     ``old`` holds a ``state_dict``, alone or under ``state_dict`` (as Lightning writes it), ``model_state_dict`` or
-    ``model``. It is read with ``weights_only=True``: nothing in it is executed. Names and shapes are those of the
-    official code, which the layers here share; caches of kernels (``omega``, ``z``) are left out, and complex tensors
-    become pairs of real numbers.
+    ``model``. It is read with ``weights_only=True``: nothing in it is executed. Names and shapes are those of release 4
+    of the official code, which the layers here share; layers of releases 1 to 3 are told by their entries and written
+    as release 4 has them (:mod:`~s4_fast.state_spaces.releases`). Caches of kernels (``omega``, ``z``) are left out,
+    and complex tensors become pairs of real numbers.
 
     Args:
         old: the checkpoint.
@@ -101,7 +106,30 @@ def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[En
     if not any(name.startswith(prefix) for name in state_dict):
         first = sorted({name.split(".")[0] for name in state_dict})
         raise ValueError(f"nothing is under the prefix {prefix!r}; names begin with {', '.join(first)}")
-    return [_entry(name, value, prefix, state_dict) for name, value in state_dict.items()]
+    older = older_parts({name: value for name, value in state_dict.items() if name.startswith(prefix)})
+    changed: dict[str, list[tuple[Older, Change]]] = {}
+    for part in older.values():
+        for change in part.changes:
+            changed.setdefault(change.old, []).append((part, change))
+    found = []
+    for name, value in state_dict.items():
+        made = [_renamed(part, change, prefix) for part, change in changed.get(name, ())]
+        found += made or [_entry(name, value, prefix, state_dict)]
+    written = Counter(entry.new for entry in found if entry.new is not None)
+    if twice := [name for name, count in written.items() if count > 1]:
+        raise ValueError(f"{', '.join(twice)}: entries of two releases would be written under one name")
+    if "__metadata__" in written:
+        raise ValueError("__metadata__: safetensors cannot hold a tensor of this name")
+    return found
+
+
+def _renamed(part: Older, change: Change, prefix: str) -> Entry:
+    note = f"release {part.release}" + (f": {change.note}" if change.note else "")
+    if change.new is None:
+        return Entry(change.old, None, change.value, note)
+    if change.new.endswith("A_real") and part.diagonal:
+        note += "; the discretisation is not in a checkpoint (releases 2 and 3: disc='bilinear', minimal S4D: 'zoh')"
+    return Entry(change.old, change.new.removeprefix(prefix), change.value, note)
 
 
 def _entry(name: str, value: Any, prefix: str, state_dict: Mapping[str, Any]) -> Entry:
@@ -151,9 +179,10 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     # safetensors refuses tensors that share memory, as tied weights do.
     content = save({name: t.contiguous().clone() for name, t in tensors.items()}, metadata={"format": "pt"})
     # Whoever finds the file under its name finds all of it.
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
-        part.write_bytes(content)
+        with part.open("xb") as file:  # no file or link of that name that is there
+            file.write(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

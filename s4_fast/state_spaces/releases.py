@@ -35,6 +35,8 @@ _POLES: dict[str, tuple[str, ...]] = {
 _KERNELS = ("kernel.kernel.", "kernel.krylov.")
 _MAPS = ("input_linear", "hyper_linear", "input_gate", "output_gate", "output_linear")
 _CACHES = ("omega", "nodes", "z")
+# What no kernel of release 4 has.
+_ONLY_OLDER = {*_POLES, "w_imag", "Q", "omega", "nodes"}
 
 
 class Change(NamedTuple):
@@ -67,16 +69,32 @@ class Older(NamedTuple):
         return f"release {self.release} of state-spaces/s4 ({'S4D' if self.diagonal else 'S4'})"
 
 
-def older_layers(names: Iterable[str]) -> list[str]:
-    """The prefixes of the S4 and S4D layers of releases 1 to 3 among the entries of a checkpoint."""
-    names = set(names)
-    folders = {name.rpartition(".")[0] + "." for name in names if name.rpartition(".")[2] in _POLES}
-    found = []
-    for folder in sorted(folders):
+def older_parts(state_dict: Mapping[str, Any]) -> dict[str, Older]:
+    """What becomes of every S4 and S4D layer of releases 1 to 3 in a checkpoint, and of every kernel without a layer.
+
+    By the prefixes of their entries; the transforms are taken to be the default ``"exp"``.
+
+    Raises:
+        ValueError: see :func:`older_layer`.
+    """
+    folders: dict[str, set[str]] = {}
+    for name in state_dict:
+        path, _, own = name.rpartition(".")
+        folders.setdefault(f"{path}." if path else "", set()).add(own)
+    found: dict[str, Older | None] = {}
+    for folder, entries in sorted(folders.items()):
         layer = next((folder.removesuffix(kernel) for kernel in _KERNELS if folder.endswith(kernel)), None)
-        if layer is not None and f"{layer}D" in names and f"{folder}log_dt" in names:
-            found.append(layer)
-    return found
+        if layer is not None and entries & _ONLY_OLDER and _is_layer(state_dict, layer):
+            found[layer] = older_layer(state_dict, layer)
+        elif entries & _POLES.keys() and {"C", "log_dt"} <= entries:
+            found[folder] = older_kernel(state_dict, folder, folder)
+    return {prefix: older for prefix, older in found.items() if older is not None}
+
+
+def _is_layer(names: Iterable[str], prefix: str) -> bool:
+    """Whether what is under ``prefix`` is an S4 layer, and not a module that has a kernel among other things."""
+    parts = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+    return bool(parts & {"D", "layer"}) and parts <= {"D", "kernel", "layer", *_MAPS}
 
 
 def older_layer(state_dict: Mapping[str, Any], prefix: str, real_transform: str = "exp") -> Older | None:
