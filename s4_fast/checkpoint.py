@@ -39,6 +39,8 @@ class AllOrNothing(nn.Module):
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"expected a mapping of names to tensors, got {type(state_dict).__name__}")
+        if unnamed := [key for key in state_dict if not isinstance(key, str)]:
+            raise self._refusal("", [f"{key!r}: the keys of a state_dict are names" for key in unnamed])
         own = self.state_dict()
         metadata = getattr(state_dict, "_metadata", {})
         problems, origin = [], ""

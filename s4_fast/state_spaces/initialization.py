@@ -20,7 +20,7 @@ COMBINATIONS = {
     "diag": ("diag-inv", "diag-lin"),
     "all": ("legs", "fourier", "diag-inv", "diag-lin"),
 }
-MEASURES = ("legs", "legt", "lagt", "fourier", "fout")
+_MEASURES = ("legs", "legt", "lagt", "fourier", "fout")
 _ALIASES = {
     "linear": "lin",
     "inverse": "inv",
@@ -90,8 +90,14 @@ def initial(
     return Initial(torch.cat(A), torch.cat(P, 1), torch.cat(B), torch.cat(V))
 
 
+def is_hippo(init: str | Sequence[str]) -> bool:
+    """Whether ``init`` names HiPPO matrices alone."""
+    inits = COMBINATIONS.get(init, (init,)) if isinstance(init, str) else init
+    return all(name in _MEASURES for name in inits)
+
+
 def _one(init: str, N: int, rank: int, copies: int, low_rank: bool, args: dict[str, Any]) -> Initial:
-    if init in MEASURES:
+    if init in _MEASURES:
         _check_names(init, args, _MEASURE_ARGS)
         needed = hippo.MINIMAL_RANK[hippo.canonical_measure(init)]
         found = _hippo(init, N, rank if low_rank else max(rank, needed), copies, **args)
@@ -100,7 +106,7 @@ def _one(init: str, N: int, rank: int, copies: int, low_rank: bool, args: dict[s
     name = _ALIASES.get(name, name or "hippo")
     if kind not in ("diag", "dplr") or name not in _MODES:
         modes = ", ".join(_MODES)
-        known = ", ".join((*MEASURES, *COMBINATIONS, "dplr"))
+        known = ", ".join((*_MEASURES, *COMBINATIONS, "dplr"))
         raise ValueError(f"unknown init {init!r}; expected {known}, diag-NAME or dplr-NAME with NAME one of {modes}")
     _check_names(init, args, _MODE_ARGS)
     return _modes(name, N, rank, copies, **{**args, **({"P_scale": 0.0} if kind == "diag" else {})})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from s4_fast.arguments import UnknownOptionError, integer, number
 from s4_fast.checkpoint import Renewed
@@ -353,6 +354,26 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         return self._normalized(L, rate) if self.disc == "dss" else super().kernel(L, rate)
 
+    @torch.no_grad()
+    def multiply_C_by_B(self) -> None:
+        """Start as release 3 does, which has B in C, besides B itself."""
+        self.C.copy_(to_pairs(torch.view_as_complex(self.C) * self.B_vector()))
+
+    @property
+    def dA(self) -> Tensor:
+        """The step's factors of the states, (d_model, n)."""
+        return self.discretize()[0].exp()
+
+    @property
+    def dB(self) -> Tensor:
+        """The step's input vectors, (d_model, n)."""
+        return self.discretize()[1]
+
+    @property
+    def dC(self) -> Tensor:
+        """The step's output vectors, (channels, d_model, n): ``y = 2 Re dC s``."""
+        return self.discretize()[2]
+
     def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
         if self.disc == "dss":
             raise RuntimeError("disc='dss' normalises the kernel by its length: there is no recurrence, and no state")
@@ -413,6 +434,25 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
         backend = "cuda" if backend == "keops" else backend
         super().__init__(*args, backend=backend, **kwargs)
         self.register_buffer("l_kernel", torch.tensor(0))
+
+    @property
+    def dA(self) -> Tensor:
+        """The step's transition, (d_model, d_state, d_state), on states of both halves, (s, s*)."""
+        step = self.discretize()
+        n = step.G.shape[-1]
+        low_rank = torch.einsum("rhn,rhm->hnm", step.G, with_conjugates(step.V))
+        upper = pad(torch.diag_embed(1 + step.increment), (0, n)) - low_rank
+        return torch.cat((upper, torch.conj_physical(upper.roll(n, -1))), -2).to(self.state_dtype())
+
+    @property
+    def dB(self) -> Tensor:
+        """The step's input vectors, (d_model, d_state), of both halves."""
+        return with_conjugates(self.discretize().B)
+
+    @property
+    def dC(self) -> Tensor:
+        """The step's output vectors, (channels, d_model, d_state): ``y = Re dC (s, s*)``."""
+        return with_conjugates(self.discretize().C)
 
     def _whole(self, rate: float) -> int:
         length = self._read_length()

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from s4_fast.arguments import integer
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
-from s4_fast.ssm.parameters import to_pairs
 from s4_fast.state_spaces import older_arguments
 from s4_fast.state_spaces.activation import LinearActivation
 from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.block import S4Block
-from s4_fast.state_spaces.initialization import COMBINATIONS, MEASURES
+from s4_fast.state_spaces.initialization import is_hippo
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
 
 # Options that a release alone has, in the order in which they tell it.
@@ -121,7 +120,7 @@ class S4(S4Block):
             },
             first,
         )
-        if _is_hippo(options):
+        if is_hippo(options.get("measure") or options.get("init", "legs")):
             options.setdefault("B_clip", None)  # release 4 began to clip
         diagonal = options.get("mode", "nplr") in ("diag", "s4d")
         if diagonal:
@@ -156,7 +155,7 @@ class S4(S4Block):
         if release < 3:
             self._start_from(longest(l_max), corrected)
         elif diagonal and isinstance(self.layer.kernel, SSMKernelDiag):
-            self._multiply_C_by_B(self.layer.kernel)
+            self.layer.kernel.multiply_C_by_B()
         self.to(device, dtype)
 
     def _add_gate(self, gate: int, activation: str | None, postact: str | None, maps: Mapping[str, Any]) -> None:
@@ -175,12 +174,6 @@ class S4(S4Block):
             kernel.l_max = l_max or 1
             if not corrected:
                 kernel.take_as_truncated(kernel.l_max)
-
-    @staticmethod
-    @torch.no_grad()
-    def _multiply_C_by_B(kernel: SSMKernelDiag) -> None:
-        """Release 3 starts S4D with B in C, besides B itself."""
-        kernel.C.copy_(to_pairs(torch.view_as_complex(kernel.C) * kernel.B_vector()))
 
     def forward(  # type: ignore[override]
         self,
@@ -235,10 +228,3 @@ def _supported(options: dict[str, Any]) -> bool:
     for name in _IGNORED:
         options.pop(name, None)
     return bool(options.pop("input_linear", False))
-
-
-def _is_hippo(options: Mapping[str, Any]) -> bool:
-    """Whether the kernel starts from HiPPO matrices alone."""
-    init = options.get("measure") or options.get("init", "legs")
-    names = COMBINATIONS.get(init, (init,)) if isinstance(init, str) else init
-    return all(name in MEASURES for name in names)

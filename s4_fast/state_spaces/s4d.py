@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.layout import turned
 from s4_fast.ssm.parameters import Stored
 from s4_fast.ssm.sequence import Way, as_autocast
-from s4_fast.state_spaces.arguments import refuse_requests
+from s4_fast.state_spaces.arguments import flattened, refuse_requests
 
 _KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
 
@@ -157,6 +158,16 @@ class S4D(SequenceModule):
         y = self.output_linear(y) if y.shape[-1] else self.output_linear(pad(y, (0, 1)))[..., :0]
         y = y if self.transposed else turned(y)
         return (y[0] if single else y), None
+
+    @property
+    def d_state(self) -> int:
+        """How many numbers a state of this system has, over the features."""
+        return self.h * self.n
+
+    @property
+    def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
+        """What makes (..., d_state) of a state (..., d_model, states)."""
+        return flattened
 
     def _check(self, u: Tensor, least: int) -> None:
         features = -2 if self.transposed else -1
