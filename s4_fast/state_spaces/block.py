@@ -213,14 +213,20 @@ class S4Block(AllOrNothing):
         if found is None:
             return None
         kernel.check_older()
-        if found.release == 3 and isinstance(kernel, SSMKernelDiag) and kernel.disc != "bilinear":
+        if found.release == 3:
+            self._compare_defaults(prefix)
+        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
+        return Renewed(found.applied(state_dict), str(found), found.names())
+
+    def _compare_defaults(self, prefix: str) -> None:
+        """Warn where release 3 means something else by an option that a checkpoint does not hold."""
+        kernel = self.layer.kernel
+        if isinstance(kernel, SSMKernelDiag) and kernel.disc != "bilinear":
             warnings.warn(
                 f"{prefix}kernel.kernel: release 3 discretises S4D by disc='bilinear' where its option is not given; "
                 f"this layer has disc={kernel.disc!r}",
-                stacklevel=3,
+                stacklevel=4,
             )
-        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
-        return Renewed(found.applied(state_dict), str(found), found.names())
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, bottleneck={self.bottleneck}, gate={self.gate}, transposed={self.transposed}"

@@ -197,6 +197,9 @@ class S4(S4Block):
             x = self._enter(x)  # what multiplies the outputs is of the mapped input
         return super()._leave(y, x)
 
+    def _compare_defaults(self, prefix: str) -> None:
+        """Its defaults are the release's."""
+
     @property
     def kernel(self) -> SSMKernelDiag | SSMKernelDPLR:
         """The kernel: ``kernel(L=L)`` returns it (channels, d_model, L), and the outputs that a state leaves."""

@@ -94,6 +94,27 @@ def test_steps_are_the_official_ones(name, mode):
         assert s.shape == official.shape or mode == "linear"
 
 
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name.startswith("dplr") and "bidirectional" not in name])
+def test_the_matrices_of_a_step_are_the_official_ones(name):
+    kernel = Golden(name).layer.kernel
+    for attribute in ("dA", "dB", "dC"):
+        assert relative_error(getattr(kernel, attribute), Golden(name).tensor(f"step_{attribute}")) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["diag_lin_bilinear", "diag_nssm2_channels2"])
+def test_the_vectors_of_a_diagonal_step_are_those_of_the_kernel(name):
+    kernel = Golden(name).layer.kernel
+    powers = kernel.dA[..., None] ** torch.arange(20)
+    k = 2 * torch.einsum("chn,hn,hnl->chl", kernel.dC, kernel.dB, powers).real
+    assert relative_error(k, kernel(L=20)[0]) <= 1e-12
+
+
+def test_how_many_numbers_a_state_has():
+    for layer in (FFTConv(4, d_state=6), FFTConv(4, d_state=6, kernel="s4d"), S4Block(4, d_state=6, bottleneck=2)):
+        state = layer.default_state(3)
+        assert layer.state_to_tensor(state).shape == (3, layer.d_state)
+
+
 def test_a_seed_gives_the_official_weights():
     """Where no basis is involved, which the original leaves to LAPACK."""
     golden = Golden("diag_lin_bilinear")
