@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import glu, linear
 
 from s4_fast.ssm import diagonal, sequence
-from s4_fast.state_spaces import FFTConv, SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces import FFTConv, S4Block, SSMKernelDiag, SSMKernelDPLR
 from tests.helpers import normal, relative_error
 
 DATA = Path(__file__).parents[1] / "data"
