@@ -1,4 +1,4 @@
-"""``python -m s4_fast doctor | bench | bench-layers | convert``."""
+"""``python -m s4_fast doctor | bench | bench-layers | convert | inspect``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from s4_fast.bench import layers, machine, plot, report, runner
 from s4_fast.bench.cases import Case, select
 from s4_fast.bench.inputs import OPS
 from s4_fast.bench.results import Row, compare
-from s4_fast.state_spaces import convert
+from s4_fast.state_spaces import convert, inspection
 
 # Seconds per timing.
 _QUICK, _FULL = 0.5, 2.0
@@ -191,6 +191,32 @@ def convert_command(old: Path, new: Path, prefix: str | None, force: bool) -> No
     _console().print(table)
     written = sum(entry.new is not None for entry in found)
     click.echo(f"{new}: {written} tensors written, {len(found) - written} entries left out")
+
+
+@main.command("inspect")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--no-time", is_flag=True, help="Measure nothing.")
+def inspect_command(checkpoint: Path, no_time: bool) -> None:
+    """Show which S4 and S4D layers CHECKPOINT holds, of which release of state-spaces/s4, and which layers take them.
+
+    The speed-up is that of forward and backward pass on this machine and random input, over the formulas that the
+    original falls back to. Nothing in CHECKPOINT is executed. The exit code is 2 where it cannot be read.
+    """
+    try:
+        found = inspection.inspect(checkpoint, time=not no_time)
+    except (ValueError, OSError) as error:
+        raise _Refused(_shown(str(error))) from error
+    if not found:
+        click.echo(f"{checkpoint}: no S4 or S4D layer")
+        return
+    table = Table("layer", "what", "release", "sizes", "" if no_time else "speed-up")
+    for layer in found:
+        sizes = ", ".join(f"{name} {size}" for name, size in layer.sizes.items())
+        speedup = "" if layer.speedup is None else f"{layer.speedup:.1f} x at {layer.shape}"
+        table.add_row(*map(Text, (_shown(layer.name) or "(the whole)", layer.what, layer.release, sizes, speedup)))
+    _console().print(table)
+    for route, changes in dict.fromkeys((layer.route, layer.changes) for layer in found):
+        click.echo(_shown(route) + (f"\n    {changes}" if changes else ""))
 
 
 def _shown(text: str) -> str:

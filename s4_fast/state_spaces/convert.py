@@ -95,14 +95,8 @@ def read(path: Path) -> Mapping[str, Any]:
 
 def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[Entry]:
     """What becomes of each entry of the state_dict in ``checkpoint``; ``prefix`` and errors as in :func:`convert`."""
-    container = next((name for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), None)
-    state_dict: Mapping[str, Any] = checkpoint if container is None else checkpoint[container]
-    if not state_dict:
-        raise ValueError("the state_dict is empty")
-    for name in state_dict:
-        if not isinstance(name, str):
-            raise ValueError(f"the keys of a state_dict are names, got {name!r}")
-    prefix = _common(state_dict, container == "state_dict") if prefix is None else _closed(prefix)
+    state_dict, lightning = unwrapped(checkpoint)
+    prefix = _common(state_dict, lightning) if prefix is None else _closed(prefix)
     if not any(name.startswith(prefix) for name in state_dict):
         first = sorted({name.split(".")[0] for name in state_dict})
         raise ValueError(f"nothing is under the prefix {prefix!r}; names begin with {', '.join(first)}")
@@ -121,6 +115,22 @@ def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[En
     if "__metadata__" in written:
         raise ValueError("__metadata__: safetensors cannot hold a tensor of this name")
     return found
+
+
+def unwrapped(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """The state_dict in ``checkpoint``, and whether it lies where Lightning writes it.
+
+    Raises:
+        ValueError: it is empty, or has keys that are no names.
+    """
+    container = next((name for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), None)
+    state_dict: Mapping[str, Any] = checkpoint if container is None else checkpoint[container]
+    if not state_dict:
+        raise ValueError("the state_dict is empty")
+    for name in state_dict:
+        if not isinstance(name, str):
+            raise ValueError(f"the keys of a state_dict are names, got {name!r}")
+    return state_dict, container == "state_dict"
 
 
 def _renamed(part: Older, change: Change, prefix: str) -> Entry:
