@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from s4_fast.state_spaces.module_calls import Use, uses
+from s4_fast.state_spaces.replaced_functions import (
+    REPLACEMENTS,
+    Examined,
+    Function,
+    examine,
+    family,
+    is_ours,
+    kept,
+    mended,
+    replacement,
+)
 
-from s4_fast.ops import cauchy_mult, log_vandermonde, log_vandermonde_transpose
 
-Function = Callable[..., Tensor]
-
-
-def patch(module: ModuleType) -> Patch:
+def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults: bool = False) -> Patch:
     """Replace the Cauchy and Vandermonde functions of an official module by the ops of this package.
 
-    ``module`` is the file whose classes call them: the standalone ``models/s4/s4.py``, or
-    ``src/models/sequence/kernels/ssm.py`` of the package (for code that calls the functions directly, also
-    ``src/models/functional/cauchy.py`` and ``vandermonde.py``). All of these are replaced that it has, whichever
-    ``backend=`` the model asks for: ``cauchy_cuda``, ``cauchy_keops``, ``cauchy_naive``, ``cauchy_mult``,
-    ``cauchy_conj``, ``cauchy_conj2``, ``cauchy``, and ``log_vandermonde`` and ``log_vandermonde_transpose``, alone or
-    with ``_cuda``, ``_keops``, ``_naive`` behind. The replacements take the same arguments, have gradients in all of
+    ``module`` is the file whose layers call them, of any release: the standalone ``models/s4/s4.py`` (4),
+    ``src/models/s4/s4.py`` (3) or ``src/models/sequence/ss/standalone/s4.py`` (1, 2), or in the package
+    ``src/models/sequence/kernels/ssm.py`` (4) or ``src/models/sequence/ss/kernel.py`` (1 to 3). For code that calls
+    the functions directly, it may also be ``src/models/functional/cauchy.py`` or ``vandermonde.py``. All of these are
+    replaced that it has, whichever of them its flags and options choose: ``cauchy``, alone or with ``_mult``,
+    ``_cuda``, ``_keops``, ``_naive``, ``_slow``, ``_lazy``, ``_conj``, ``_conj2``, ``_conj_slow`` behind;
+    ``log_vandermonde`` with ``_cuda``, ``_keops``, ``_naive``, ``_fast``, ``_lazy``; ``log_vandermonde_transpose``
+    with ``_cuda``, ``_keops``, ``_naive``. So are those that its layers call in another module
+    (``cauchy.cauchy_conj`` in releases 1 and 2). The replacements take the same arguments, have gradients in all of
     them, and run on the backend chosen for the call (:func:`s4_fast.use_backend`).
+
+    The fallbacks ``cauchy_slow`` (2.1) and ``cauchy_naive`` (3) of the standalone files leave out the conjugate half of
+    the sum. They are replaced by the whole sum, with a warning, for that changes what models compute.
+
+    Args:
+        module: the imported module.
+        names: the functions to replace, as ``replaced`` of the result names them; None for all. Of the Cauchy
+            functions that a layer may call, all or none, and likewise of the Vandermonde functions and the transposed
+            ones: ``("log_vandermonde", "log_vandermonde_transpose")`` do for diagonal models of release 3.
+        keep_faults: whether such fallbacks keep their numbers; they are then replaced by the half sum.
 
     Returns:
         What was replaced, which can be undone, also by leaving a ``with`` block. What is replaced already is left.
 
     Raises:
-        TypeError: ``module`` is not a module.
-        ValueError: it has none of the functions, or one that computes something else, as in releases before 4.0.
-            Nothing is replaced then.
+        TypeError: ``module`` is not a module, or ``names`` is one string.
+        ValueError: a function computes something else or is missing, with a list of what each computes; a name in
+            ``names`` is unknown or missing; a layer would still call a function that is not replaced, which might be
+            the fast one that it prefers; or a fallback was replaced before with another ``keep_faults``. Nothing is
+            replaced then.
+
+    Example:
+        >>> import types
+        >>> s4 = types.ModuleType("s4")  # in place of an import of state-spaces/s4
+        >>> s4.cauchy_slow = lambda v, z, w: (v.unsqueeze(-1) / (z.unsqueeze(-2) - w.unsqueeze(-1))).sum(-2)
+        >>> with patch(s4, keep_faults=True) as patched:
+        ...     patched
+        Patch(s4: cauchy_slow (without the conjugate half, as before))
     """
     if not isinstance(module, ModuleType):
         raise TypeError(f"expected an imported module of state-spaces/s4, got {type(module).__name__}")
-    found = {name: getattr(module, name) for name in _REPLACEMENTS if callable(getattr(module, name, None))}
-    if not found:
-        raise ValueError(
-            f"{module.__name__} has none of the functions {', '.join(_REPLACEMENTS)}; expected a file that calls them, "
-            "as models/s4/s4.py and src/models/sequence/kernels/ssm.py do"
-        )
-    originals = {name: function for name, function in found.items() if function is not _REPLACEMENTS[name]}
-    for name, function in originals.items():
-        _check_convention(module.__name__, name, function)
-    for name in originals:
-        setattr(module, name, _REPLACEMENTS[name])
-    return Patch(module, originals)
+    called = uses(module)
+    found = {f.name: f for f in _found(module, called)}
+    chosen = _chosen(module, found, called, names)
+    examined = {name: examine(name, found[name].function) for name in chosen}
+    _check_sums(module, found, called, examined, everything=names is None)
+    _check_calls(module, found, called, chosen, everything=names is None)
+    for name in chosen:
+        _check_kept(module, found[name], keep_faults)
+    replaced: dict[str, _Found] = {}
+    for name, what in examined.items():
+        if what.verdict == "half":
+            replaced[name] = found[name]._replace(replacement=kept if keep_faults else mended)
+            if not keep_faults:
+                warnings.warn(_fault(module, name), UserWarning, stacklevel=2)
+        elif what.verdict != "ours":
+            replaced[name] = found[name]
+    return Patch(module, replaced)
 
 
 class Patch:
@@ -56,17 +89,21 @@ class Patch:
 
     Attributes:
         module: the patched module.
-        replaced: the original functions by their names.
+        replaced: the original functions by their names; those of another module with its name before a dot.
     """
 
-    def __init__(self, module: ModuleType, replaced: dict[str, Function]) -> None:
-        self.module, self.replaced = module, replaced
+    def __init__(self, module: ModuleType, found: dict[str, _Found]) -> None:
+        self.module = module
+        self.replaced = {name: f.function for name, f in found.items()}
+        self._found = found
+        for f in found.values():
+            setattr(f.owner, f.attribute, f.replacement)
 
     def undo(self) -> None:
         """Put the original functions back, except where something else has been put since. Can be repeated."""
-        for name, function in self.replaced.items():
-            if getattr(self.module, name, None) is _REPLACEMENTS[name]:
-                setattr(self.module, name, function)
+        for f in self._found.values():
+            if getattr(f.owner, f.attribute, None) is f.replacement:
+                setattr(f.owner, f.attribute, f.function)
 
     def __enter__(self) -> Patch:
         return self
@@ -75,88 +112,115 @@ class Patch:
         self.undo()
 
     def __repr__(self) -> str:
-        return f"Patch({self.module.__name__}: {', '.join(self.replaced) or 'nothing was left to replace'})"
+        notes = {
+            mended: " (with the conjugate half, which was missing)",
+            kept: " (without the conjugate half, as before)",
+        }
+        names = [name + notes.get(f.replacement, "") for name, f in self._found.items()]
+        return f"Patch({self.module.__name__}: {', '.join(names) or 'nothing was left to replace'})"
 
 
-def _complex(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in their common precision, complex; models with ``is_real`` pass real ones."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
-    return [t.to(dtype if dtype.is_complex else dtype.to_complex()) for t in tensors]
+class _Found(NamedTuple):
+    """A function that can be replaced, and where it is."""
+
+    name: str
+    owner: ModuleType
+    attribute: str
+    function: Function
+    replacement: Function
 
 
-def _cauchy(v: Tensor, z: Tensor, w: Tensor, conj: bool = True) -> Tensor:
-    """``sum_n v_n / (z - w_n)``, with ``conj`` over the conjugates of the pairs too."""
-    v, z, w = _complex(v, z, w)
-    return cauchy_mult(v, z, w, symmetric=conj)
+def _found(module: ModuleType, called: list[Use]) -> Iterator[_Found]:
+    """The functions of the module, then those of other modules that its layers call."""
+    dotted = dict.fromkeys(use.name for use in called if use.name and "." in use.name and use.there)
+    for name in (*REPLACEMENTS, *dotted):
+        *path, attribute = name.split(".")
+        owner = module
+        for part in path:
+            owner = getattr(owner, part)
+        function, new = getattr(owner, attribute, None), replacement(name)
+        if callable(function) and new is not None:
+            yield _Found(name, owner, attribute, function, new)
 
 
-def _cauchy_plain(v: Tensor, z: Tensor, w: Tensor, conj: bool = False) -> Tensor:
-    """:func:`_cauchy` with the default of ``functional.cauchy.cauchy``."""
-    return _cauchy(v, z, w, conj)
+def _chosen(module: ModuleType, found: dict[str, _Found], called: list[Use], names: Iterable[str] | None) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"names: expected several names of functions, as in ({names!r},), got one string")
+    if not found:
+        absent = ", ".join(dict.fromkeys(use.about for use in called if not use.there))
+        raise ValueError(
+            f"{module.__name__} has none of the functions {', '.join(REPLACEMENTS)}; expected a file that calls them, "
+            "as models/s4/s4.py and src/models/sequence/kernels/ssm.py do"
+            + (f". Its layers call {absent}, whose imports failed" if absent else "")
+        )
+    if names is None:
+        return list(found)
+    chosen = list(dict.fromkeys(names))
+    if not chosen:
+        raise ValueError(f"names: expected at least one of {', '.join(found)}")
+    for name in chosen:
+        if replacement(name) is None:
+            raise ValueError(
+                f"names: {name!r} is none of the functions that can be replaced: {', '.join(REPLACEMENTS)}"
+            )
+        if name not in found:
+            raise ValueError(f"names: {module.__name__} has no {name}; it has {', '.join(found)}")
+    return chosen
 
 
-def _cauchy_conj(v: Tensor, z: Tensor, w: Tensor, num: int = 2, denom: int = 2) -> Tensor:
-    """:func:`_cauchy` over pairs; ``num`` and ``denom`` choose among equal formulas of KeOps."""
-    return _cauchy(v, z, w)
-
-
-def _log_vandermonde(v: Tensor, x: Tensor, L: int, conj: bool = True) -> Tensor:
-    """``sum_n v_n exp(x_n l)``, or twice its real part with ``conj``, for 0 <= l < L."""
-    v, x = _complex(v, x)
-    if conj:
-        return log_vandermonde(v, x, L)
-    # 2 Im s = 2 Re(-i s)
-    real, imag = log_vandermonde(torch.stack(torch.broadcast_tensors(v, -1j * v)), x, L) / 2
-    return torch.complex(real, imag)
-
-
-def _log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-    """``sum_l u_l v_n exp(x_n l)``, real where x is; u is real, or complex as the layers pass it."""
-    v, z = _complex(v.to(x), x)
-    if u.is_complex() and x.is_complex():
-        u = u.to(z)
-        real, imag = log_vandermonde_transpose(torch.stack((u.real, u.imag)), v, z, L)
-        return real + 1j * imag
-    y = log_vandermonde_transpose(u.to(z.real), v, z, L)
-    return y if x.is_complex() else y.real
-
-
-_REPLACEMENTS: dict[str, Function] = {
-    "cauchy_cuda": cauchy_mult,
-    "cauchy_keops": _cauchy,
-    "cauchy_naive": _cauchy,
-    "cauchy_mult": cauchy_mult,
-    "cauchy_conj": _cauchy_conj,
-    "cauchy_conj2": _cauchy_conj,
-    "cauchy": _cauchy_plain,
-    **{f"log_vandermonde{end}": _log_vandermonde for end in ("", "_cuda", "_keops", "_naive")},
-    **{f"log_vandermonde_transpose{end}": _log_vandermonde_transpose for end in ("", "_cuda", "_keops", "_naive")},
-}
-
-
-def _check_convention(where: str, name: str, function: Function) -> None:
-    """ValueError if ``function`` visibly differs from what replaces it: in its arguments, or in its values on a CPU."""
-    replacement, arguments = _REPLACEMENTS[name], _example(name)
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        raise ValueError(f"{where}.{name} does not take the arguments of state-spaces/s4 4.0: {error}") from error
-    # The others need a GPU, or a compiler and half a minute.
-    if not name.endswith("_naive"):
+def _check_sums(
+    module: ModuleType, found: dict[str, _Found], called: list[Use], examined: dict[str, Examined], everything: bool
+) -> None:
+    """ValueError if an examined function computes something else, or if all that a layer may call are missing."""
+    absent = list(dict.fromkeys(use.about for use in called if not use.there))
+    there = {family(use.about) for use in called if use.there} | {family(name) for name in found}
+    wrong = [f"{name} deviates" for name, what in examined.items() if what.verdict == "unlike"]
+    wrong += [f"{name} is missing" for name in absent if everything and family(name) not in there]
+    if not wrong:
         return
-    with torch.no_grad():
-        expected, actual = replacement(*arguments), function(*arguments)
-    if not (actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-9)):
-        raise ValueError(f"{where}.{name} computes something else than that of state-spaces/s4 4.0")
+    all_of_them = {name: examined.get(name) or examine(name, f.function) for name, f in found.items()}
+    lines = [f"{name}: {what.computes}" for name, what in all_of_them.items()]
+    lines += [f"{name}: not there" for name in absent]
+    odd = {family(name) for name, what in all_of_them.items() if what.verdict == "unlike"}
+    rest = tuple(name for name in found if family(name) not in odd)
+    if rest:
+        diagonal = "" if "cauchy" in map(family, rest) else ", as diagonal ones, which call no Cauchy function"
+        lines.append(f"names={rest!r} replaces these alone, for models that call no others{diagonal}.")
+    raise ValueError(
+        f"{module.__name__}: {', '.join(wrong)}; nothing was replaced. What its functions compute:\n" + "\n".join(lines)
+    )
 
 
-def _example(name: str) -> list[Any]:
-    """Arguments for the function of that name: 2 features, 3 pairs, 5 positions, complex128."""
-    pairs = torch.arange(6.0, dtype=torch.float64, device="cpu").view(2, 3)
-    v, x = torch.complex(1 + pairs, -pairs), torch.complex(-0.1 * (1 + pairs), 0.3 * pairs)
-    points = torch.arange(5.0, dtype=torch.float64, device="cpu")
-    if name.startswith("cauchy"):
-        return [v, torch.complex(points.cos(), points), x]
-    if "transpose" in name:
-        return [torch.stack((points.cos(), points)).to(v), v, x, 5]
-    return [v, x, 5]
+def _check_calls(
+    module: ModuleType, found: dict[str, _Found], called: list[Use], chosen: list[str], everything: bool
+) -> None:
+    """ValueError if a layer may call a function that is not replaced, of a family that is."""
+    done = {*chosen, *(name for name, f in found.items() if is_ours(name, f.function))}
+    families = {family(name) for name in chosen}
+    left = [use for use in called if use.there and use.name not in done]
+    left = [use for use in left if everything or family(use.about) in families]
+    if not left:
+        return
+    missed = dict.fromkeys(use.name for use in left if use.name in found)
+    raise ValueError(
+        f"{module.__name__} would still call functions that are not replaced, which may be the faster ones: "
+        + "; ".join(use.how for use in left)
+        + ". Nothing was replaced."
+        + (f" Add to names: {', '.join(map(str, missed))}." if missed else "")
+    )
+
+
+def _check_kept(module: ModuleType, found: _Found, keep_faults: bool) -> None:
+    if found.function is (mended if keep_faults else kept):
+        raise ValueError(
+            f"{module.__name__}.{found.name} is replaced already, with keep_faults={not keep_faults}; "
+            "undo that patch first. Nothing was replaced."
+        )
+
+
+def _fault(module: ModuleType, name: str) -> str:
+    return (
+        f"{module.__name__}.{name} leaves out the conjugate half: it sums over one of each pair. It is replaced by the "
+        "sum over both, as the CUDA and KeOps functions of that release compute it, so outputs change; "
+        "patch(module, keep_faults=True) keeps the old numbers"
+    )

@@ -30,6 +30,10 @@ def cauchy_naive(v: Tensor, z: Tensor, w: Tensor, conj: bool = True) -> Tensor:
     )
 
 
+def cauchy_pairs(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    return cauchy_naive(v, z, w)
+
+
 def log_vandermonde_naive(v: Tensor, x: Tensor, L: int, conj: bool = True) -> Tensor:
     out = torch.stack([(v * torch.exp(x * l)).sum(-1) for l in range(L)], -1)
     return 2 * out.real if conj else out
@@ -40,7 +44,15 @@ def log_vandermonde_transpose_naive(u: Tensor, v: Tensor, x: Tensor, L: int) -> 
 
 
 def needs_gpu(*arguments: object) -> Tensor:
-    raise AssertionError("the original ran")
+    return Genred("the original ran")  # noqa: F821 - as KeOps' functions do; a NameError where it is called
+
+
+class FastProduct(torch.autograd.Function):
+    """``apply`` is what release 4 calls ``log_vandermonde_fast``."""
+
+    @staticmethod
+    def forward(ctx: object, v: Tensor, x: Tensor, L: int) -> Tensor:
+        return needs_gpu()
 
 
 @pytest.fixture
@@ -129,10 +141,12 @@ def test_values_and_gradients_are_the_official_ones(module, file, end, case, fun
 
 def test_the_functional_modules_have_names_and_defaults_of_their_own(generator):
     functional = ModuleType("functional")
-    functional.cauchy = functional.cauchy_conj = functional.cauchy_conj2 = needs_gpu
+    functional.cauchy = functional.cauchy_conj = functional.cauchy_conj2 = functional.cauchy_lazy = needs_gpu
+    functional.cauchy_slow = functional.cauchy_conj_slow = cauchy_pairs
     functional.cauchy_mult = lambda v, z, w, symmetric=True: needs_gpu()
     functional.log_vandermonde = functional.log_vandermonde_transpose = needs_gpu
-    assert len(patch(functional).replaced) == 6
+    functional.log_vandermonde_lazy, functional.log_vandermonde_fast = needs_gpu, FastProduct.apply
+    assert len(patch(functional).replaced) == 11
     v, w = normal(generator, 3, 4, dtype=DOUBLE), log_nodes(generator, "strong", 3, 4, dtype=DOUBLE)
     z = 1 + normal(generator, 5, dtype=DOUBLE)
     plain, pairs = cauchy_naive(v, z, w, conj=False), cauchy_naive(v, z, w)
@@ -141,11 +155,20 @@ def test_the_functional_modules_have_names_and_defaults_of_their_own(generator):
         (functional.cauchy(v, z, w, conj=True), pairs),
         (functional.cauchy_conj(v, z, w, num=1, denom=1), pairs),
         (functional.cauchy_conj2(v, z, w), pairs),
+        (functional.cauchy_conj_slow(v, z, w), pairs),
+        (functional.cauchy_lazy(v, z, w), pairs),
+        (functional.cauchy_lazy(v, z, w, conj=False), plain),
+        (functional.cauchy_slow(v, z, w, conj=False), plain),
+        (functional.cauchy_slow(v, z, w), pairs),
         (functional.cauchy_mult(v, z, w), pairs),
         (functional.cauchy_mult(v, z, w, symmetric=False), plain),
         (functional.log_vandermonde(v, w, 6), log_vandermonde_naive(v, w, 6)),
+        (functional.log_vandermonde_fast(v, w, 6), log_vandermonde_naive(v, w, 6)),
+        (functional.log_vandermonde_lazy(v, w, 6), log_vandermonde_naive(v, w, 6) + 0j),
+        (functional.log_vandermonde_lazy(v, w, 6, conj=False), log_vandermonde_naive(v, w, 6, conj=False)),
         (functional.log_vandermonde_transpose(z.real, v, w, 5), log_vandermonde_transpose_naive(z.real, v, w, 5)),
     ]
+    assert all(actual.dtype == expected.dtype for actual, expected in results)
     errors = [relative_error(actual, expected) for actual, expected in results]
     assert all(error <= 1e-12 for error in errors), errors
 
@@ -189,23 +212,5 @@ def test_other_objects_are_refused():
         patch(torch.nn.Linear(1, 1))
     package = ModuleType("package")
     package.cauchy = ModuleType("package.cauchy")
-    with pytest.raises(ValueError, match="package has none of the functions cauchy_cuda, cauchy_keops"):
+    with pytest.raises(ValueError, match="package has none of the functions cauchy_cuda, cauchy_mult"):
         patch(package)
-
-
-@pytest.mark.parametrize(
-    ("name", "function", "message"),
-    [
-        ("cauchy_naive", lambda v, z, w: cauchy_naive(v, z, w, conj=False), "computes something else"),
-        ("log_vandermonde_naive", lambda v, x, L: log_vandermonde_naive(v, x, L) / 2, "computes something else"),
-        ("log_vandermonde_naive", lambda v, x, L: log_vandermonde_naive(v, x, L + 1), "computes something else"),
-        ("log_vandermonde_naive", lambda v, x, L: torch.exp(x * torch.nan), "computes something else"),
-        ("log_vandermonde_transpose_keops", lambda v, x: needs_gpu(), "does not take the arguments"),
-    ],
-)
-def test_functions_of_another_convention_are_refused_and_nothing_is_replaced(module, name, function, message):
-    setattr(module, name, function)
-    before = dict(vars(module))
-    with pytest.raises(ValueError, match=rf"standin\.{name} {message}"):
-        patch(module)
-    assert vars(module) == before
