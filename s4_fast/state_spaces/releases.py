@@ -40,12 +40,16 @@ _ONLY_OLDER = {*_POLES, "w_imag", "Q", "omega", "nodes"}
 
 
 class Change(NamedTuple):
-    """One entry of an older checkpoint: its name, and the name and value of what is made of it; None for nothing."""
+    """One entry of an older checkpoint: its name, and the name and value of what is made of it; None for nothing.
+
+    ``constant`` says that the value is not the entry's, but what the original takes for granted beside it.
+    """
 
     old: str
     new: str | None
     value: Any
     note: str
+    constant: bool = False
 
 
 class Older(NamedTuple):
@@ -168,7 +172,7 @@ def older_kernel(state_dict: Mapping[str, Any], prefix: str, to: str, real_trans
     if "B" not in own:  # S4D of release 2 has it in C
         B = torch.zeros((1, *_poles_shape(t, held[0]), 2), dtype=t["C"].dtype, device=t["C"].device)
         B[..., 0] = 1
-        change("C", "B", B, "B is in C: 1")
+        changes.append(Change(own["C"], f"{to}B", B, "B is in C: 1", constant=True))
     if "Q" in own:
         _check_conjugate(own["Q"], t["Q"], t["P"])
         change("Q", None, t["Q"], "left out: the conjugate of P")
