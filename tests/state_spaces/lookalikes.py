@@ -56,8 +56,8 @@ class _Kernel(nn.Module):
         of = self.system()
         return definition.response(of, of.B, L).to(self.C.dtype), None
 
-    def system(self) -> definition.System:
-        of = definition.system(self, {**vars(self), "is_real": vars(self).get("is_real", False)})
+    def system(self, **changes: Any) -> definition.System:
+        of = definition.system(self, {**vars(self), **changes})
         length = int(self.l_kernel) if "l_kernel" in self._buffers else 0
         if length == 0:
             return of
@@ -65,7 +65,8 @@ class _Kernel(nn.Module):
         return of._replace(C=torch.linalg.solve(truncation, of.C[..., None, :], left=False)[..., 0, :])
 
     def _setup_step(self) -> None:
-        self.discrete = self.system()
+        """Of a DPLR kernel with all of its band, whatever the option says."""
+        self.discrete = self.system(bandlimit=None) if hasattr(self, "P") else self.system()
 
     def default_state(self, *batch: int) -> Tensor:
         return self.discrete.B.new_zeros(*batch, *self.discrete.B.shape)

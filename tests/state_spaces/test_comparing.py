@@ -244,3 +244,19 @@ def test_a_long_kernel_is_compared_at_a_short_length(generator):
     changed(kernel, forward=lambda self, L: (1.001 * lookalikes._Kernel.forward(self, L)[0], None))
     with pytest.raises(ValueError, match="the outputs differ by"):
         replacement(kernel)
+
+
+@pytest.mark.parametrize("release", ["4.0", "4.1"])
+def test_the_original_computes_with_pytorch_alone_and_without_a_word(release):
+    kernel = lookalikes.kernel(release=release, d_state=8)
+    kernel.omega = kernel.z = torch.ones(3, dtype=torch.complex64)
+    seen = []
+
+    def forward(self: Any, L: int) -> tuple[Tensor, None]:
+        # Release 4.1 reads the option by its older name, where KeOps is installed.
+        seen.append((self.kernel, self.verbose, hasattr(self, "omega") or hasattr(self, "z")))
+        return lookalikes._Kernel.forward(self, L)
+
+    assert replacement(changed(kernel, forward=forward))
+    assert seen == [("naive", False, False)]
+    assert "cuda" in (vars(kernel).get("backend"), vars(kernel).get("kernel")) and kernel.omega is kernel.z

@@ -241,6 +241,12 @@ def named(name: str, base: type[nn.Module] = Attention) -> nn.Module:
     return type(name, (base,), {})()
 
 
+def test_a_class_derived_from_ours_is_passed_over():
+    layer = type("S4D", (S4D,), {})(6)
+    outer = nn.Sequential(layer)
+    assert replace_layers(outer) == [] and outer[0] is layer
+
+
 def test_a_class_that_only_has_the_name_is_passed_over():
     ours, theirs = named("S4D"), named("S4Block")
     assert replace_layers(nn.Sequential(ours, theirs, named("S4"), named("FFTConv"))) == []
