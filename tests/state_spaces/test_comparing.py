@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s4_fast.state_spaces import FFTConv, S4Block
+from s4_fast.state_spaces import FFTConv, S4Block, comparing
 from s4_fast.state_spaces.comparing import Trial, check_agreement
 from s4_fast.state_spaces.replacing import replace_layers, replacement
 from tests.state_spaces import lookalikes
@@ -172,7 +172,8 @@ def test_what_runs_in_float32_alone_is_compared_there():
         return lookalikes._S4D.forward(self, u)
 
     layer = changed(S4D(), forward=single)
-    assert replacement(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert replacement(layer)
     changed(layer, mapped=normalized)
     with pytest.raises(ValueError, match="the outputs differ by"):
         replacement(layer)
@@ -228,19 +229,27 @@ def test_nothing_of_the_model_changes_by_a_check(generator):
     assert kernel.verbose and kernel.backend == "cuda" and new.layer.kernel.verbose and new.layer.kernel.backend is None
 
 
-def test_a_long_kernel_is_compared_at_a_short_length(generator):
-    """The original would compute it at its whole length: here 2^20 samples of dense products."""
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_large_kernel_is_compared_at_a_short_length(wide, generator, monkeypatch):
+    """The original would compute it at its whole length, here 2^20 samples, or make a fresh one by dense matrices."""
     kernel = perturb(lookalikes.kernel(d_model=32, d_state=16).double(), generator)
-    kernel.l_kernel.fill_(2**20)
-    lengths = []
+    length = 0 if wide else 2**20
+    kernel.l_kernel.fill_(length)
+    if wide:
+        monkeypatch.setattr(comparing, "_MOST_IN_MATRICES", 32 * 16**2 - 1)
+    lengths, steps = [], []
 
     def forward(self: Any, L: int) -> tuple[Tensor, None]:
         lengths.append(int(self.l_kernel))
         return lookalikes._Kernel.forward(self, L)
 
-    changed(kernel, forward=forward)
-    assert int(replacement(kernel).l_kernel) == 2**20
-    assert lengths == [20]
+    def step(self: Any, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        steps.append(u)
+        return lookalikes._Kernel.step(self, u, state)
+
+    changed(kernel, forward=forward, step=step)
+    assert int(replacement(kernel).l_kernel) == length
+    assert lengths == [20] and int(kernel.l_kernel) == length and len(steps) == (0 if wide else 3)
     changed(kernel, forward=lambda self, L: (1.001 * lookalikes._Kernel.forward(self, L)[0], None))
     with pytest.raises(ValueError, match="the outputs differ by"):
         replacement(kernel)

@@ -241,6 +241,13 @@ def named(name: str, base: type[nn.Module] = Attention) -> nn.Module:
     return type(name, (base,), {})()
 
 
+def test_a_module_around_layers_in_several_places_is_looked_through_once():
+    inner = nn.Sequential(lookalikes.s4d())
+    outer = nn.ModuleList([inner, nn.Sequential(inner)])
+    assert [(r.name, r.new) for r in replace_layers(outer)] == [("0.0", S4D)]
+    assert type(outer[1][0][0]) is S4D
+
+
 def test_a_class_derived_from_ours_is_passed_over():
     layer = type("S4D", (S4D,), {})(6)
     outer = nn.Sequential(layer)
