@@ -47,6 +47,19 @@ def is_sharded(module: nn.Module) -> bool:
     return "_is_fsdp_managed_module" in module.__dict__
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` wraps the module, or ``module.compile()`` has been called."""
+    return "_orig_mod" in module._modules or module.__dict__.get("_compiled_call_impl") is not None
+
+
+def written_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class as its author wrote it: ``fully_shard`` and parametrizations make classes of their own."""
+    found = type(module)
+    while found.__name__ in [f"{prefix}{found.__bases__[-1].__name__}" for prefix in ("FSDP", "Parametrized")]:
+        found = found.__bases__[-1]
+    return found
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling ``module`` runs anything besides its ``forward``: hooks of its own, or of all modules.
 

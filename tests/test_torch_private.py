@@ -88,6 +88,7 @@ def seen_by_wrappers() -> list[bool]:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     sharded = [torch_private.is_sharded(model[0])]
     fully_shard(model[0])
+    assert type(model[0]) is not nn.Linear and torch_private.written_class(model[0]) is nn.Linear
     return [*sharded, torch_private.is_sharded(model[0]), torch_private.is_sharded(model[1])]
 
 
@@ -108,6 +109,26 @@ def test_an_export_is_told_from_a_compilation() -> None:
     assert torch.equal(Doubled()(x), x)
     assert torch.equal(torch.compile(Doubled(), backend="eager")(x), x)
     assert torch.equal(torch.export.export(Doubled(), (x,)).module()(x), 2 * x)
+
+
+def test_compiled_modules_are_told() -> None:
+    module = nn.Linear(2, 2)
+    assert not torch_private.is_compiled(module)
+    assert torch_private.is_compiled(torch.compile(module)) and not torch_private.is_compiled(module)
+    module.compile()
+    assert torch_private.is_compiled(module)
+
+
+class FSDPNamed(nn.Linear):
+    """A class whose author called it so."""
+
+
+def test_a_class_is_told_from_what_is_made_of_it() -> None:
+    module = nn.Linear(2, 2)
+    assert torch_private.written_class(module) is nn.Linear
+    parametrize.register_parametrization(module, "weight", nn.Identity())
+    assert type(module) is not nn.Linear and torch_private.written_class(module) is nn.Linear
+    assert torch_private.written_class(FSDPNamed(2, 2)) is FSDPNamed
 
 
 HOOKS = {

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from s4_fast.layers.dropout import DropoutNd
-from s4_fast.state_spaces.activation import ACTIVATIONS, Activation
-from s4_fast.state_spaces.block import S4Block
-from s4_fast.state_spaces.s4d import S4D
-from s4_fast.torch_private import HOOKS
-
-_MODES = {"SSMKernelDiag": "diag", "SSMKernelDPLR": "dplr"}
-# Options that decide what a kernel computes, by the attributes that hold them. Those of initial values are not here.
-_KERNEL = (
-    "rank", "n_ssm", "dt_tie", "dt_transform", "dt_fast", "real_transform", "imag_transform", "bandlimit", "backend",
-    "is_real", "lr", "wd", "verbose",
-)  # fmt: skip
+from s4_fast import torch_private
+from s4_fast.state_spaces import official
+from s4_fast.state_spaces.comparing import NotComparable, check_agreement
+from s4_fast.state_spaces.copying import copy_weights
+from s4_fast.state_spaces.official import Official, class_name
 
 
 class Replacement(NamedTuple):
@@ -31,193 +24,158 @@ class Replacement(NamedTuple):
     new: type[nn.Module]
 
 
-def replace_layers(model: nn.Module) -> list[Replacement]:
-    """Swap the official ``S4D`` and ``S4Block`` instances inside ``model`` for this package's, with the same weights.
+class _Place(NamedTuple):
+    """Where a module is in a model: ``parent.key``, ``name`` from the top, and the wrapper around it, "" for none."""
 
-    Official are those of ``models/s4/s4d.py``, ``models/s4/s4.py`` and the package of state-spaces/s4, told by their
-    classes' names and their attributes: nothing is imported. Names, shapes, devices, dtypes, ``requires_grad``,
-    marks for the optimiser, training mode and the state of random number generators stay as they are. The parameters
-    are new ones: make the optimiser, and call ``setup_step``, afterwards.
+    name: str
+    parent: nn.Module
+    key: str
+    child: nn.Module
+    wrapper: str
+
+
+def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]:
+    """Swap the official layers inside ``model`` for this package's, with the same weights.
+
+    Official are ``S4D`` and ``S4Block`` of state-spaces/s4 4.x, and where a model uses them by themselves ``FFTConv``,
+    ``SSMKernelDiag``, ``SSMKernelDPLR`` and ``S4DKernel``, those inside ``S4ND`` for example. They are told by their
+    classes' names and their attributes: nothing is imported. A class that only has the name of one is left alone.
+
+    Names, shapes, devices, dtypes, ``requires_grad``, marks for the optimiser, training mode and the state of random
+    number generators stay as they are. The parameters are new ones: make the optimiser, wrap the model
+    (``torch.compile``, ``DistributedDataParallel``, FSDP), and call ``setup_step``, afterwards.
+
+    Args:
+        model: what to look through.
+        check: whether a copy of every layer runs beside its replacement's first, on a random input and for a few steps,
+            and must return the same: a project's own variant of an official class has other outputs.
 
     Returns:
         What was replaced, in the order of ``model.named_modules()``. A module used in several places is replaced by
         one module in all of them.
 
     Raises:
-        ValueError: a layer cannot be matched, or ``model`` itself is one (see :func:`replacement`). The reasons are
-            given for all such layers, and nothing has changed.
+        ValueError: a layer computes something else than its replacement, cannot be checked or cannot be matched, it is
+            inside a wrapper, or ``model`` itself is one (see :func:`replacement`); or none was found, but modules that
+            look like official ones. The reasons are given for all such layers, and nothing has changed.
     """
-    if _is_official(model):
-        raise ValueError(f"the model is itself an official {type(model).__name__}; use replacement(model) instead")
+    if official.recognized(model):
+        raise ValueError(f"the model is itself an official {class_name(model)}; use replacement(model) instead")
     uses = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     made: dict[int, nn.Module] = {}
-    places, problems = [], []
-    for path, parent in model.named_modules():
-        for key, child in parent._modules.items():
-            if child is None or not _is_official(child):
-                continue
-            name = f"{path}.{key}" if path else key
-            try:
-                shared = [name for name, p in child.named_parameters() if uses[id(p)] > 1]
+    refused: dict[int, str] = {}
+    places = list(_places(model, "", _wrapper(model, ""), {id(model)}))
+    for place in places:
+        key = id(place.child)
+        try:
+            if place.wrapper:
+                raise ValueError(f"{place.wrapper}; replace layers before wrapping")
+            if key not in made and key not in refused:
+                shared = [name for name, p in place.child.named_parameters() if uses[id(p)] > 1]
                 if shared:
                     raise ValueError(f"shares {', '.join(shared)} with another module")
-                if id(child) not in made:
-                    made[id(child)] = replacement(child)
-            except ValueError as reason:
-                problems.append(f"{name} ({type(child).__name__}): {reason}")
-            else:
-                places.append((name, parent, key, child))
-    if problems:
-        listed = "\n  ".join(problems)
-        raise ValueError(f"cannot replace every official layer; nothing was replaced:\n  {listed}")
-    for _, parent, key, child in places:
-        parent._modules[key] = made[id(child)]
-    return [Replacement(name, type(child), type(made[id(child)])) for name, _, _, child in places]
+                made[key] = replacement(place.child, check=check)
+        except ValueError as reason:
+            refused[key] = str(reason)
+    if refused:
+        problems = [_problem(place.name, place.child, refused.get(id(place.child), "")) for place in places]
+        raise ValueError("cannot replace every official layer; nothing was replaced:" + "".join(problems))
+    if not places:
+        _refuse_lookalikes(model)
+    for place in places:
+        place.parent._modules[place.key] = made[id(place.child)]
+    return [Replacement(p.name, type(p.child), type(made[id(p.child)])) for p in places]
 
 
-def replacement(layer: nn.Module) -> S4Block | S4D:
-    """This package's layer with the options and weights of an official ``S4D`` or ``S4Block``, which is not changed.
+def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
+    """This package's layer with the options and weights of an official one, which is not changed.
+
+    Args:
+        layer: an instance of one of the classes that :func:`replace_layers` names.
+        check: whether copies of both run first, and must return the same.
 
     Raises:
         ValueError: why there is no such layer.
     """
-    if not _is_official(layer):
-        raise ValueError(f"expected an S4D or S4Block of state-spaces/s4, got {type(layer).__name__}")
+    row = official.recognized(layer)
+    if row is None:
+        expected = ", ".join(dict.fromkeys(known.name for known in official.OFFICIAL))
+        reason = official.why_not(layer) if official.looks_official(layer) else f"got {class_name(layer)}"
+        raise ValueError(f"expected one of {expected} of state-spaces/s4, {reason}")
+    if wrapper := _wrapper(layer, "it"):
+        raise ValueError(f"{wrapper}; replace layers before wrapping")
     _check_hooks(layer)
-    devices = {(t.device, t.dtype) for t in layer.state_dict().values() if t.is_floating_point()}
-    if len(devices) != 1:
+    new = _built(row, layer)
+    copy_weights(layer, new, row.weights)
+    if check:
+        try:
+            check_agreement(layer, new, row.trial(new))
+        except NotComparable as error:
+            raise ValueError(f"cannot be checked: {error}; check=False replaces layers unchecked") from None
+    return new
+
+
+def _built(row: Official, layer: nn.Module) -> nn.Module:
+    kinds = {(t.device, t.dtype) for t in layer.state_dict().values() if t.is_floating_point()}
+    if len(kinds) != 1:
         raise ValueError("its parameters are not all on one device and of one dtype")
-    device, dtype = devices.pop()
+    device, dtype = kinds.pop()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            new = _BUILDERS[type(layer).__name__](layer)
+            new = row.build(layer)
     except AttributeError as error:
         raise ValueError(f"is no layer of state-spaces/s4: {error}") from None
     except (TypeError, NotImplementedError) as error:
         raise ValueError(str(error)) from None
-    new.to(device=device, dtype=dtype)
-    _copy(layer, new)
-    return new
+    return new.to(device=device, dtype=dtype)
 
 
-def _is_official(module: nn.Module) -> bool:
-    return type(module).__name__ in _BUILDERS and not isinstance(module, (S4Block, S4D))
+def _places(parent: nn.Module, path: str, wrapper: str, seen: set[int]) -> Iterator[_Place]:
+    """Where the official layers inside ``parent`` are. What is inside one of them is not looked at."""
+    for key, child in parent._modules.items():
+        if child is None:
+            continue
+        name = f"{path}.{key}" if path else key
+        around = wrapper or _wrapper(child, name)
+        if official.recognized(child):
+            yield _Place(name, parent, key, child, around)
+        elif id(child) not in seen:
+            seen.add(id(child))
+            yield from _places(child, name, around, seen)
+
+
+def _wrapper(module: nn.Module, name: str) -> str:
+    """What ``module`` is wrapped by that knows its parameters or its code, as a sentence; "" for nothing."""
+    subject = name or "the model"
+    if torch_private.is_compiled(module):
+        return f"{subject} is compiled (torch.compile)"
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return f"{subject} is a DistributedDataParallel, which has the old parameters in its buckets"
+    if torch_private.is_sharded(module):
+        return f"{subject} is sharded by FSDP"
+    return ""
+
+
+def _problem(name: str, module: nn.Module, reason: str) -> str:
+    return f"\n  {name} ({class_name(module)}): {reason}" if reason else ""
+
+
+def _refuse_lookalikes(model: nn.Module) -> None:
+    found = {name: module for name, module in model.named_modules() if official.looks_official(module)}
+    outer = {name: m for name, m in found.items() if not any(_inside(name, other) for other in found)}
+    if outer:
+        problems = [_problem(name or "the model", module, official.why_not(module)) for name, module in outer.items()]
+        raise ValueError("no layer that can be replaced, but some that look official:" + "".join(problems))
+
+
+def _inside(name: str, other: str) -> bool:
+    return name != other and (other == "" or name.startswith(f"{other}."))
 
 
 def _check_hooks(layer: nn.Module) -> None:
     for name, module in layer.named_modules():
-        for kind in HOOKS:
+        for kind in torch_private.HOOKS:
             # The hook of torch.nn.utils.weight_norm, which holds no state of its own.
             hooks = [h for h in getattr(module, kind, {}).values() if type(h).__name__ != "WeightNorm"]
             if hooks:
                 raise ValueError(f"{name or 'it'} has hooks ({kind}), which would be lost")
-
-
-def _copy(old: nn.Module, new: nn.Module) -> None:
-    try:
-        new.load_state_dict(old.state_dict())
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
-    before, after = dict(old.named_parameters()), dict(new.named_parameters())
-    if before.keys() != after.keys():
-        names = ", ".join(sorted(before.keys() ^ after.keys()))
-        raise ValueError(f"{names}: a parameter on one side and a buffer on the other")
-    for name, parameter in after.items():
-        parameter.requires_grad_(before[name].requires_grad)
-        if mark := getattr(before[name], "_optim", None):  # the original marks C with nothing, an empty one
-            parameter._optim = dict(mark)  # type: ignore[attr-defined]
-    modes = {name: module.training for name, module in old.named_modules()}
-    for name, module in new.named_modules():
-        module.training = modes.get(name, old.training)
-
-
-def _s4d(old: Any) -> S4D:
-    _expect(old.kernel, "kernel", "S4DKernel")
-    dt = old.kernel.log_dt
-    lr = getattr(dt, "_optim", {}).get("lr") if isinstance(dt, nn.Parameter) else 0.0
-    new = S4D(old.h, old.n, transposed=old.transposed, lr=lr)
-    for name in ("activation", "output_linear"):
-        if repr(getattr(old, name)) != repr(getattr(new, name)):
-            raise ValueError(f"expected {name} to be {getattr(new, name)}, got {getattr(old, name)}")
-    new.add_module("dropout", _dropout(old.dropout))
-    return new
-
-
-def _s4_block(old: Any) -> S4Block:
-    _expect(old.layer, "layer", "FFTConv")
-    conv, kernel = old.layer, old.layer.kernel
-    _expect(kernel, "kernel", *_MODES)
-    mode = _MODES[type(kernel).__name__]
-    options = {name: getattr(kernel, name) for name in _KERNEL}
-    if mode == "diag":
-        options["disc"] = kernel.disc  # what a DPLR kernel has there does nothing
-    # The package has the activation behind the convolution, the standalone file at its end: the same place.
-    names = [_activation(m) for m in (conv.activation, getattr(old, "activation", None)) if m is not None]
-    used = [name for name in names if name is not None]
-    if len(used) > 1:
-        raise ValueError(f"has two activations between the convolution and the gate, {' and '.join(used)}")
-    final_act, linear = _linear(old.output_linear)
-    new = S4Block(
-        old.d_model * (old.bottleneck or 1),
-        bottleneck=old.bottleneck,
-        gate=old.gate,
-        gate_act=None if old.gate is None else _linear(old.input_gate)[0],
-        mult_act=_activation(old.mult_activation),
-        final_act=final_act,
-        weight_norm=linear is not None and "weight_g" in linear._parameters,
-        transposed=old.transposed,
-        mode=mode,
-        l_max=conv.l_max,
-        channels=conv.channels,
-        swap_channels=conv.swap_channels,
-        bidirectional=conv.bidirectional,
-        activation=next(iter(used), None),
-        # A real SSM has as many states as d_state, one of conjugate pairs half as many.
-        d_state=kernel.N if kernel.is_real else 2 * kernel.N,
-        **options,
-    )
-    new.add_module("drop", _dropout(old.drop))
-    for name in ("drop", "drop_kernel"):
-        new.layer.add_module(name, _dropout(getattr(conv, name)))
-    return new
-
-
-_BUILDERS: dict[str, Callable[[Any], S4Block | S4D]] = {"S4D": _s4d, "S4Block": _s4_block}
-
-
-def _expect(module: nn.Module, name: str, *classes: str) -> None:
-    if type(module).__name__ not in classes:
-        raise ValueError(f"expected {name} to be {' or '.join(classes)}, got {type(module).__name__}")
-
-
-def _linear(module: Any) -> tuple[str | None, nn.Module | None]:
-    """The activation and the linear map that the official LinearActivation made ``module`` of."""
-    if isinstance(module, nn.Identity):
-        return None, None
-    if not isinstance(module, nn.Sequential):
-        _expect(module, "a linear map", "Linear")
-        return None, module
-    linear, activation = module
-    _expect(linear, "a linear map", "Linear")
-    return _activation(activation) or "id", linear
-
-
-def _activation(module: Any) -> str | None:
-    """The name of an activation's module; None for the identity."""
-    if isinstance(module, nn.Identity):
-        return None
-    size = module.features if type(module).__name__ == "ModReLU" else 1
-    for name in ACTIVATIONS:
-        if repr(Activation(name, size=size)) == repr(module):
-            return name
-    raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {module}")
-
-
-def _dropout(module: Any) -> nn.Module:
-    kind = type(module).__name__
-    if kind == "DropoutNd":
-        return DropoutNd(module.p, module.tie, module.transposed)
-    if kind == "Dropout" and not module.inplace:
-        return nn.Dropout(module.p)
-    _expect(module, "dropout", "Identity", "Dropout", "DropoutNd")
-    return nn.Identity()

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from s4_fast import DropoutNd
 from s4_fast.state_spaces.block import S4Block
@@ -84,6 +86,7 @@ def test_everything_else_in_the_model_stays_as_it_is(generator):
     outer.named["again"] = outer.layers[0]
     outer.layers[1].layer.D.requires_grad_(False)
     outer.layers[0].kernel.C._optim = {"lr": 0.5}
+    outer.layers[0].D.grad = torch.ones(6, dtype=torch.float64)
     outer.eval()
     outer.layers[1].train()
     before, modules = outer.state_dict(), dict(outer.named_modules())
@@ -151,8 +154,6 @@ def broken(change: str) -> nn.Module:
         outer.other.weight = block.output_linear[0].weight
     elif change == "dtype":
         block.layer.D = nn.Parameter(block.layer.D.float())
-    elif change == "foreign":
-        outer.layers[1] = lookalikes.made("S4Block", weight=nn.Parameter(torch.zeros(3)))
     elif change == "shape":
         block.layer.kernel.B = nn.Parameter(torch.zeros(1, 6, 5, 2, dtype=torch.float64))
     elif change == "option":
@@ -161,6 +162,8 @@ def broken(change: str) -> nn.Module:
         D = block.layer.D.detach()
         del block.layer.D
         block.layer.register_buffer("D", D)
+    elif change == "attribute":
+        del block.layer.kernel.rank
     elif change == "dropout":
         block.drop = nn.AlphaDropout(0.1)
     return outer
@@ -177,7 +180,7 @@ def broken(change: str) -> nn.Module:
         ("hook", r"layer has hooks \(_forward_hooks\)"),
         ("tied", r"shares output_linear\.0\.weight with another module"),
         ("dtype", "one dtype"),
-        ("foreign", "is no layer of state-spaces/s4: .*layer"),
+        ("attribute", "is no layer of state-spaces/s4: .*rank"),
         ("shape", r"layer\.kernel\.B: expected shape"),
         ("option", "'euler'.*expected one of zoh, bilinear"),
         ("buffer", r"layer\.D: a parameter on one side"),
@@ -204,7 +207,7 @@ def test_every_layer_that_cannot_be_matched_is_named():
 def test_a_layer_by_itself_has_nowhere_to_be_replaced():
     with pytest.raises(ValueError, match="use replacement"):
         replace_layers(lookalikes.s4d())
-    with pytest.raises(ValueError, match="expected an S4D or S4Block of state-spaces/s4, got Linear"):
+    with pytest.raises(ValueError, match=r"expected one of S4D, S4Block, .* of state-spaces/s4, got Linear"):
         replacement(nn.Linear(2, 2))
 
 
@@ -216,3 +219,130 @@ def test_a_weight_norm_of_torch_is_taken_over(generator):
     new = replacement(old)
     x = torch.randn(2, 6, dtype=torch.float64, generator=generator)
     assert off(new.output_linear(x), old.output_linear(x)) <= 1e-14
+
+
+def test_kept_results_do_not_hinder_a_replacement(generator):
+    """What the original keeps of a preparation of steps has a history, which deepcopy refuses."""
+    old = perturb(lookalikes.s4_block(d_state=8).double(), generator)
+    kept = old.layer.kernel.B * 2
+    old.layer.kernel.dB, old.layer.kernel.step_params = kept, {"B": kept, "others": [kept + 1, (kept,)]}
+    assert type(replacement(old)) is S4Block
+    assert old.layer.kernel.step_params["B"] is kept and kept.grad_fn is not None
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2)
+
+
+def named(name: str, base: type[nn.Module] = Attention) -> nn.Module:
+    """An instance of a class of this name, with which the official one has nothing in common."""
+    return type(name, (base,), {})()
+
+
+def test_a_module_around_layers_in_several_places_is_looked_through_once():
+    inner = nn.Sequential(lookalikes.s4d())
+    outer = nn.ModuleList([inner, nn.Sequential(inner)])
+    assert [(r.name, r.new) for r in replace_layers(outer)] == [("0.0", S4D)]
+    assert type(outer[1][0][0]) is S4D
+
+
+def test_a_class_derived_from_ours_is_passed_over():
+    layer = type("S4D", (S4D,), {})(6)
+    outer = nn.Sequential(layer)
+    assert replace_layers(outer) == [] and outer[0] is layer
+
+
+def test_a_class_that_only_has_the_name_is_passed_over():
+    ours, theirs = named("S4D"), named("S4Block")
+    assert replace_layers(nn.Sequential(ours, theirs, named("S4"), named("FFTConv"))) == []
+    theirs.inner = lookalikes.s4d()
+    outer = nn.Sequential(ours, theirs)
+    assert [r.name for r in replace_layers(outer)] == ["1.inner"]
+    assert outer[0] is ours and outer[1] is theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "reason"),
+    [
+        ("S4D", {"D": nn.Parameter(torch.ones(3))}, "is no S4D of state-spaces/s4: it has no h"),
+        ("SSMKernelDense", {}, "there is no layer here for a SSMKernelDense"),
+        ("SSMKernelDiag", {}, "is no SSMKernelDiag of state-spaces/s4: it has no H"),
+        ("HippoSSKernel", {}, "there is no layer here for a HippoSSKernel"),
+        ("S4ND", {"kernel": nn.Linear(2, 2)}, "there is no layer here for a S4ND"),
+    ],
+)
+def test_official_layers_of_which_none_can_be_replaced_are_listed(name, attributes, reason):
+    outer = nn.Module()
+    outer.encoder = nn.Linear(2, 2)
+    outer.layers = nn.ModuleList([lookalikes.made(name, **attributes)])
+    with pytest.raises(ValueError, match=rf"some that look official:\n  layers\.0 \({name}\): {reason}$"):
+        replace_layers(outer)
+    with pytest.raises(ValueError, match=reason):
+        replacement(outer.layers[0])
+    outer.layers.append(lookalikes.s4d())
+    assert [r.name for r in replace_layers(outer)] == ["layers.1"]
+
+
+def test_a_lookalike_inside_another_is_not_listed_twice():
+    outer = lookalikes.made("SSMKernelDense", inner=lookalikes.made("SSKernel"))
+    with pytest.raises(ValueError, match=r"look official:\n  the model \(SSMKernelDense\): [^\n]*$"):
+        replace_layers(outer)
+
+
+def wrapped(kind: str, model: nn.Module) -> nn.Module:
+    if kind == "compile":
+        return torch.compile(model)
+    if kind == "in place":
+        model.compile()
+        return model
+    if kind == "DistributedDataParallel":
+        return nn.parallel.DistributedDataParallel(model)
+    return fully_shard(model)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("compile", r"is compiled \(torch\.compile\)"),
+        ("in place", r"is compiled \(torch\.compile\)"),
+        ("DistributedDataParallel", "is a DistributedDataParallel, which has the old parameters"),
+        ("FSDP", "is sharded by FSDP"),
+    ],
+)
+def test_wrapped_layers_are_refused_by_the_wrappers_name(kind, reason, check):
+    outer = nn.Sequential(nn.Linear(6, 6), nn.Sequential(lookalikes.s4d(), nn.Identity()))
+    outer[1] = wrapped(kind, outer[1])
+    modules = dict(outer.named_modules())
+    with pytest.raises(ValueError, match=rf"nothing was replaced:\n  1\.[\w.]+ \(S4D\): 1 {reason}.*before wrapping$"):
+        replace_layers(outer, check=check)
+    assert dict(outer.named_modules()) == modules
+    with pytest.raises(ValueError, match=rf"\(S4D\): the model {reason}"):
+        replace_layers(outer[1])
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("kind", ["in place", "FSDP"])
+def test_a_layer_that_is_wrapped_itself_is_refused(kind):
+    layer = wrapped(kind, lookalikes.s4d())
+    with pytest.raises(ValueError, match=r"0 \(S4D\): 0 is (compiled|sharded)"):
+        replace_layers(nn.Sequential(layer))
+    with pytest.raises(ValueError, match=r"it is (compiled|sharded).*replace layers before wrapping"):
+        replacement(layer)
+
+
+def test_a_parametrized_layer_is_refused():
+    layer = lookalikes.kernel(d_state=8, mode="diag")
+    nn.utils.parametrize.register_parametrization(layer, "C", nn.Identity())
+    with pytest.raises(ValueError, match=r"parametrizations\.C\.original"):
+        replace_layers(nn.Sequential(layer))
