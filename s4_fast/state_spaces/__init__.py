@@ -4,6 +4,7 @@ from s4_fast.state_spaces.activation import Activation, LinearActivation
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.components import DropoutNd, OptimModule, TransposedLinear
 from s4_fast.state_spaces.convolution import FFTConv
+from s4_fast.state_spaces.inspection import Inspected, inspect
 from s4_fast.state_spaces.kernels import SSMKernel, SSMKernelDiag, SSMKernelDPLR
 from s4_fast.state_spaces.older_kernels import HippoSSKernel, SSKernel, SSKernelDiag, SSKernelNPLR
 from s4_fast.state_spaces.patching import Patch, patch
@@ -18,6 +19,7 @@ __all__ = [
     "DropoutNd",
     "FFTConv",
     "HippoSSKernel",
+    "Inspected",
     "LinearActivation",
     "OptimModule",
     "Patch",
@@ -31,6 +33,7 @@ __all__ = [
     "SSMKernelDPLR",
     "SSMKernelDiag",
     "TransposedLinear",
+    "inspect",
     "patch",
     "replace_layers",
     "replacement",

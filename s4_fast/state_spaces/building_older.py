@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from s4_fast.layers.dropout import DropoutNd
-from s4_fast.state_spaces.activation import ACTIVATIONS, Activation
+from s4_fast.state_spaces.activation import ACTIVATIONS, Activation, halves
 from s4_fast.state_spaces.copying import Weight
 from s4_fast.state_spaces.older_kernels import SSKernel
 from s4_fast.state_spaces.releases import older_kernel, older_layer
@@ -57,9 +57,7 @@ def s4(old: Any) -> S4:
 def kernel_wrapper(old: Any) -> SSKernel:
     """Of an ``SSKernel`` of release 3."""
     options, inner = _kernel_options(old), inner_kernel(old)
-    return SSKernel(
-        old.H, options.pop("d_state"), getattr(inner, "l_max", None), channels=len(inner.C), **options
-    )
+    return SSKernel(old.H, options.pop("d_state"), getattr(inner, "l_max", None), channels=len(inner.C), **options)
 
 
 def layer_weights(old: nn.Module) -> dict[str, Weight]:
@@ -127,11 +125,9 @@ def _poles(kernel: Any) -> Any:
 
 
 def _real_type(kernel: Any) -> str:
-    if getattr(kernel, "real_type", None):
-        return str(kernel.real_type)
-    # Complex poles may have lost their stability in training.
-    stable = not hasattr(kernel, "w") or bool((kernel.w[..., 0] < -1e-4).all())
-    return "exp" if stable else "none"
+    if hasattr(kernel, "w"):  # a complex number, which may have lost its stability in training
+        return "exp" if bool((kernel.w[..., 0] < -1e-4).all()) else "none"
+    return getattr(kernel, "real_type", None) or "exp"
 
 
 def _rate(kernel: Any, names: tuple[str, ...]) -> float | None:
@@ -156,10 +152,10 @@ def _activation_of(module: Any) -> str | None:
 def _activation(module: Any) -> str | None:
     if isinstance(module, nn.Identity):
         return None
-    shown = repr(module)
     for name in ACTIVATIONS:
         # A GLU in front of time has another dim than one behind.
-        if name != "modrelu" and shown in (repr(Activation(name)), repr(Activation(name, dim=-2 if "glu" in name else -1))):
+        dims = (-1, -2) if halves(name) else (-1,)
+        if name != "modrelu" and repr(module) in [repr(Activation(name, dim)) for dim in dims]:
             return name
     raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {module}")
 

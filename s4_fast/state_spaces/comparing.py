@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from s4_fast.state_spaces.releases import root_count
+
 _BATCH, _LENGTH, _STEPS = 2, 20, 3
 # The original rounds the nodes of S4 to float32, where it is off by up to 1e-4; in float64 by 1e-10, and S4D with
 # disc="dss" by 1e-7, as it returns float32 there too.
@@ -124,6 +126,18 @@ def _use_plain_code(theirs: nn.Module) -> None:
         for cached in ("omega", "z"):
             if cached in vars(part):
                 delattr(part, cached)
+        for roots in ("omega", "nodes"):
+            if roots in part._buffers and "z" in part._buffers:
+                _refine(part, roots)
+
+
+def _refine(part: nn.Module, name: str) -> None:
+    """Roots of unity, which releases 1 and 2 keep as pairs in float32, and the nodes made of them, in their dtype."""
+    held: Any = part._buffers[name]
+    length, k = root_count(held), torch.arange(len(held), dtype=torch.float64, device=held.device)
+    roots = torch.polar(torch.ones_like(k), -2 * torch.pi / length * k)
+    part._buffers[name] = torch.view_as_real(roots).to(held)
+    part._buffers["z"] = torch.view_as_real(2 * (1 - roots) / (1 + roots)).to(held)
 
 
 def _shorten(theirs: nn.Module, ours: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast.bench import direct, measure
+from s4_fast.layers import S4DLayer, S4Layer
+from s4_fast.ssm.model import SSMModel
 from s4_fast.state_spaces import convert, official
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.comparing import Trial
 from s4_fast.state_spaces.convolution import FFTConv
-from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces.kernels import SSMKernelDiag
+from s4_fast.state_spaces.older_kernels import SSKernel
 from s4_fast.state_spaces.releases import Older, older_parts
 from s4_fast.state_spaces.replacing import replacement
-from s4_fast.state_spaces.s4 import S4
-from s4_fast.state_spaces.s4d import S4D, S4DKernel
+from s4_fast.state_spaces.s4d import S4D
 
 # Sizes of the timing, and seconds for it. The formula takes memory in proportion to features, states and length.
 _BATCH, _LENGTH, _SECONDS = 4, 1024, 0.5
@@ -82,120 +83,111 @@ def inspect(subject: nn.Module | Path | str, *, time: bool = True) -> list[Inspe
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
-
-class _Entries(NamedTuple):
-    """What is under one name: shapes by their own names."""
-
-    prefix: str
-    shapes: dict[str, tuple[int, ...]]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
+# Two layers to time, ours first, and how to call them.
+_Pair = tuple[Any, Callable[[Tensor], Any], Trial] | None
+_Found = tuple[Inspected, _Pair]
 
 
-_Pair = tuple[nn.Module, Callable[[Tensor], Any], Trial] | None
-
-
-def _of_checkpoint(path: Path) -> Iterator[tuple[Inspected, _Pair]]:
+def _of_checkpoint(path: Path) -> Iterator[_Found]:
     state_dict, _ = convert.unwrapped(convert.read(path))
     older = older_parts(state_dict)
     newest: dict[str, Any] = dict(state_dict)
     for part in older.values():
         newest = part.applied(newest)
-    tensors = {name: t for name, t in newest.items() if isinstance(t, Tensor)}
-    for name in tensors:
-        if match := re.fullmatch(r"(.*?)(layer\.kernel|kernel|)\.?inv_dt", name):
-            yield _kernel_found(match[1], match[2], tensors, older)
-        elif match := re.fullmatch(r"(.*?)kernel\.log_A_real", name):
-            yield _minimal_found(match[1], tensors)
+    tensors = {name: value for name, value in newest.items() if isinstance(value, Tensor)}
+    for name in sorted(tensors):
+        folder, _, own = name.rpartition(".")
+        if own == "inv_dt":
+            yield _kernel_entry(f"{folder}." if folder else "", tensors, older)
+        elif own == "log_A_real":
+            yield _minimal_entry(f"{folder}." if folder else "", tensors)
 
 
-def _kernel_found(
-    prefix: str, inside: str, tensors: Mapping[str, Tensor], older: Mapping[str, Older]
-) -> tuple[Inspected, _Pair]:
-    kernel = f"{prefix}{inside}." if inside else prefix
-    C, A_real = tensors[f"{kernel}C"], tensors[f"{kernel}A_real"]
-    P, D = tensors.get(f"{kernel}P"), tensors.get(f"{kernel.removesuffix('kernel.')}D")
-    sizes = {"d_model": C.shape[1], "d_state": 2 * C.shape[2], "n_ssm": len(A_real)}
-    if P is not None:
-        sizes["rank"] = len(P)
-    bidirectional = D is not None and D.ndim == 2 and len(C) == 2 * len(D)
-    sizes["channels"] = len(C) // 2 if bidirectional else len(C)
+def _kernel_entry(kernel: str, tensors: Mapping[str, Tensor], older: Mapping[str, Older]) -> _Found:
+    """The layer whose kernel's entries begin with ``kernel``."""
+    C, P = tensors[f"{kernel}C"], tensors.get(f"{kernel}P")
     kind = "S4D" if P is None else "S4"
-    mode = {"mode": "diag"} if P is None else {}
-    name = prefix.removesuffix(".")
-    if D is not None and D.ndim == 1:
-        return Inspected(name, f"{kind}: {kind}Layer", "s4_fast", sizes, "it is a layer of this package"), None
-    part = older.get(prefix if inside else kernel)
-    options: dict[str, Any] = {**sizes, **mode, **({"bidirectional": True} if bidirectional else {})}
-    if D is None:
-        made, release = ("SSMKernelDiag" if P is None else "SSMKernelDPLR"), "4"
-    elif inside == "kernel":
-        made, release = "FFTConv", "4"
+    layer = kernel.removesuffix("kernel.")
+    D = tensors.get(f"{layer}D") if layer != kernel else None
+    channels = len(C) // 2 if D is not None and len(C) == 2 * len(D) else len(C)
+    sizes = {"d_model": C.shape[1], "d_state": 2 * C.shape[2], "channels": channels}
+    sizes["n_ssm"] = len(tensors[f"{kernel}A_real"])
+    options: dict[str, Any] = dict(sizes)
+    if P is None:
+        options["mode"] = "diag"
     else:
-        made, release = "S4Block", "4"
-        options |= _block_options(prefix, tensors)
-    if part is not None:
-        release = str(part.release)
-        if D is not None:
-            made, options["release"] = "S4", part.release
-            options["postact"] = "glu" if options.pop("final_act") == "glu" else None
-    if kind == "S4" or made == "S4":
-        options.pop("disc", None)
-    conv = FFTConv(
-        sizes["d_model"], channels=sizes["channels"], transposed=False, activation=None, verbose=False, **mode,
-        d_state=sizes["d_state"], n_ssm=sizes["n_ssm"], **({"init": "diag-lin"} if mode else {"rank": len(P)}),
-    )  # fmt: skip
+        sizes["rank"] = options["rank"] = len(P)
+    if channels < len(C):
+        options["bidirectional"] = True
+    block = layer.removesuffix("layer.")
+    prefix, part = (block, older.get(block)) if D is not None else (kernel, older.get(kernel))
+    release = "4" if part is None else str(part.release)
+    if D is None:
+        made = "SSMKernelDiag" if P is None else "SSMKernelDPLR"
+        options.pop("mode", None)
+    elif D.ndim == 1:
+        name = layer.removesuffix(".")
+        return Inspected(name, f"{kind}: {kind}Layer", "s4_fast", sizes, "it is a layer of this package"), None
+    elif block == layer:
+        made = "FFTConv"
+    else:
+        made = "S4Block" if part is None else "S4"
+        options |= _last_map(block, tensors, part)
     route = f"state_spaces.{made}({_written(options)}), whose load_state_dict takes these entries"
-    found = Inspected(name, f"{kind}: {made}", release, sizes, route, _changes(kind, release))
-    return found, (conv, _textbook(conv), Trial(sizes["d_model"], False, False))
+    found = Inspected(prefix.removesuffix("."), f"{kind}: {made}", release, sizes, route, _changes(kind, release))
+    return found, _beside_the_formula(**sizes)
 
 
-def _block_options(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    weight = tensors.get(f"{prefix}output_linear.0.weight", tensors.get(f"{prefix}output_linear.0.weight_v"))
-    D = tensors[f"{prefix}layer.D"]
-    if weight is None:
-        return {"final_act": None}
-    width = tensors[f"{prefix}input_gate.0.weight"].shape[0] if f"{prefix}input_gate.0.weight" in tensors else None
-    features = D.shape[1] if width is None else width
-    return {"final_act": "glu" if len(weight) == 2 * features else "id"}
+def _last_map(block: str, tensors: Mapping[str, Tensor], part: Older | None) -> dict[str, Any]:
+    weights = (tensors.get(f"{block}output_linear.0.{name}") for name in ("weight", "weight_v"))
+    weight = next((t for t in weights if t is not None), None)
+    has_glu = weight is not None and len(weight) == 2 * _width(block, tensors)
+    if part is not None:
+        return {"release": part.release, "postact": "glu" if has_glu else None}
+    return {"final_act": "glu" if has_glu else None if weight is None else "id"}
 
 
-def _minimal_found(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[Inspected, _Pair]:
-    C = tensors[f"{prefix}kernel.C"]
+def _width(block: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many features a block's last map returns."""
+    gates = (tensors.get(f"{block}output_gate.{name}") for name in ("weight", "weight_v"))
+    gate = next((t for t in gates if t is not None), None)
+    features = tensors.get(f"{block}input_linear.weight", tensors.get(f"{block}input_linear.0.weight"))
+    width = tensors[f"{block}layer.D"].shape[1] if features is None else features.shape[1]
+    return width if gate is None else int(gate.shape[1])
+
+
+def _minimal_entry(kernel: str, tensors: Mapping[str, Tensor]) -> _Found:
+    C, layer = tensors[f"{kernel}C"], kernel.removesuffix("kernel.")
     sizes = {"d_model": C.shape[0], "d_state": 2 * C.shape[1]}
-    made = "S4D" if f"{prefix}D" in tensors else "S4DKernel"
+    alone = layer == kernel or f"{layer}D" not in tensors
+    made, name = ("S4DKernel", kernel) if alone else ("S4D", layer)
     route = f"state_spaces.{made}({_written(sizes)}), whose load_state_dict takes these entries"
-    conv = FFTConv(
-        sizes["d_model"], d_state=sizes["d_state"], mode="diag", init="diag-lin", transposed=False, activation=None,
-        verbose=False,
-    )  # fmt: skip
-    found = Inspected(prefix.removesuffix("."), f"S4D: {made}", "3, 4", sizes, route)
-    return found, (conv, _textbook(conv), Trial(sizes["d_model"], False, False))
+    return Inspected(name.removesuffix("."), f"S4D: {made}", "3, 4", sizes, route), _beside_the_formula(**sizes)
 
 
 def _changes(kind: str, release: str) -> str:
     if kind == "S4D":
-        return "disc is an option, not in a checkpoint: bilinear by default in releases 2 and 3" if release in "23" else ""
+        defaults = "disc is an option, not in a checkpoint: bilinear by default in releases 2 and 3"
+        return defaults if release in "23" else ""
     nodes = "the original rounds the nodes of its kernel, by 1e-5 to 1e-4 of the outputs"
     if release in "23":
-        return f"{nodes}; without KeOps and its extension it loses half of the kernel, by 30 to 60 %"
+        return f"{nodes}; some of its files lose half of the kernel without KeOps and the extension"
     return nodes
 
 
 def _written(options: Mapping[str, Any]) -> str:
-    defaults = {"channels": 1, "rank": 1, "n_ssm": options.get("d_model"), "d_state": 64, "final_act": "glu"}
+    """The arguments of a constructor, without those that are its defaults."""
+    defaults = {"channels": 1, "rank": 1, "n_ssm": options["d_model"], "d_state": 64, "final_act": "glu", "release": 3}
     defaults["postact"] = "glu" if options.get("release") == 3 else None
-    defaults["release"] = 3
-    kept = {name: value for name, value in options.items() if name not in defaults or defaults[name] != value}
-    d_model = kept.pop("d_model")
-    return ", ".join([str(d_model), *(f"{name}={value!r}" for name, value in kept.items())])
+    defaults["d_model"] = options["d_model"]
+    given = (f"{name}={value!r}" for name, value in options.items() if value != defaults.get(name, ...))
+    return ", ".join((str(options["d_model"]), *given))
 
 
 # ----------------------------------------------------------------------------------------------------------- models
 
 
-def _of_model(model: nn.Module) -> Iterator[tuple[Inspected, _Pair]]:
+def _of_model(model: nn.Module) -> Iterator[_Found]:
     outer: list[str] = []
     for name, module in model.named_modules():
         if any(other == "" or name.startswith(f"{other}.") for other in outer):
@@ -206,64 +198,69 @@ def _of_model(model: nn.Module) -> Iterator[tuple[Inspected, _Pair]]:
             yield found
 
 
-def _own(name: str, module: nn.Module) -> tuple[Inspected, _Pair] | None:
-    if not isinstance(module, S4 | S4Block | FFTConv | SSMKernelDiag | SSMKernelDPLR | S4D | S4DKernel):
+def _own(name: str, module: nn.Module) -> _Found | None:
+    if not isinstance(module, (S4Block, FFTConv, SSMModel, S4D, S4DLayer, S4Layer, SSKernel)):
         return None
-    diagonal = "P" not in {path.rpartition(".")[2] for path in module.state_dict()}
-    what = f"{'S4D' if diagonal else 'S4'}: {type(module).__name__}"
+    what = f"{'S4' if _has_low_rank(module) else 'S4D'}: {type(module).__name__}"
     return Inspected(name, what, "s4_fast", _sizes(module), "it is a layer of this package"), None
 
 
-def _official(name: str, module: nn.Module) -> tuple[Inspected, _Pair] | None:
+def _official(name: str, module: nn.Module) -> _Found | None:
     if not official.looks_official(module):
         return None
     row = official.recognized(module)
     if row is None:
-        what, why = official.class_name(module), official.why_not(module)
-        return Inspected(name, what, "", {}, f"state_spaces.patch for the file of its class; {why}"), None
-    entries = module.state_dict()
-    older = next(iter(older_parts(entries).values()), None)
-    diagonal = "P" not in {path.rpartition(".")[2] for path in entries} and older is None or (older and older.diagonal)
-    what, release = f"{'S4D' if diagonal else 'S4'}: {row.name}", "4" if older is None else str(older.release)
+        route = f"state_spaces.patch for the file of its class; {official.why_not(module)}"
+        return Inspected(name, official.class_name(module), "", {}, route), None
+    older = next(iter(older_parts(module.state_dict()).values()), None)
+    low_rank = _has_low_rank(module) if older is None else not older.diagonal
+    release = "4" if older is None else str(older.release)
+    what = f"{'S4' if low_rank else 'S4D'}: {row.name}"
     try:
         new = replacement(module)
     except ValueError as reason:
         route = f"state_spaces.patch for the file of its class; replace_layers refuses: {reason}"
         return Inspected(name, what, release, {}, route), None
     route = "state_spaces.replace_layers(model)" if name else "state_spaces.replacement(layer)"
-    found = Inspected(name, what, release, _sizes(new), route, "" if diagonal else _changes("S4", "4"))
     trial = row.trial(new)
+    found = Inspected(name, what, release, _sizes(new), route, _changes("S4", "4") if low_rank else "")
     return found, None if trial.transposed is None else (new, copy.deepcopy(module), trial)
 
 
+def _has_low_rank(module: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] == "P" for name in module.state_dict())
+
+
 def _sizes(module: Any) -> dict[str, int]:
-    conv = getattr(module, "layer", module)
-    kernel = getattr(conv, "kernel", conv) if not isinstance(conv, SSMKernelDiag | SSMKernelDPLR) else conv
-    d_state = getattr(kernel, "d_state", None)
-    return {"d_model": kernel.d_model, **({} if d_state is None else {"d_state": d_state}), "channels": kernel.channels}
+    kernel = next(part for part in module.modules() if isinstance(part, SSMModel))
+    return {"d_model": kernel.d_model, "d_state": kernel.d_state, "channels": kernel.channels}
 
 
 # ------------------------------------------------------------------------------------------------------------- time
 
 
-def _textbook(conv: FFTConv) -> Callable[[Tensor], Tensor]:
-    """The layer by the formulas that its original falls back to."""
-    kernel = conv.kernel
+def _beside_the_formula(
+    d_model: int, d_state: int, channels: int = 1, n_ssm: int | None = None, rank: int = 0
+) -> _Pair:
+    """A layer of these sizes, and the formulas that its original falls back to. Rank 0 is S4D."""
+    options: dict[str, Any] = {"init": "dplr-lin", "rank": rank} if rank else {"mode": "diag", "init": "diag-lin"}
+    layer = FFTConv(
+        d_model, channels=channels, activation=None, transposed=False, verbose=False, d_state=d_state, n_ssm=n_ssm,
+        **options,
+    )  # fmt: skip
+    return layer, lambda u: _by_formula(layer, u), Trial(d_model, transposed=False, steps=False)
 
-    def run(u: Tensor) -> Tensor:
-        L = u.shape[1]
-        if isinstance(kernel, SSMKernelDiag):
-            x, B, C = kernel.discretize()
-            k = direct.log_vandermonde(C * B, x, L)
-        else:
-            P, C = (torch.view_as_complex(t) for t in (kernel.P, kernel.C))
-            repeats = kernel.d_model // kernel.n_ssm
-            P = P.repeat(1, repeats, 1)
-            w, dt, B = kernel.dt() * kernel.A(), kernel.dt(), kernel.B_vector()[None]
-            k = direct.dplr_kernel(w, P, P, B, C, dt, L)[0]
-        return direct.fft_conv(u.mT, k, conv.D).mT
 
-    return run
+def _by_formula(layer: FFTConv, u: Tensor) -> Tensor:
+    kernel, L = layer.kernel, u.shape[1]
+    if isinstance(kernel, SSMKernelDiag):
+        x, B, C = kernel.discretize()
+        k = direct.log_vandermonde(C * B, x, L)
+    else:
+        P, C = (torch.view_as_complex(t) for t in (kernel.P, kernel.C))
+        P, dt = P.repeat(1, kernel.d_model // kernel.n_ssm, 1), kernel.dt()
+        k = direct.dplr_kernel(dt * kernel.A(), P, P, kernel.B_vector()[None], C, dt, L)[0]
+    return direct.fft_conv(u.mT, k, layer.D).flatten(1, 2).mT
 
 
 def _timed(found: Inspected, pair: _Pair, time: bool) -> Inspected:

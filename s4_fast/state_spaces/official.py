@@ -1,4 +1,4 @@
-"""The classes of state-spaces/s4 4.x: how each is told, and the layer of this package that is made of one."""
+"""The classes of state-spaces/s4: how each is told, and the layer of this package that is made of one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from s4_fast import torch_private
-from s4_fast.state_spaces import building
+from s4_fast.state_spaces import building, building_older
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.comparing import Trial
 from s4_fast.state_spaces.convolution import FFTConv
 from s4_fast.state_spaces.copying import Weights, under_the_same_names
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces.s4 import S4
 
 
 class Official(NamedTuple):
@@ -108,8 +109,32 @@ def _block_trial(new: S4Block) -> Trial:
     return Trial(new.d_model, new.transposed, _convolution_trial(new.layer).steps)
 
 
+def _older_trial(new: S4) -> Trial:
+    # Steps of the original leave out the gate, the bottleneck and hyper_act, and need more than setup_step before 3.
+    plain = new.gate is None and new.bottleneck is None and len(new.D) == new.layer.channels
+    return Trial(new.d_model, new.transposed, steps=plain and new.release == 3)
+
+
+_OLDER_PARTS = ("transposed", "D", "activation", "dropout", "output_linear")
+
 # A class may have several rows, the first that fits counts.
 OFFICIAL = (
+    *(
+        Official(name, (*_OLDER_PARTS, *parts), building_older.s4, _older_trial, building_older.layer_weights)
+        for name, parts in (
+            ("S4", ("h", "hyper", "kernel.krylov.log_dt")),
+            ("S4", ("h", "hyper", "channels", "bidirectional", "kernel.kernel.log_dt")),
+            ("S4", ("d_model", "gate", "bottleneck", "channels", "bidirectional", "kernel.kernel.log_dt")),
+            ("S4D", ("h", "channels", "bidirectional", "kernel.kernel.log_dt")),
+        )
+    ),
+    Official(
+        "SSKernel",
+        ("H", "kernel.log_dt", "kernel.C"),
+        building_older.kernel_wrapper,
+        lambda new: Trial(new.H, transposed=None, steps=isinstance(new.kernel, SSMKernelDiag)),
+        building_older.kernel_weights,
+    ),
     Official(
         "S4D",
         ("h", "n", "transposed", "D", "kernel", "activation", "dropout", "output_linear"),

@@ -251,10 +251,10 @@ def _change_length(t: Mapping[str, Tensor], own: Mapping[str, str], change: Any,
     roots = next((name for name in ("omega", "nodes") if name in t), None)
     if roots is None:
         raise ValueError(f"{prefix}L, or omega: missing beside {own['C']}, which is truncated for that length")
-    change(roots, "l_kernel", torch.tensor(_length(t[roots])), "the number of the roots")
+    change(roots, "l_kernel", torch.tensor(root_count(t[roots])), "the number of the roots")
 
 
-def _length(roots: Tensor) -> int:
+def root_count(roots: Tensor) -> int:
     """L of the stored roots of unity ``exp(-2 pi i k / L)``, k <= L / 2, as pairs of real numbers."""
     if len(roots) < 2:
         return 1

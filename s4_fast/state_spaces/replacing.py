@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,9 +13,10 @@ from torch import nn
 
 from s4_fast import torch_private
 from s4_fast.state_spaces import official
-from s4_fast.state_spaces.comparing import NotComparable, check_agreement
+from s4_fast.state_spaces.comparing import NotComparable, Trial, check_agreement
 from s4_fast.state_spaces.copying import copy_weights
 from s4_fast.state_spaces.official import Official, class_name
+from s4_fast.state_spaces.patching import Patch, patch
 
 
 class Replacement(NamedTuple):
@@ -38,12 +41,14 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
     """Swap the official layers inside ``model`` for this package's, with the same weights.
 
     Official are ``S4D`` and ``S4Block`` of state-spaces/s4 4.x, and where a model uses them by themselves ``FFTConv``,
-    ``SSMKernelDiag``, ``SSMKernelDPLR`` and ``S4DKernel``, those inside ``S4ND`` for example. They are told by their
-    classes' names and their attributes: nothing is imported. A class that only has the name of one is left alone.
+    ``SSMKernelDiag``, ``SSMKernelDPLR`` and ``S4DKernel``, those inside ``S4ND`` for example; ``S4`` of releases 1 to
+    3, ``S4D`` of release 2 and ``SSKernel`` of release 3. They are told by their classes' names and their attributes:
+    nothing is imported. A class that only has the name of one is left alone.
 
     Names, shapes, devices, dtypes, ``requires_grad``, marks for the optimiser, training mode and the state of random
-    number generators stay as they are. The parameters are new ones: make the optimiser, wrap the model
-    (``torch.compile``, ``DistributedDataParallel``, FSDP), and call ``setup_step``, afterwards.
+    number generators stay as they are; layers of releases 1 to 3 get the names of release 4. The parameters are new
+    ones: make the optimiser, wrap the model (``torch.compile``, ``DistributedDataParallel``, FSDP), and call
+    ``setup_step``, afterwards.
 
     Args:
         model: what to look through.
@@ -109,10 +114,45 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
     copy_weights(layer, new, row.weights)
     if check:
         try:
-            check_agreement(layer, new, row.trial(new))
+            _check(layer, new, row.trial(new))
         except NotComparable as error:
             raise ValueError(f"cannot be checked: {error}; check=False replaces layers unchecked") from None
     return new
+
+
+def _check(layer: nn.Module, new: nn.Module, trial: Trial) -> None:
+    """:func:`check_agreement`, and where that fails once more with the sums in the layer's file replaced by ours.
+
+    Releases 1 to 3 sum with KeOps or an extension, which may not be here, and some fall back to half of the sum.
+    """
+    try:
+        check_agreement(layer, new, trial)
+    except (NotComparable, ValueError) as alone:
+        patched = _patched(layer)
+        if patched is None:
+            raise
+        with patched:
+            check_agreement(layer, new, trial)
+        if isinstance(alone, ValueError):
+            warnings.warn(
+                f"{class_name(layer)} {alone}: its file sums half of what it does with KeOps or its extension. The "
+                "replacement computes the whole; for a model trained on the half, patch(module, keep_faults=True)",
+                stacklevel=4,
+            )
+
+
+def _patched(layer: nn.Module) -> Patch | None:
+    """The file of the layer's class with our sums, or None where there is nothing to replace."""
+    module = sys.modules.get(torch_private.written_class(layer).__module__)
+    if module is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            patched = patch(module)
+        except ValueError:
+            return None
+    return patched if patched.replaced else None
 
 
 def _built(row: Official, layer: nn.Module) -> nn.Module:
