@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
 
 from s4_fast.layers.dropout import DropoutNd
+from s4_fast.ssm.model import SSMModel
 from s4_fast.state_spaces.activation import ACTIVATIONS, Activation, halves
 from s4_fast.state_spaces.copying import Weight
 from s4_fast.state_spaces.older_kernels import SSKernel
@@ -51,13 +53,17 @@ def s4(old: Any) -> S4:
         **options,
     )
     new.add_module("drop", _dropout(old.dropout))
+    _hold_fixed(new, layer_weights(old), dict(old.named_parameters()))
     return new
 
 
 def kernel_wrapper(old: Any) -> SSKernel:
     """Of an ``SSKernel`` of release 3."""
     options, inner = _kernel_options(old), inner_kernel(old)
-    return SSKernel(old.H, options.pop("d_state"), getattr(inner, "l_max", None), channels=len(inner.C), **options)
+    length = getattr(inner, "l_max", None)
+    new = SSKernel(old.H, options.pop("d_state"), length, channels=len(inner.C), **options)
+    _hold_fixed(new, kernel_weights(old), dict(old.named_parameters()))
+    return new
 
 
 def layer_weights(old: nn.Module) -> dict[str, Weight]:
@@ -131,12 +137,19 @@ def _real_type(kernel: Any) -> str:
 
 
 def _rate(kernel: Any, names: tuple[str, ...]) -> float | None:
-    """0 where the original has a buffer, or nothing."""
-    for name in names:
-        if name in kernel._parameters:
-            rate: float | None = getattr(kernel._parameters[name], "_optim", {}).get("lr")
-            return rate
-    return 0.0
+    parameters = (kernel._parameters[name] for name in names if name in kernel._parameters)
+    rates = (getattr(parameter, "_optim", {}).get("lr") for parameter in parameters)
+    return next((rate for rate in rates if rate), None)
+
+
+def _hold_fixed(new: nn.Module, weights: Mapping[str, Weight], trained: Container[str]) -> None:
+    """Make buffers of the kernel's parameters that the original does not train, each by itself."""
+    for module in new.modules():
+        if isinstance(module, SSMModel):
+            for name in list(module._parameters):
+                found = next(weight for full, weight in weights.items() if full.endswith(f"kernel.{name}"))
+                if found.source not in trained:
+                    module.register_buffer(name, module._parameters.pop(name).detach())  # type: ignore[union-attr]
 
 
 def _length(kernel: Any) -> int | None:

@@ -74,7 +74,7 @@ def convert(old: Path, new: Path, prefix: str | None = None, *, force: bool = Fa
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """The content of a PyTorch checkpoint on the CPU, of which nothing is executed.
+    """The content of a PyTorch checkpoint or of a safetensors file on the CPU, of which nothing is executed.
 
     Raises:
         OSError: the file cannot be read.
@@ -82,6 +82,10 @@ def read(path: Path) -> Mapping[str, Any]:
     """
     with path.open("rb") as file:
         try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load
+
+                return load(file.read())
             with warnings.catch_warnings():  # of what the error says
                 warnings.simplefilter("ignore")
                 content = torch.load(file, map_location="cpu", weights_only=True)

@@ -123,7 +123,7 @@ OFFICIAL = (
         Official(name, (*_OLDER_PARTS, *parts), building_older.s4, _older_trial, building_older.layer_weights)
         for name, parts in (
             ("S4", ("h", "hyper", "kernel.krylov.log_dt")),
-            ("S4", ("h", "hyper", "channels", "bidirectional", "kernel.kernel.log_dt")),
+            ("S4", ("h", "channels", "bidirectional", "kernel.kernel.log_dt")),
             ("S4", ("d_model", "gate", "bottleneck", "channels", "bidirectional", "kernel.kernel.log_dt")),
             ("S4D", ("h", "channels", "bidirectional", "kernel.kernel.log_dt")),
         )

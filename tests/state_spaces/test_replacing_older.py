@@ -56,6 +56,15 @@ def test_buffers_stay_buffers():
     assert {name for name, _ in new.kernel.named_parameters()} == {"C"}
 
 
+def test_each_parameter_is_held_fixed_by_itself():
+    old = older.S4(2, hurwitz=True)
+    kernel = old.kernel.kernel
+    kernel.register_buffer("log_w_real", kernel._parameters.pop("log_w_real").detach())
+    new = replacement(old)
+    assert "A_real" in new.kernel._buffers
+    assert "A_imag" in new.kernel._parameters
+
+
 def test_a_B_that_is_in_C_is_not_trained():
     new = replacement(older.S4(2, mode="diag", disc="zoh"))
     assert "B" in new.kernel._buffers
