@@ -13,6 +13,7 @@ from s4_fast.arguments import integer, signal, sizes
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
 from s4_fast.layers.block import S4DBlock, check_layer_options
+from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths, Rows
 from s4_fast.time_split import TimeSplittable
 
@@ -73,7 +74,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         d_input, d_model, d_output, n_layers = sizes(
             d_input=d_input, d_model=d_model, d_output=d_output, n_layers=n_layers
         )
-        self.task, self.d_input = task, d_input
+        self.task, self.d_input, self.d_model = task, d_input, d_model
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = nn.Linear(d_input, d_model, **made)
         blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **made, **options) for _ in range(n_layers))
@@ -164,14 +165,14 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             raise RuntimeError("a model that is split over processes cannot generate; call join_time(model) before")
         if self.task != "regression":
             raise RuntimeError(f"only a regression model generates; this one's task is {self.task}")
-        if self.head.out_features != self.d_input:
-            raise ValueError(f"to generate, d_output must be d_input = {self.d_input}, got {self.head.out_features}")
         steps = integer("steps", steps, 1)
         u = signal("u", u, self)
-        if self.training and any(block.dropout.p for block in self.blocks):
+        if any(isinstance(m, (DropoutNd, nn.Dropout)) and m.training and m.p for m in self.modules()):
             raise RuntimeError("dropout is active: call eval() before generate()")
         rows = padding.rows(lengths, u)
         y, state = self.prefill(u, state, lengths=rows)
+        if y.shape[-1] != self.d_input:
+            raise ValueError(f"to generate, d_output must be d_input = {self.d_input}, got {y.shape[-1]}")
         y = y[:, -1] if rows is None else y[torch.arange(len(y), device=y.device), rows.lengths - 1]
         outputs = [y]
         for _ in range(steps - 1):
@@ -181,10 +182,12 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
 
     def init_state(self, batch: int) -> ModelState:
         """The state before the first input."""
-        device = self.head.weight.device  # new_zeros of a weight that is sharded would be
+        blocks = tuple(block.init_state(batch) for block in self.blocks)
+        # Encoder, norm and head are the user's to replace, quantise or shard.
+        device = blocks[0].device
         return ModelState(
-            tuple(block.init_state(batch) for block in self.blocks),
-            torch.zeros(batch, self.head.in_features, dtype=torch.float64, device=device),
+            blocks,
+            torch.zeros(batch, self.d_model, dtype=torch.float64, device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
@@ -217,7 +220,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         """Raise unless the state has the parts of this model's; the layers check theirs."""
         if not isinstance(state, ModelState):
             raise TypeError(f"expected a ModelState, got {type(state).__name__}")
-        batch, features = u.shape[0], self.head.in_features
+        batch, features = u.shape[0], self.d_model
         found = len(state.blocks), tuple(state.pooled.shape), tuple(state.steps.shape)
         if found != (len(self.blocks), (batch, features), (batch,)):
             raise ValueError(

@@ -66,9 +66,10 @@ def initial(
         rank: rows of P.
         copies: number of systems, a multiple of the number of inits.
         low_rank: whether P is used, and must have the rank that the HiPPO matrix needs.
-        **args: for HiPPO matrices ``B_clip``, what Im B is clamped to (2; B is real in this basis). For modes
-            ``real_random``, ``real_scale``, ``imag_random``, ``imag_scale``, ``B_init`` (``"constant"``,
-            ``"random"``, ``"alternating"``, ``"unit-cw"``, ``"unit-ccw"``, ``"hippo"``), ``B_random`` (older form of
+        **args: for HiPPO matrices ``B_clip``: Im B is clamped to [-B_clip, B_clip], by default [-2, 2], in the
+            original's basis, where B of LegS is almost imaginary; None for no clamp. For modes ``real_random``,
+            ``real_scale``, ``imag_random``, ``imag_scale``, ``B_init`` (``"constant"``, ``"random"``,
+            ``"alternating"``, ``"unit-cw"``, ``"unit-ccw"``, ``"hippo"``), ``B_random`` (older form of
             ``B_init="random"``), ``B_scale``, ``P_scale`` and ``normalize``, which scales B so that a step is answered
             by variance 1.
 
@@ -127,11 +128,39 @@ def _check_names(init: str, args: dict[str, Any], known: Sequence[str]) -> None:
 
 
 def _hippo(measure: str, N: int, rank: int, copies: int, B_clip: float | None = 2.0) -> Initial:
-    w, P, B, V = (t.conj().resolve_conj() for t in hippo.nplr(measure, N, rank))
+    w, P, B, V = (t.conj_physical() for t in hippo.nplr(measure, N, rank))
+    turn = _turns(measure, N, rank, w, V)
+    P, B, V = P * turn.conj(), B * turn.conj(), V * turn
     if B_clip is not None:
         B = torch.complex(B.real, B.imag.clamp(-B_clip, B_clip))
     P = P[:, None].expand(-1, copies, -1)
     return Initial(w.expand(copies, -1), P, B.expand(copies, -1), V.expand(copies, -1, -1))
+
+
+def _turns(measure: str, N: int, rank: int, w: Tensor, V: Tensor) -> Tensor:
+    """The phases (n,) that make of V (N, n) the eigenvectors that the original gets from ``torch.linalg.eigh``.
+
+    LAPACK reduces a Hermitian matrix that is given by its lower triangle to a real tridiagonal one and leaves the first
+    coordinate alone, so the first row of V is real there, in every implementation. Im B is positive where that row is.
+    The signs are the implementation's own. They are asked for here, because a seed then gives the layer that it gives
+    the original; the clamp is symmetric and does not see them. In FouT the first row is 0 but for rounding: there the
+    phases are multiples of a quarter turn, and |B| is at most 1 whichever they are.
+    """
+    theirs = torch.linalg.eigh(_normal_part(measure, N, rank) * -1j)[1][:, : N // 2]
+    if hippo.canonical_measure(measure) == "fout":
+        overlap = (V.conj() * theirs).sum(0)
+        axis = torch.where(overlap.real.abs() >= overlap.imag.abs(), overlap.real, 1j * overlap.imag)
+        return torch.where(w == 0, 1, axis.sgn())
+    turn = V[0].sgn().conj()
+    return torch.where(((V * turn).conj() * theirs).sum(0).real < 0, -turn, turn)
+
+
+def _normal_part(measure: str, N: int, rank: int) -> Tensor:
+    """A + P P* as the original rounds it, which decides about signs: square roots and sum in float32."""
+    A, P = hippo.transition(measure, N)[0], hippo.low_rank_correction(measure, N, rank)
+    twice = 2 if measure == "legt" else 1
+    P = (twice * P.square()).float().sqrt() * twice**-0.5
+    return (A.float() + (P[:, None] * P[..., None]).sum(0)).double()
 
 
 def _modes(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -108,6 +109,56 @@ def test_steps_go_on_where_prefill_stopped(layer, task):
             want, last = model.prefill(u[:, : position + 1])
             assert relative_error(y, want if task == "classification" else want[:, -1]) < 1e-11
             equal_states(state, last)
+
+
+def quantized(model: S4SequenceModel) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model.float(), {nn.Linear}, dtype=torch.qint8)
+
+
+def with_head(head: nn.Module) -> Callable[[S4SequenceModel], nn.Module]:
+    def change(model: S4SequenceModel) -> nn.Module:
+        model.head = head.double()
+        return model
+
+    return change
+
+
+CHANGES = {
+    "no head": with_head(nn.Identity()),
+    "a deeper head": with_head(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))),
+    "quantised": quantized,
+    "a dropped part": lambda model: [setattr(block, "dropout", nn.Identity()) for block in model.blocks] and model,
+}
+
+
+@LAYERS
+@TASKS
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
+def test_parts_may_be_replaced(layer, task, change):
+    model = change(build(layer, task).eval())
+    u = signal(3, 6, 2).to(next(model.blocks.parameters()).dtype)
+    state = model.init_state(3)
+    with torch.no_grad():
+        for sample in u.unbind(1):
+            y, state = model.step(sample, state)
+        want, last = model.prefill(u)
+    tolerance = 0.1 if u.dtype == torch.float32 else 1e-11  # quantised parts round by the range of all they are given
+    assert relative_error(y, want if task == "classification" else want[:, -1]) < tolerance
+    assert torch.equal(state.steps, last.steps)
+
+
+def test_a_replaced_head_generates():
+    model = build(task="regression").eval()
+    model.head = nn.Sequential(nn.Linear(4, 2), nn.Tanh()).double()
+    assert model.generate(signal(3, 6, 2), 4).shape == (3, 4, 2)
+    model.head = nn.Identity()
+    with pytest.raises(ValueError, match="d_output must be d_input = 2, got 4"):
+        model.generate(signal(3, 6, 2), 4)
+    model.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    model.train()
+    with pytest.raises(RuntimeError, match="dropout is active"):
+        model.generate(signal(3, 6, 2), 4)
 
 
 @LAYERS
