@@ -255,11 +255,20 @@ def _change_length(t: Mapping[str, Tensor], own: Mapping[str, str], change: Any,
 
 
 def root_count(roots: Tensor) -> int:
-    """L of the stored roots of unity ``exp(-2 pi i k / L)``, k <= L / 2, as pairs of real numbers."""
-    if len(roots) < 2:
+    """L of the stored roots of unity ``exp(-2 pi i k / L)``, k <= L / 2, as pairs of real numbers.
+
+    Raises:
+        ValueError: they are no such roots.
+    """
+    if roots.ndim != 2 or roots.shape[1] != 2 or not len(roots):
+        raise ValueError(f"expected roots of unity of shape (number, 2), the checkpoint has {tuple(roots.shape)}")
+    if len(roots) == 1:
         return 1
     angle = abs(math.atan2(float(roots[1, 1]), float(roots[1, 0])))
-    return round(2 * math.pi / angle)
+    length = round(2 * math.pi / angle) if angle > 0 else 0
+    if length // 2 + 1 != len(roots):
+        raise ValueError(f"{len(roots)} entries are not the roots of unity of {length} samples")
+    return length
 
 
 def _linear(name: str, own: str, prefix: str, value: Tensor) -> Change:

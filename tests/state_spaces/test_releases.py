@@ -182,6 +182,8 @@ S4D = {"mode": "diag", "disc": "bilinear"}
         (lambda: damaged(2, lambda sd: sd["kernel.kernel.Q"].mul_(2)), PLAIN, "Q was trained apart from P"),
         (lambda: damaged(1, lambda sd: sd["kernel.krylov.C"][:, 1].mul_(2)), PLAIN, "Q was trained apart from P"),
         (lambda: damaged(2, lambda sd: sd["kernel.kernel.w"].neg_()), PLAIN, "real_transform='none' holds it"),
+        (lambda: damaged(2, lambda sd: sd["kernel.kernel.omega"].fill_(1)), PLAIN, "not the roots of unity"),
+        (lambda: damaged(1, lambda sd: sd["kernel.krylov.nodes"].t_()), PLAIN, "expected roots of unity"),
         (lambda: damaged(3, lambda sd: sd.update({"kernel.kernel.R": sd["D"]})), PLAIN, "kernel.kernel.R: unknown"),
         (lambda: damaged(3, lambda sd: sd.update({"kernel.kernel.C": 3})), PLAIN, "expected a tensor"),
         (
