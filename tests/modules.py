@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.layers import S4DBlock
 from s4_fast.ssm.model import SSMModel
-from s4_fast.state_spaces import S4D, FFTConv, S4Block
+from s4_fast.state_spaces import S4, S4D, FFTConv, S4Block
 from tests.helpers import relative_error
 
 H, N = 4, 8
@@ -36,6 +36,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "FFTConv dplr": partial(FFTConv, H, d_state=N, transposed=False),
     "S4Block diag": partial(S4Block, H, mode="diag", transposed=False, **diag),
     "S4Block dplr": partial(S4Block, H, d_state=N),
+    "S4 gated": partial(S4, H, d_state=N, gate=1, n_ssm=1),
     "S4Block bidirectional": partial(S4Block, H, d_state=N, bidirectional=True),
 }
 OFFICIAL = (S4D, FFTConv, S4Block)

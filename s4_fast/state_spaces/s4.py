@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4_fast.arguments import integer
+from s4_fast.arguments import UnknownOptionError, integer, signal
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.state_spaces import older_arguments
@@ -128,20 +128,23 @@ class S4(S4Block):
         if isinstance(postact, EllipsisType):
             postact = "glu" if release == 3 else None
         maps: dict[str, Any] = {"initializer": initializer, "weight_norm": weight_norm}
-        super().__init__(
-            bottleneck=bottleneck,
-            gate=1 if gated else None,
-            gate_act=hyper_act if gated else None,
-            final_act="id" if postact is None else postact,
-            transposed=transposed,
-            d_state=d_state,
-            l_max=l_max,
-            channels=channels,
-            bidirectional=bidirectional,
-            verbose=verbose,
-            **maps,
-            **options,
-        )
+        try:
+            super().__init__(
+                bottleneck=bottleneck,
+                gate=1 if gated else None,
+                gate_act=hyper_act if gated else None,
+                final_act="id" if postact is None else postact,
+                transposed=transposed,
+                d_state=d_state,
+                l_max=l_max,
+                channels=channels,
+                bidirectional=bidirectional,
+                verbose=verbose,
+                **maps,
+                **options,
+            )
+        except UnknownOptionError as error:
+            raise error.through(S4) from None
         self.release, self._gated_after = release, gate is not None
         inner = self.layer.d_model
         if bottleneck is not None:
@@ -187,7 +190,7 @@ class S4(S4Block):
 
         ``state`` comes second, as in releases 1 and 3.
         """
-        return super().forward(u, lengths, state=state, rate=rate, **kwargs)
+        return super().forward(signal("u", u, self), lengths, state=state, rate=rate, **kwargs)
 
     def _leave(self, y: Tensor, x: Tensor) -> Tensor:
         if self._gated_after:
