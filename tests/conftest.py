@@ -10,6 +10,10 @@ import torch
 
 from tests.ranks import Ranks
 
+# Processes of pytest-xdist share the cores.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
