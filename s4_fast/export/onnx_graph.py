@@ -72,8 +72,9 @@ def _parts(nodes: Nodes, program: Program, stateful: list[Recurrence | Mean]) ->
 
 def _mean(nodes: Nodes, x: str, sums: str, count: str, prefill: bool) -> tuple[str, str, str]:
     wide = nodes.add("Cast", x, to=TensorProto.DOUBLE)
-    steps = nodes.constant(torch.ones(1, 1, dtype=torch.float64))
-    if prefill:
+    if not prefill:
+        steps = nodes.constant(torch.ones(1, 1, dtype=torch.float64))
+    else:
         wide = nodes.add("ReduceSum", wide, nodes.integers(1), keepdims=0)
         length = nodes.add("Gather", nodes.add("Shape", x), nodes.constant(torch.tensor(1)))
         steps = nodes.add("Cast", length, to=TensorProto.DOUBLE)
