@@ -12,11 +12,6 @@ from s4_fast.export.c_source import source
 from s4_fast.export.reading import read
 from s4_fast.export.refusals import ExportError
 
-_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while main".split()
-)
-
 
 def to_c(
     model: nn.Module, path: str | Path, *, name: str | None = None, rate: float = 1.0, force: bool = False
@@ -50,7 +45,7 @@ def to_c(
     """
     path = Path(path)
     name = path.stem if name is None else name
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ExportError(f"{name!r} is no name in C; choose one: name= in Python, --name on the command line")
     files.refuse_existing(path, force)
     program = read(model, rate)

@@ -12,15 +12,16 @@ _LINEAR = """static void NAME_linear(const float *restrict x, const float *restr
     for (i = 0; i + 4 <= inputs; i += 4, weight += 4 * outputs) {
         const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
         for (j = 0; j < outputs; j++)
-            y[j] += (weight[j] * a + weight[outputs + j] * b) + (weight[2 * outputs + j] * c + weight[3 * outputs + j] * d);
+            y[j] += (weight[j] * a + weight[outputs + j] * b)
+                    + (weight[2 * outputs + j] * c + weight[3 * outputs + j] * d);
     }
     for (; i < inputs; i++, weight += outputs)
         for (j = 0; j < outputs; j++) y[j] += weight[j] * x[i];
 }
 """
 
-_NORMALIZE = """static void NAME_normalize(const float *restrict x, const float *restrict weight, const float *restrict bias,
-                           float eps, float *restrict y, int width)
+_NORMALIZE = """static void NAME_normalize(const float *restrict x, const float *restrict weight,
+                           const float *restrict bias, float eps, float *restrict y, int width)
 {
     NAME_real mean = 0, variance = 0;
     float scale;
@@ -42,7 +43,8 @@ _ADD = """static void NAME_add(const float *restrict a, const float *restrict b,
 
 _MULTIPLY = _ADD.replace("NAME_add", "NAME_multiply").replace("a[i] + b[i]", "a[i] * b[i]")
 
-_MEAN = """static void NAME_mean(const float *restrict x, double *restrict sum, unsigned long *steps, float *restrict y, int width)
+_MEAN = """static void NAME_mean(const float *restrict x, double *restrict sum, unsigned long *steps, float *restrict y,
+                      int width)
 {
     int i;
     *steps += 1;
@@ -53,10 +55,11 @@ _MEAN = """static void NAME_mean(const float *restrict x, double *restrict sum, 
 }
 """
 
-_RECURRENCE = """static void NAME_recurrence(const float *restrict u, NAME_real *restrict s, const NAME_real *restrict increment,
-                            const float *restrict B, const float *restrict C, const float *restrict V,
-                            const float *restrict G, const float *restrict D, float *restrict y, int features,
-                            int states, int channels, int rank)
+_RECURRENCE = """static void NAME_recurrence(const float *restrict u, NAME_real *restrict s,
+                            const NAME_real *restrict increment, const float *restrict B,
+                            const float *restrict C, const float *restrict V, const float *restrict G,
+                            const float *restrict D, float *restrict y, int features, int states,
+                            int channels, int rank)
 { /* s[states][2][features], and so the others, behind their channels or rank: real parts, then imaginary parts */
     NAME_real sum[WIDEST], overlap[WIDEST];
     const int all = 2 * states * features;

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
 from s4_fast.export.c_functions import functions, libm
 from s4_fast.export.program import (
-    Add, Gate, Linear, Mean, Multiply, Normalize, Operation, Pointwise, Program, Recurrence, sources,
-)  # fmt: skip
+    Add,
+    Gate,
+    Linear,
+    Mean,
+    Multiply,
+    Normalize,
+    Operation,
+    Pointwise,
+    Program,
+    Recurrence,
+    sources,
+)
 
 _PER_LINE = 8
 
@@ -63,19 +75,19 @@ def source(program: Program, name: str) -> str:
             "",
         ]
     )
-    for macro in ("INPUTS", "OUTPUTS", "SINGLE", "DECLARED", "DECLARATIONS"):
-        text = text.replace(f"NAME_{macro}", f"{name.upper()}_{macro}")
-    return text.replace("NAME", name)
+    return re.sub("NAME(?=(_[A-Z])?)", lambda found: name.upper() if found[1] else name, text)
 
 
 def _header(program: Program, writer: _Writer) -> str:
     facts = program.facts
     task = f", {facts['task']}" if "task" in facts else ""
+    libm_names = ", ".join(libm(writer.used)) or "nothing"
     stack = 4 * sum(writer.buffers) + 16 * writer.widest
     return f"""/* {facts["model"]}{task}: one step in C99, written by s4_fast {facts["s4_fast"]}.
  *
- * {program.inputs} floats in, {program.outputs} out at every step. Sampling: {facts["rate"]:g} times the step of the training.
- * Of libm: {", ".join(libm(writer.used)) or "nothing"}. No allocation, no global state; {stack} bytes of buffers on the stack.
+ * {program.inputs} floats in, {program.outputs} out. A step lasts {facts["rate"]:g} times as long as in training.
+ * Of libm: {libm_names}.
+ * No allocation, no global state; about {stack} bytes on the stack.
  * Constants: about {writer.bytes} bytes. States are double, or float with -DNAME_SINGLE.
  * Other files: #define NAME_DECLARATIONS, then #include this file.
  */"""

@@ -12,8 +12,17 @@ from onnx import GraphProto, TensorProto, helper
 from s4_fast.export.onnx_nodes import Nodes
 from s4_fast.export.onnx_recurrence import by_chunks, packed, step
 from s4_fast.export.program import (
-    Add, Gate, Linear, Mean, Multiply, Normalize, Operation, Pointwise, Program, Recurrence,
-)  # fmt: skip
+    Add,
+    Gate,
+    Linear,
+    Mean,
+    Multiply,
+    Normalize,
+    Operation,
+    Pointwise,
+    Program,
+    Recurrence,
+)
 
 
 def build(program: Program, graph: str) -> GraphProto:
@@ -85,7 +94,9 @@ def _mean(nodes: Nodes, x: str, sums: str, count: str, prefill: bool) -> tuple[s
 def _at_one_time(nodes: Nodes, operation: Operation, values: list[str], width: int) -> str:
     x = values[operation.source]
     if isinstance(operation, Linear):
-        return nodes.add("Add", nodes.add("MatMul", x, nodes.constant(operation.weight.mT)), nodes.constant(operation.bias))
+        return nodes.add(
+            "Add", nodes.add("MatMul", x, nodes.constant(operation.weight.mT)), nodes.constant(operation.bias)
+        )
     if isinstance(operation, Normalize):
         weight, bias = nodes.constant(operation.weight), nodes.constant(operation.bias)
         return nodes.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=operation.eps)

@@ -113,9 +113,10 @@ def _loop(nodes: Nodes, count: str, state: str, body: Callable[[Nodes, str, str]
     i, go, before = inner.name(), inner.name(), inner.name()
     y, after = body(inner, i, before)
     again = inner.add("Identity", go)
-    kinds = (TensorProto.INT64, []), (TensorProto.BOOL, []), (TensorProto.DOUBLE, None)
     inputs = [
-        helper.make_tensor_value_info(name, *kind) for name, kind in zip((i, go, before), kinds, strict=True)
+        helper.make_tensor_value_info(i, TensorProto.INT64, []),
+        helper.make_tensor_value_info(go, TensorProto.BOOL, []),
+        helper.make_tensor_value_info(before, TensorProto.DOUBLE, None),
     ]
     outputs = [
         helper.make_tensor_value_info(again, TensorProto.BOOL, []),

@@ -48,6 +48,7 @@ def read(model: nn.Module, rate: float = 1.0) -> Program:
         "s4_fast": __version__,
         "inputs": reader.program.inputs,
         "outputs": reader.program.outputs,
+        "state_size": reader.program.state,
         "rate": rate,
         **({"task": model.task} if isinstance(model, S4SequenceModel) else {}),
     }

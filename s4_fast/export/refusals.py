@@ -14,8 +14,11 @@ class ExportError(ValueError):
     """What cannot be exported, and why, in one line."""
 
 
-def refuse_changed(model: nn.Module) -> None:
-    """Raise ExportError where a module computes something else than its class says, or cannot be read."""
+def refuse_changed(model: nn.Module, *, whole_sequences: bool = False) -> None:
+    """Raise ExportError where a module computes something else than its class says, or cannot be read.
+
+    Modules that need the whole sequence are refused too, unless ``whole_sequences``.
+    """
     for name, module in model.named_modules():
         what = called(name, module)
         if parametrize.is_parametrized(module):
@@ -33,7 +36,7 @@ def refuse_changed(model: nn.Module) -> None:
             raise ExportError(
                 f"{what} is split over processes along the time; call s4_fast.distributed.join_time(model) before"
             )
-        if getattr(module, "bidirectional", False):
+        if getattr(module, "bidirectional", False) and not whole_sequences:
             raise ExportError(f"{what} is bidirectional: it needs the whole sequence, and has no step to export")
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if type(t) not in (nn.Parameter, Tensor) or t.layout != torch.strided or t.is_quantized:
