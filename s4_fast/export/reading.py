@@ -17,7 +17,7 @@ from s4_fast.ops._complex import expm1
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
 from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.dplr import DPLRModel, DPLRRecurrence
-from s4_fast.state_spaces import S4D, FFTConv, S4Block, S4DKernel, SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces import S4, S4D, FFTConv, S4Block, S4DKernel, SSMKernelDiag, SSMKernelDPLR
 from s4_fast.state_spaces.activation import GLU, Laplace, MappedFeatures, SquaredReLU, WeightNorm
 
 
@@ -105,9 +105,20 @@ class _Reader:
         return self.read(conv.activation, _inside(name, "activation"), y)
 
     def official_block(self, block: S4Block, name: str, x: int) -> int:
-        """``output_linear(mult_act(output_gate(layer(input_linear(x))) * input_gate(x)))``."""
+        """``output_linear(mult_act(output_gate(layer(input_linear(x))) * input_gate(x)))``.
+
+        An S4 of releases 1 to 3 may have its gate behind the last map.
+        """
         y = x if block.bottleneck is None else self.read(block.input_linear, _inside(name, "input_linear"), x)
+        if isinstance(block, S4) and block.release == 1:
+            x = y  # its gate is of the mapped input
         y = self.read(block.layer, _inside(name, "layer"), y)
+        if getattr(block, "_gated_after", False):
+            y = self.read(block.mult_activation, _inside(name, "mult_activation"), y)
+            y = self.read(block.drop, _inside(name, "drop"), y)
+            y = self.read(block.output_linear, _inside(name, "output_linear"), y)
+            y = self.both(Multiply, y, self.read(block.input_gate, _inside(name, "input_gate"), x), name)
+            return self.read(block.output_gate, _inside(name, "output_gate"), y)
         if block.gate is not None:
             y = self.read(block.output_gate, _inside(name, "output_gate"), y)
             y = self.both(Multiply, y, self.read(block.input_gate, _inside(name, "input_gate"), x), name)
@@ -229,6 +240,7 @@ _WHOLE: dict[type[nn.Module], Callable[[_Reader, Any, str, int], int]] = {
     S4DLayer: _Reader.layer,
     S4Layer: _Reader.layer,
     S4Block: _Reader.official_block,
+    S4: _Reader.official_block,
     FFTConv: _Reader.convolution,
     S4D: _Reader.minimal,
 }
