@@ -5,8 +5,8 @@ from __future__ import annotations
 from s4_fast import torch_private
 
 _INSTEAD = (
-    "TorchScript (torch.jit, and the ONNX exporter that traces) cannot hold this model, whose backends it does not know; "
-    "use torch.export, torch.compile, or python -m s4_fast export, which writes ONNX and C"
+    "TorchScript (torch.jit, and the ONNX exporter that traces) cannot hold this model, whose backends it does not "
+    "know; use torch.export, torch.compile, or python -m s4_fast export, which writes ONNX and C"
 )
 
 
