@@ -52,7 +52,8 @@ def _dual(t: Tensor) -> Tensor:
 def step(nodes: Nodes, own: Packed, u: str, state: str) -> tuple[str, str]:
     """u (batch, H) float32, state (batch, H, 2n) -> y (batch, channels H) float32, the next state."""
     H, n = own.B.shape[0], own.B.shape[1] // 2
-    swapped = nodes.add("Gather", state, nodes.integers(*range(n, 2 * n), *range(n)), axis=2)
+    real, imaginary = nodes.several("Split", 2, state, nodes.integers(n, n), axis=2)
+    swapped = nodes.add("Concat", imaginary, real, axis=2)
     wide = nodes.add("Cast", u, to=TensorProto.DOUBLE)
     column = nodes.add("Unsqueeze", wide, nodes.integers(2))
     changes = [

@@ -94,6 +94,13 @@ def compiler() -> str:
     return found
 
 
+def cpp() -> str:
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        pytest.skip("no C++ compiler: neither c++, g++ nor clang++ is in the PATH")
+    return found
+
+
 class CStep:
     """The compiled C of a model."""
 

@@ -10,7 +10,7 @@ import torch
 
 from s4_fast import S4SequenceModel
 from s4_fast.export import to_c
-from tests.export.exported import MODELS, STRICT, CStep, compiler, error, expected, inputs, made, stepped
+from tests.export.exported import MODELS, STRICT, CStep, compiler, cpp, error, expected, inputs, made, stepped
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,6 +115,23 @@ def test_a_program_includes_the_declarations_and_links_the_file(tmp_path: Path) 
     reference = stepped(model, torch.tensor([[1.0, 0, 0]]).expand(3, -1))[:, 0].tolist()
     assert [float(value) for value in printed] == pytest.approx([*reference, reference[0]], rel=1e-5)
     assert facts["inputs"] == "3" and facts["task"] == "regression"
+
+
+@pytest.mark.parametrize("language", ["c", "c++"])
+def test_the_program_of_the_guide(language: str, tmp_path: Path) -> None:
+    """Samples from standard input to standard output, as C, and as C++ that links the C."""
+    model = made("s4d regression")
+    to_c(model, tmp_path / "effect.c")
+    guide = Path(__file__).parents[2] / "docs" / "deploy.md"
+    (tmp_path / "live.c").write_text(guide.read_text(encoding="utf-8").split("```c\n")[1].split("```")[0])
+    subprocess.run([compiler(), *STRICT, "-c", "effect.c"], cwd=tmp_path, check=True)
+    build = [compiler(), *STRICT] if language == "c" else [cpp(), "-Wall", "-Werror", "-x", "c++"]
+    subprocess.run([*build, "-c", "live.c"], cwd=tmp_path, check=True)
+    subprocess.run([compiler(), "live.o", "effect.o", "-o", "live", "-lm"], cwd=tmp_path, check=True)
+    u = inputs(model, 40)
+    result = subprocess.run([tmp_path / "live"], input=u.numpy().tobytes(), capture_output=True, check=True).stdout
+    found = torch.frombuffer(bytearray(result), dtype=torch.float32).view(40, -1)
+    assert error(found, expected(model, u)) <= 1e-6
 
 
 def test_the_file_says_what_it_needs(tmp_path: Path) -> None:
