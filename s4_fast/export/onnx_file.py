@@ -35,8 +35,9 @@ def to_onnx(
     damped state add up over the steps.
 
     Args:
-        model: an S4SequenceModel, S4DBlock, S4DLayer or S4Layer, or an S4Block, FFTConv or S4D of
-            :mod:`s4_fast.state_spaces`; parameters in any precision count as float32.
+        model: an S4SequenceModel, S4DBlock, S4DLayer or S4Layer, or an S4Block, S4, FFTConv or S4D of
+            :mod:`s4_fast.state_spaces`, whose ``l_max`` and ``transposed`` do not matter; parameters in any precision
+            count as float32.
         path: the file to write.
         graph: ``"step"`` or ``"prefill"``.
         rate: how many times as coarse as in training the sampling is: dt is multiplied by it.
@@ -44,7 +45,7 @@ def to_onnx(
 
     Returns:
         The file's metadata: ``s4_fast`` (the version), ``model``, ``task``, ``graph``, ``rate``, ``inputs``,
-        ``outputs``, and ``state``, the layout of S.
+        ``outputs``, ``state_size`` (S), and ``state``, its layout.
 
     Raises:
         ExportError: a ValueError that says what cannot be exported, and why. Nothing is written then.

@@ -34,8 +34,7 @@ def read(model: nn.Module, rate: float = 1.0) -> Program:
         raise ExportError(f"expected a rate above 0, got {rate}")
     if not isinstance(model, nn.Module):
         raise ExportError(f"expected a module, got {type(model).__name__}")
-    if torch_compiled := getattr(model, "_orig_mod", None):
-        model = torch_compiled
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     refuse_changed(model)
     if type(model) not in _WHOLE:
         known = ", ".join(kind.__name__ for kind in _WHOLE)

@@ -90,6 +90,13 @@ def test_a_linear_map_with_an_activation_in_its_place_is_exported(tmp_path: Path
     to_c(model, tmp_path / "model.c")
 
 
+def test_a_compiled_model_is_exported_as_what_it_wraps(tmp_path: Path) -> None:
+    model = small()
+    to_c(model, tmp_path / "a.c", name="same")
+    to_c(torch.compile(model), tmp_path / "b.c", name="same")
+    assert (tmp_path / "a.c").read_text() == (tmp_path / "b.c").read_text()
+
+
 @pytest.mark.parametrize("rate", [0, -1.0, float("inf"), float("nan")])
 def test_rate(rate: float, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="rate above 0"):
