@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from s4_fast import torch_private
 
 _INSTEAD = (
@@ -12,7 +14,7 @@ _INSTEAD = (
 
 def refuse_tracing() -> None:
     """Raise RuntimeError where ``torch.jit.trace`` records operations."""
-    if torch_private.is_jit_tracing():
+    if not torch.compiler.is_compiling() and torch_private.is_jit_tracing():
         raise RuntimeError(_INSTEAD)
 
 
