@@ -256,6 +256,8 @@ def export_command(
             raise ValueError(f"--to {target} takes no {'--name' if target == 'onnx' else '--graph'}, got {stray!r}")
         if not force and out.exists():
             raise FileExistsError(f"{out} exists; --force overwrites it")
+        if out.exists() and model.exists() and out.samefile(model):
+            raise FileExistsError(f"{out} is the file of weights itself")
         found = export.load_model(model, task=task, discretization=discretization)
         if target == "onnx":
             facts = export.to_onnx(found, out, graph=graph or "step", rate=rate, force=force)

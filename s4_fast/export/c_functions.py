@@ -68,6 +68,8 @@ _RECURRENCE = """static void NAME_recurrence(const float *restrict u, NAME_real 
     for (r = 0; r < rank; r++)
         for (k = 0; k < all; k += features)
             for (h = 0; h < features; h++) overlap[r * features + h] += V[r * all + k + h] * s[k + h];
+    for (h = 0; h < rank * features; h++)
+        if (overlap[h] < TINY && overlap[h] > -TINY) overlap[h] = 0;
     for (k = 0; k < all; k += 2 * features) {
         NAME_real *restrict re = s + k;
         NAME_real *restrict im = s + k + features;
@@ -75,8 +77,11 @@ _RECURRENCE = """static void NAME_recurrence(const float *restrict u, NAME_real 
         const float *b = B + k;
         for (h = 0; h < features; h++) {
             const NAME_real x = re[h], z = im[h], drive = u[h];
-            re[h] = x + (p[h] * x - p[features + h] * z + b[h] * drive);
-            im[h] = z + (p[h] * z + p[features + h] * x + b[features + h] * drive);
+            const NAME_real real = x + (p[h] * x - p[features + h] * z + b[h] * drive);
+            const NAME_real imag = z + (p[h] * z + p[features + h] * x + b[features + h] * drive);
+            /* in silence, states would end as subnormal numbers, which slow many processors down */
+            re[h] = real < TINY && real > -TINY ? 0 : real;
+            im[h] = imag < TINY && imag > -TINY ? 0 : imag;
         }
     }
     for (r = 0; r < rank; r++)
@@ -135,8 +140,8 @@ def functions(used: Collection[str], widest: int) -> str:
     found = [f"static float NAME_{kind}(float x) {{ return {_POINTWISE[kind]}; }}\n" for kind in kinds]
     for way, text in (("map", _MAP), ("gate", _GATE)):
         found += [text.replace("KIND", kind) for kind in kinds if f"{way}_{kind}" in used]
-    found += [text.replace("WIDEST", str(widest)) for name, text in _OPERATIONS.items() if name in used]
-    return "\n".join(found)
+    found += [text for name, text in _OPERATIONS.items() if name in used]
+    return "\n".join(found).replace("WIDEST", str(widest)).replace("TINY", "(NAME_real)1e-30")
 
 
 def libm(used: Collection[str]) -> list[str]:

@@ -117,7 +117,7 @@ class CStep:
         """The outputs at every step of u (length, features), from the first state."""
         outputs = int(self.text.split("#define MODEL_OUTPUTS ")[1].split()[0])
         # What init must not count on.
-        state = ctypes.create_string_buffer(b"\xff" * 200_000)
+        self.state = state = ctypes.create_string_buffer(b"\xff" * 200_000)
         self._library.model_init(state)
         source = np.ascontiguousarray(u.numpy())
         found = np.full((len(u), outputs), np.nan, np.float32)

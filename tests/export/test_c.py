@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s4_fast import S4DLayer
+from s4_fast import S4DLayer, S4Layer
 from s4_fast.export import to_c
 from tests.export.exported import MODELS, STRICT, CStep, compiler, cpp, error, expected, inputs, made, stepped
 
@@ -49,6 +49,20 @@ def test_states_in_double_add_up_no_error(tmp_path: Path) -> None:
     reference = expected(model, u)
     assert error(CStep(model, tmp_path).run(u), reference) <= 2e-7
     assert 1e-6 <= error(CStep(model, tmp_path, "-DMODEL_SINGLE").run(u), reference) <= 5e-4
+
+
+@pytest.mark.parametrize("flags", [[], ["-DMODEL_SINGLE"]])
+@pytest.mark.parametrize("layer", [S4DLayer, S4Layer])
+def test_in_silence_states_become_zero(layer: type[S4DLayer], flags: list[str], tmp_path: Path) -> None:
+    """Numbers below the normal ones would stay, and slow processors down."""
+    u = torch.zeros(40_000, 3)
+    u[:5] = 1
+    step = CStep(layer(3, 4, dt_min=0.3, dt_max=0.3), tmp_path, *flags)
+    step.run(u[:5])
+    size = 3 * 4 * (4 if flags else 8)
+    assert any(step.state.raw[:size])
+    step.run(u)
+    assert not any(step.state.raw[:size])
 
 
 def test_init_starts_anew(tmp_path: Path) -> None:

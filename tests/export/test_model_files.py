@@ -149,6 +149,11 @@ def test_command_keeps_a_file_that_exists(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--force" in result.output
     assert (tmp_path / "a.c").read_text() == "mine"
     assert _export(tmp_path / "a.safetensors", tmp_path / "a.c", "--to", "c", "--force").exit_code == 0
+    weights = (tmp_path / "a.safetensors").read_bytes()
+    same = tmp_path / "a.safetensors"
+    result = _export(same, same, "--to", "c", "--name", "a", "--force")
+    assert result.exit_code == 2 and "itself" in result.output
+    assert same.read_bytes() == weights
 
 
 def test_command_names_what_the_model_cannot(tmp_path: Path) -> None:
