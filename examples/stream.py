@@ -6,7 +6,8 @@
 The effect is a resonant low-pass, a tanh drive, and a compressor that turns loud passages down for a quarter of a
 second. The model hears long recordings in pieces of 64 ms and carries its state from each to the next, so it can learn
 what no single piece shows (truncated back-propagation through time). Reloaded, it is fed a million samples in blocks
-of any size, and single samples: the output is that of one pass over the whole, in memory that does not grow.
+of any size, and single samples: the output is that of one pass over the whole, in memory that does not grow. Its step
+in C, which it writes to effect.c, runs over the same samples where there is a C compiler.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Generator, Tensor
 
 import s4_fast
+from c_step import RunInC, run_in_c
 from s4_fast import S4SequenceModel, log_vandermonde, ssm_scan
 from s4_fast.layers import ModelState
 from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
@@ -266,9 +268,9 @@ def latency_table(blocks: list[Block], seconds: Tensor) -> Table:
     return table
 
 
-def draw(path: Path, evaluation: Evaluation, blocks: list[Block], played: Played) -> None:
+def draw(path: Path, evaluation: Evaluation, blocks: list[Block], played: Played, in_c: RunInC | None) -> None:
     """An excerpt across the border of two chunks, latency against block size, memory over the stream."""
-    blue, orange, grey = "#1f6fb2", "#d9622b", "#9aa3ad"
+    blue, orange, green, grey = "#1f6fb2", "#d9622b", "#2a8c5a", "#9aa3ad"
     figure = Figure(figsize=(10, 7), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2)
     wave, latency, memory = (figure.add_subplot(place) for place in (grid[0, :], grid[1, 0], grid[1, 1]))
@@ -298,13 +300,18 @@ def draw(path: Path, evaluation: Evaluation, blocks: list[Block], played: Played
         latency.scatter(size[chosen], milliseconds[chosen], s=6, color=colour, alpha=0.3, linewidths=0, label=name)
     allowed = torch.tensor([1, MAX_BLOCK])
     latency.plot(allowed, 1000 * allowed / RATE, color="black", linewidth=1, label="real time")
+    if in_c is not None:
+        in_steps = 1000 * in_c.seconds.median().item() * allowed
+        latency.plot(allowed, in_steps, color=green, linewidth=2, label="steps in C")
     latency.set_xscale("log", base=2)
     latency.set_yscale("log")
     latency.xaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_major_formatter("{x:g}")
     latency.set_title("Latency of a block, ms", loc="left")
     latency.set_xlabel("samples in the block")
-    for handle in latency.legend(frameon=False, loc="upper left", markerscale=3).legend_handles:
+    low, high = latency.get_ylim()
+    latency.set_ylim(low, 8 * high)  # room for the legend
+    for handle in latency.legend(frameon=False, loc="upper left", markerscale=3, ncols=2).legend_handles:
         handle.set_alpha(1)
 
     if played.memory:
@@ -362,6 +369,7 @@ def report(
     played: Played,
     offline: Tensor,
     reference: Tensor,
+    in_c: RunInC | None,
     console: Console,
 ) -> None:
     """Print what was measured; offline and reference are one pass over the whole in float32 and in float64."""
@@ -389,6 +397,16 @@ def report(
         latency_table(blocks, played.seconds),
         f"milliseconds; late: took longer than the block lasts; busy {load:.1%} of the time",
         sep="\n",
+    )
+    if in_c is None:
+        console.print("its step in C: not measured, for want of a C compiler and POSIX's clock")
+        return
+    ordered = 1e6 * in_c.seconds.sort().values
+    middle, late = (ordered[int(q * (len(ordered) - 1))].item() for q in (0.5, 0.99))
+    difference = ((in_c.output - reference).abs().max() / peak).item()
+    console.print(
+        f"its step in C: {middle:.1f} us a sample (p99 {late:.1f}), {1e6 / RATE / middle:.0f} times as fast as real "
+        f"time, {difference:.1e} of the peak from float64, a state of {in_c.state_bytes:,} bytes"
     )
 
 
@@ -474,9 +492,10 @@ def main(
         offline = whole(signal[None, :, None])[0, :, 0]
         reference = exact(signal.double()[None, :, None])[0, :, 0]
     evaluation = evaluate(whole, chunk, seconds)
-    report(evaluation, blocks, played, offline, reference, console)
-    draw(out / "stream.png", evaluation, blocks, played)
-    console.print(f"picture: {out / 'stream.png'}")
+    in_c = run_in_c(live, signal, out / "effect.c")
+    report(evaluation, blocks, played, offline, reference, in_c, console)
+    draw(out / "stream.png", evaluation, blocks, played, in_c)
+    console.print(f"picture: {out / 'stream.png'}, the step in C: {out / 'effect.c'}")
 
 
 if __name__ == "__main__":

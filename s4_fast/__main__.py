@@ -1,4 +1,4 @@
-"""``python -m s4_fast doctor | bench | bench-layers | convert | inspect``."""
+"""``python -m s4_fast doctor | bench | bench-layers | convert | inspect | export``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import s4_fast
-from s4_fast import dispatch, doctor
+from s4_fast import dispatch, doctor, export
 from s4_fast.bench import layers, machine, plot, report, runner
 from s4_fast.bench.cases import Case, select
 from s4_fast.bench.inputs import OPS
@@ -64,7 +64,8 @@ def _console(*, stderr: bool = False) -> Console:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(s4_fast.__version__, package_name="s4_fast")
 def main() -> None:
-    """Fast kernels for structured state space models: check this installation, measure it, convert checkpoints."""
+    """Fast kernels for structured state space models: check this installation, measure it, convert checkpoints,
+    export models."""
 
 
 @main.command("doctor")
@@ -217,6 +218,58 @@ def inspect_command(checkpoint: Path, no_time: bool) -> None:
     _console().print(table)
     for route, changes in dict.fromkeys((layer.route, layer.changes) for layer in found):
         click.echo(_shown(route) + (f"\n    {changes}" if changes else ""))
+
+
+_TARGETS = ("onnx", "c")
+
+
+@main.command("export")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, metavar="[onnx|c]", help="What to write.")
+@click.option("--graph", help="step or prefill: what an ONNX file computes.  [default: step]")
+@click.option("--name", help="What names in C begin with.  [default: OUT without its ending]")
+@click.option("--task", help="classification or regression, where the metadata of MODEL does not say it.")
+@click.option("--discretization", help="zoh or bilinear, likewise.  [default: zoh]")
+@click.option("--rate", type=float, default=1.0, help="How many times as coarse as in training the sampling is.")
+@click.option("--force", is_flag=True, help="Overwrite OUT.")
+def export_command(
+    model: Path,
+    out: Path,
+    target: str,
+    graph: str | None,
+    name: str | None,
+    task: str | None,
+    discretization: str | None,
+    rate: float,
+    force: bool,
+) -> None:
+    """Write the model whose weights are in MODEL to OUT, as an ONNX graph or as one C99 file.
+
+    MODEL holds the state_dict of an S4SequenceModel, S4DBlock, S4DLayer or S4Layer, as safetensors or a file of
+    torch.save. What cannot be exported is refused in one line, with exit code 2; nothing in MODEL is executed.
+    """
+    try:
+        if target not in _TARGETS:
+            raise ValueError(f"unknown target {target!r}; expected --to {' or '.join(_TARGETS)}")
+        if (stray := {"onnx": name, "c": graph}[target]) is not None:
+            raise ValueError(f"--to {target} takes no {'--name' if target == 'onnx' else '--graph'}, got {stray!r}")
+        if not force and out.exists():
+            raise FileExistsError(f"{out} exists; --force overwrites it")
+        if out.exists() and model.exists() and out.samefile(model):
+            raise FileExistsError(f"{out} is the file of weights itself")
+        found = export.load_model(model, task=task, discretization=discretization)
+        if target == "onnx":
+            facts = export.to_onnx(found, out, graph=graph or "step", rate=rate, force=force)
+        else:
+            facts = export.to_c(found, out, name=name, rate=rate, force=force)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise _Refused(_shown(str(error))) from error
+    task = f", {facts['task']}" if "task" in facts else ""
+    click.echo(
+        f"{out}: {facts['model']}{task}, {facts['inputs']} inputs, {facts['outputs']} outputs, "
+        f"a state of {facts['state_size']} numbers, {out.stat().st_size:,} bytes"
+    )
 
 
 def _shown(text: str) -> str:

@@ -12,6 +12,7 @@ from s4_fast.layers.padding import Rows
 from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.sequence import Way, through, through_slice
 from s4_fast.time_split import SplittableSequence
+from s4_fast.torchscript import refuse_scripting, refuse_tracing
 
 
 class SequenceModule(SplittableSequence, AllOrNothing):
@@ -33,6 +34,7 @@ class SequenceModule(SplittableSequence, AllOrNothing):
 
         ``check(least)`` raises where the arguments do not fit, or u has fewer than ``least`` samples.
         """
+        refuse_tracing()
         if self.time_split is None:
             check(1)
             lengths = None if rows is None else rows.lengths
@@ -50,6 +52,10 @@ class SequenceModule(SplittableSequence, AllOrNothing):
             **same,
         )
         return through_slice(model, slices, u, D, way, state=state, return_state=return_state, tied=tied)
+
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks every module inside the one that it is given."""
+        refuse_scripting()
 
 
 def one_sample(module: Any, u: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -14,6 +14,7 @@ from s4_fast.ops.direct import operations_are_seen
 from s4_fast.ssm.memo import Memo
 from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters, full
 from s4_fast.ssm.stepping import Stepper
+from s4_fast.torchscript import refuse_tracing
 
 T = TypeVar("T")
 
@@ -156,6 +157,7 @@ class SSMModel(SSMParameters):
 
     def stepped(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
         """:meth:`step` with y (batch, channels d_model), as a layer's output over a sequence is."""
+        refuse_tracing()
         self.refresh()
         self.check(u, state)
         real = REAL[state.dtype]

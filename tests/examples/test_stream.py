@@ -34,7 +34,7 @@ def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The checkpoint and what was printed."""
     out = tmp_path_factory.mktemp("stream") / "new" / "folder"
     printed = printed_by(SCRIPT, "--smoke", "--layer", request.param, "--out", str(out), cwd=out.parents[1])
-    assert {path.name for path in out.iterdir()} == {f"{request.param}.safetensors", "stream.png"}
+    assert {path.name for path in out.iterdir()} == {f"{request.param}.safetensors", "stream.png", "effect.c"}
     return out / f"{request.param}.safetensors", printed
 
 
@@ -50,6 +50,7 @@ def test_prints_what_it_measured(smoke: tuple[Path, str]) -> None:
         "the state between two blocks",
         "by step",
         "p99",
+        "its step in C",
     ):
         assert said in smoke[1]
 
