@@ -16,10 +16,10 @@ from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ops.diagonal.form import Arguments
 from s4_fast.ops.dplr_scan import stored_dplr_scan
 from s4_fast.ops.dplr_scan.discretization import Discretized
-from s4_fast.ssm import initialization
+from s4_fast.ssm import initialization, opaque
 from s4_fast.ssm.marks import new_parameter
 from s4_fast.ssm.model import Scan, SSMModel, ended
-from s4_fast.ssm.parameters import Stored, given_tensors, to_pairs
+from s4_fast.ssm.parameters import STORED, Stored, given_tensors, to_pairs
 from s4_fast.ssm.stepping import DPLRStepper
 
 log = logging.getLogger(__name__)
@@ -211,8 +211,21 @@ class DPLRModel(SSMModel):
         return {**super().sizes(), "rank": self.P.shape[0]}
 
     def _stepper(self) -> DPLRStepper:
-        increment, G, V, B, C = self.discretize()
-        return DPLRStepper(increment, G, V, B, C.clone())  # no view of what may be written or swapped
+        return _stepper_of(self.discretize())
+
+
+def _stepper_of(found: DPLRRecurrence) -> DPLRStepper:
+    increment, G, V, B, C = found
+    return DPLRStepper(increment, G, V, B, C.clone())  # no view of what may be written or swapped
+
+
+def _make(stored: Stored, P: Tensor | None) -> DPLRStepper:
+    assert P is not None
+    C = torch.view_as_complex(stored.C)
+    return _stepper_of(recurrence(stored, P, C).to(C.dtype))
+
+
+opaque.register("dplr", _make)
 
 
 class DPLRSSM(DPLRModel):
@@ -268,6 +281,9 @@ class DPLRSSM(DPLRModel):
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
         self.set_marks({"P": self.marks()["A_real"]})
 
+    def step_kind(self) -> str | None:
+        return "dplr" if type(self) is DPLRSSM else None
+
     def misfits(self, state_dict: Mapping[str, Any], prefix: str, version: int | None) -> list[str]:
         found = super().misfits(state_dict, prefix, version)
         key = f"{prefix}l_kernel"
@@ -292,14 +308,11 @@ class DPLRSSM(DPLRModel):
     @torch.no_grad()
     def _plain_C_of(self, state_dict: dict[str, Any], prefix: str, length: int) -> Tensor:
         """The plain C of a checkpoint's C, A, P and dt, as pairs."""
-        values = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in _STORED}
-        dt, A_real, A_imag, B, C, P = (values[name].contiguous() for name in _STORED)
+        values = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in (*STORED, "P")}
+        dt, A_real, A_imag, B, C, P = (value.contiguous() for value in values.values())
         stored, outputs = Stored(dt, A_real, A_imag, B, C, True, True, True), torch.view_as_complex(C)
         found = recurrence(stored, P, outputs)
         return to_pairs(untruncated(outputs, found.transition(), length))
-
-
-_STORED = ("inv_dt", "A_real", "A_imag", "B", "C", "P")
 
 
 def damage(l_kernel: Any) -> str:
