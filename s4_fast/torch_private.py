@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
+from torch.utils import _pytree as pytree
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """The attributes in which a module keeps its hooks by handle."""
@@ -91,6 +92,11 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
 def own_tensors(module: nn.Module) -> tuple[Any, ...]:
     """The parameters and buffers that ``module`` keeps itself, not its submodules, and None where one is None."""
     return (*module._parameters.values(), *module._buffers.values())
+
+
+def register_namedtuple(cls: type, name: str) -> None:
+    """Let ``torch.export.save`` write programs that take or return a ``cls``, a NamedTuple; once per process."""
+    pytree._register_namedtuple(cls, serialized_type_name=name)
 
 
 def assert_when_computed(condition: Tensor, message: str) -> None:
