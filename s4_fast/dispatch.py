@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from s4_fast import backend_requests
+from s4_fast import backend_requests, torch_private
 from s4_fast.backend_requests import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
 from s4_fast.backend_requests import Request
 from s4_fast.backend_requests import use_backend as use_backend
@@ -81,6 +81,8 @@ class Status:
     fix: str = ""
 
 
+# Not a backend: operations of PyTorch alone, which an op has for derivatives, transforms and exported programs.
+PLAIN = "plain"
 _ORDER = ", ".join(AUTOMATIC_ORDER)
 _implementations: dict[str, dict[str, Implementation]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
@@ -230,6 +232,8 @@ def choose(call: Call, backend: str | None = None) -> Choice:
 
 def _automatic(call: Call, preface: str = "", replaces: str | None = None) -> Choice:
     table = _implementations[call.op]
+    if torch_private.is_exporting():
+        return Choice(PLAIN, f"{preface}an exported program holds operations of PyTorch alone", replaces)
     for name in AUTOMATIC_ORDER:
         implementation = table.get(name)
         if implementation is None or not implementation.preferred(call):

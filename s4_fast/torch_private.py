@@ -33,8 +33,12 @@ is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether ``torch.jit.trace`` records operations."""
 
 
-# Public from PyTorch 2.7 on.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting_without_dynamo() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+# Public from PyTorch 2.7 on. Before, what Dynamo makes (``strict=True``) cannot be told from a compiled graph.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
 """Whether ``torch.export`` makes the graph."""
 
 

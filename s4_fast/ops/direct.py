@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from s4_fast import torch_private
 
@@ -42,6 +43,17 @@ def operations_are_seen() -> bool:
         torch.compiler.is_compiling()
         or torch_private.dispatch_modes() > 0
         or torch_private.innermost_transform() is not None
+    )
+
+
+def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a transform of ``torch.func`` is at work, or some of them have tangents: backends know of neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch_private.innermost_transform() is not None:
+        return True
+    return torch_private.has_dual_level() and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
 
 

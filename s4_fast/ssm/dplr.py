@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
-from s4_fast import dispatch
+from s4_fast import dispatch, torch_private
 from s4_fast.arguments import integer
 from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops import _checks, dplr_kernel
@@ -116,16 +117,16 @@ class DPLRModel(SSMModel):
         return self._kernel_of(truncated(found.C, found.transition(), L), L, rate)
 
     def _impulse_response(self, L: int, rate: float) -> Tensor | None:
-        """The kernel by the native recurrence, which has fewer operations than the sums of the spectrum."""
-        if not self.C.is_cpu:
+        """The kernel by the native recurrence, which has fewer operations than the sums of the spectrum, or in an
+        exported program by operations that take any length."""
+        if not self.C.is_cpu and not torch_private.is_exporting():
             return None
-        impulse = torch.zeros((1, self.d_model, L), dtype=self.real_dtype())
-        impulse[..., 0] = 1
+        impulse = pad(torch.ones((1, self.d_model, 1), dtype=self.real_dtype(), device=self.C.device), (0, L - 1))
         try:
             scan = self.prepared_scan(impulse, None, rate=rate)
         except BackendUnavailableError:
             return None
-        if scan.choice.backend != "native":
+        if scan.choice.backend not in ("native", dispatch.PLAIN):
             return None
         return scan.run()[0].view(self.channels, self.d_model, L)
 

@@ -9,7 +9,7 @@ from s4_fast import dispatch, native_library
 from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.direct import only_autograd_sees
-from s4_fast.ops.dplr import pytorch, reference
+from s4_fast.ops.dplr import plain, pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
 _STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C", "D")
@@ -21,6 +21,7 @@ _KERNEL = Op(
     complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda w, P, Q, B, C, dt, L: w.new_empty(B.shape[0], C.shape[0], w.shape[0], L),
+    plain=plain.dplr_kernel,
 ).register()
 
 
