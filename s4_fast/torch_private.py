@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
@@ -101,6 +102,11 @@ def own_tensors(module: nn.Module) -> tuple[Any, ...]:
 def register_namedtuple(cls: type, name: str) -> None:
     """Let ``torch.export.save`` write programs that take or return a ``cls``, a NamedTuple; once per process."""
     pytree._register_namedtuple(cls, serialized_type_name=name)
+
+
+def has_numbers(t: Tensor) -> bool:
+    """Whether ``t`` has entries to look at, which meta tensors and those of a ``FakeTensorMode`` have not."""
+    return not t.is_meta and not isinstance(t, FakeTensor)
 
 
 def assert_when_computed(condition: Tensor, message: str) -> None:

@@ -21,6 +21,7 @@ from s4_fast.ssm import initialization, opaque
 from s4_fast.ssm.marks import new_parameter
 from s4_fast.ssm.model import Scan, SSMModel, ended
 from s4_fast.ssm.parameters import STORED, Stored, given_tensors, to_pairs
+from s4_fast.ssm.powers import row_power
 from s4_fast.ssm.stepping import DPLRStepper
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,8 @@ def recurrence(stored: Stored, P: Tensor, C: Tensor, rate: float = 1.0) -> DPLRR
 
 def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
     """``C (I - A_bar^length)``, which makes the infinite kernel of C one of ``length`` samples, for C (c, H, n)."""
-    row = late = _row(C)
-    while length:
-        if length & 1:
-            late = late @ A_bar
-        length >>= 1
-        A_bar = A_bar @ A_bar if length else A_bar
-    return _unrow(row - late)
+    row = _row(C)
+    return _unrow(row - row_power(row, A_bar, length))
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:

@@ -17,6 +17,7 @@ from s4_fast import backend_requests, torch_private
 from s4_fast.ops.direct import is_recorded
 from s4_fast.ssm.memo import Memo
 from s4_fast.ssm.parameters import Stored, full, logarithms
+from s4_fast.ssm.powers import inside_transform
 from s4_fast.ssm.stepping import Stepper
 
 Maker = Callable[[Stored, "Tensor | None"], Stepper]
@@ -45,7 +46,7 @@ def runs(tensors: list[Tensor]) -> bool:
         and not is_recorded(tensors)
         and not torch_private.is_exporting()
         and not torch_private.has_dual_level()
-        and not _in_transform()
+        and not inside_transform()
         and backend_requests.find() is None
     )
 
@@ -56,11 +57,6 @@ def step(
     """As :meth:`Stepper.step`, for parameters in the precision that they are stored in."""
     y, after = torch.ops.s4_fast.remembered_step(u, state.resolve_conj(), D, *stored, P, kind)
     return y, after
-
-
-@torch.compiler.assume_constant_result
-def _in_transform() -> bool:
-    return torch_private.innermost_transform() is not None
 
 
 @torch.library.impl(_OP, "CPU")

@@ -24,8 +24,10 @@ def phi_derivative(z: Tensor) -> Tensor:
     """
     small = z.abs() < 0.5
     t = torch.where(small, z, 0)
-    series = torch.full_like(t, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
+    # Formed anew: a graph of dynamic shapes takes floats from outside for inputs, which a backward cannot have.
+    *lower, highest = _series(16)
+    series = torch.full_like(t, highest)
+    for coefficient in reversed(lower):
         series = coefficient + t * series
     far = torch.where(small, 1, z)
     return torch.where(small, series, (torch.exp(far) - phi(far)) / far)
@@ -37,9 +39,6 @@ def _series(terms: int) -> list[float]:
         factorial *= k + 2
         coefficients.append((k + 1) / factorial)
     return coefficients
-
-
-_SERIES = _series(16)
 
 
 def system(
