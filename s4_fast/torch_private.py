@@ -43,6 +43,27 @@ is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_e
 """Whether ``torch.export`` makes the graph."""
 
 
+is_in_batch: Callable[[Any], bool] = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor is one of a batch to ``torch.autograd.grad(is_grads_batched=True)`` and ``vectorize=True``, which
+have a vmap of their own."""
+
+
+def batch_level() -> int:
+    """How many of those are at work, one in another."""
+    torch._C._vmapmode_increment_nesting()
+    return torch._C._vmapmode_decrement_nesting()
+
+
+def whole_batch(t: Tensor, level: int) -> Tensor:
+    """The batch, in dimension 0, of which ``t`` is one."""
+    return torch._remove_batch_dim(t, level, 1, 0)
+
+
+def in_batch(t: Tensor, level: int) -> Tensor:
+    """One of the batch ``t``, whichever."""
+    return torch._add_batch_dim(t, 0, level)
+
+
 def has_dual_level() -> bool:
     """Whether tensors may carry tangents: ``with forward_ad.dual_level()``."""
     return forward_ad._current_level >= 0

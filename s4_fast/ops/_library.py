@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, plain
+from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, over_batches, plain
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,23 @@ class Op:
         tensors: Sequence[Tensor | None],
         scalars: Sequence[Any],
         needs: Sequence[bool],
-    ) -> tuple[Tensor | None, ...]:
+    ) -> list[Tensor | None]:
         """The gradients of the tensors that need one, through the plain operations, and differentiable like these."""
+        count = len(grads)
+        return over_batches(
+            lambda *given: self._pulled_back_one(given[:count], given[count:], scalars, needs), (*grads, *tensors)
+        )
+
+    def _pulled_back_one(
+        self,
+        grads: Sequence[Tensor | None],
+        tensors: Sequence[Tensor | None],
+        scalars: Sequence[Any],
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
-            views = [None if t is None else t.view_as(t) for t in tensors]
+            views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
             outputs = _split(self._plainly(views, scalars))
             used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
             wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
@@ -193,28 +205,38 @@ class Op:
 
     def _autograd_of_adjoint(self, ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """The plain operations' adjoint stands for the backend's, of which nobody knows the derivative."""
-        (*scalars, _, needs), outer = ctx.rest, torch.is_grad_enabled()
+        wanted, outer = ctx.needs_input_grad[: len(ctx.saved_tensors)], torch.is_grad_enabled()
+        count = len(seconds)
+        found = over_batches(
+            lambda *given: self._pulled_back_twice(given[:count], given[count:], ctx.rest, wanted, outer),
+            (*seconds, *ctx.saved_tensors),
+        )
+        return (*found, *(None for _ in ctx.rest))
+
+    def _pulled_back_twice(
+        self,
+        seconds: Sequence[Tensor | None],
+        saved: Sequence[Tensor | None],
+        rest: Sequence[Any],
+        wanted: Sequence[bool],
+        create_graph: bool,
+    ) -> tuple[Tensor | None, ...]:
+        *scalars, _, needs = rest
         count = len(self.complex_outputs)
-        wanted = ctx.needs_input_grad[: len(ctx.saved_tensors)]
         with torch.enable_grad():
-            views = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+            views: list[Any] = [None if t is None else t.view_as(t) for t in saved]
             pairs = (*self._outputs(views[:count]), *self._inputs(views[count:]))
-            given = [t if t is None else _from_pairs(t, c) for t, c in pairs]
-            firsts = self._pulled_back(given[:count], given[count:], scalars, needs)
+            given = [_from_pairs(t, c) for t, c in pairs]
+            firsts = self._pulled_back_one(given[:count], given[count:], scalars, needs)
             real = [_to_pairs(g) if c and g is not None else g for g, c in self._inputs(firsts)]
-            used = [
-                (g, s)
-                for g, s in zip(real, seconds, strict=True)
-                if g is not None and s is not None and g.requires_grad
-            ]
+            both = [(g, s) for g, s in zip(real, seconds, strict=True) if g is not None and g.requires_grad]
+            used = [(g, s) for g, s in both if s is not None]
             leaves = [t for t, w in zip(views, wanted, strict=True) if w]
-            gs, ss = [g for g, _ in used], [s for _, s in used]
-            found = iter(
-                torch.autograd.grad(gs, leaves, ss, create_graph=outer, allow_unused=True)
-                if used
-                else [None] * len(leaves)
-            )
-        return (*(next(found) if w else None for w in wanted), *(None for _ in ctx.rest))
+            if not used:
+                return tuple(None for _ in wanted)
+            gs, ss = zip(*used, strict=True)
+            found = iter(torch.autograd.grad(gs, leaves, ss, create_graph=create_graph, allow_unused=True))
+        return tuple(next(found) if w else None for w in wanted)
 
 
 class _Recorded(torch.autograd.Function):

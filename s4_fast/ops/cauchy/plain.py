@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from s4_fast.ops._complex import joined, parts
+
 
 def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool) -> Tensor:
     """v (c, H, n), z (1 or H, Lz), w (H, n) -> (c, H, Lz)."""
@@ -22,10 +24,10 @@ def cauchy_bilinear(v: Tensor, w: Tensor, L: int) -> Tensor:
     """v (c, H, n), w (H, n) -> (c, H, L//2 + 1), formed in complex128: beside a weakly damped pole terms cancel."""
     k = torch.arange(L // 2 + 1, dtype=torch.float64, device=w.device)
     sin, cos = torch.sin(math.pi / L * k), torch.sin(math.pi / (2 * L) * (L - 2 * k))
-    wide, real, imag = v.to(torch.complex128), w.real.double()[..., None], w.imag.double()[..., None]
-    sums = _weighted(wide, 1 / torch.complex(-real * cos, 2 * sin - imag * cos))
-    sums = sums + _weighted(wide.conj(), 1 / torch.complex(-real * cos, 2 * sin + imag * cos))
-    return (torch.complex(cos, sin) * sums).to(v.dtype)
+    wide, (real, imag) = v.to(torch.complex128), (t.double()[..., None] for t in parts(w))
+    sums = _weighted(wide, 1 / joined(-real * cos, 2 * sin - imag * cos))
+    sums = sums + _weighted(wide.conj(), 1 / joined(-real * cos, 2 * sin + imag * cos))
+    return (joined(cos, sin) * sums).to(v.dtype)
 
 
 def _weighted(v: Tensor, inverse: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, conj_physical
 
-from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops._complex import expm1, joined, log_bilinear
 from s4_fast.ops.diagonal.form import Form
 
 _WIDE = torch.complex128
@@ -47,7 +47,7 @@ def system(
     """The steps (H, 1) or (H, n) in float64, and A and B (H, n) in complex128, of what is stored. Differentiable."""
     copies, wide = len(dt) // len(A_real), dt.double()
     real, imag = A_real.double(), A_imag.double()
-    A = torch.complex(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
+    A = joined(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
     weight = None if B is None else torch.view_as_complex(B).to(_WIDE).repeat(copies, 1)
     return form.rate * (wide.exp() if form.log_dt else wide), A.repeat(copies, 1), weight
 

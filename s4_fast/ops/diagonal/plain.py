@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast.ops import _finite
-from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops._complex import expm1, log_bilinear, plus
 from s4_fast.ops.diagonal.discretization import system
 from s4_fast.ops.diagonal.form import form_of
 from s4_fast.ops.scan.plain import final_state
@@ -40,7 +40,7 @@ def diagonal_ssm(
     step, A, weight = system(dt.view(H, -1), A_real, A_imag, None if B is None else B.view(-1, n, 2), form)
     z = step * A
     x = log_bilinear(z) if form.bilinear else z
-    B_bar = step * (1 / (1 - z / 2) if form.bilinear else phi(z))
+    B_bar = step * (1 / plus(-z / 2, 1) if form.bilinear else phi(z))
     B_bar = B_bar if weight is None else B_bar * weight
     outputs = torch.view_as_complex(C.reshape(-1, H, n, 2))
     c = form.channels(outputs.shape[0])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from s4_fast.ops import _finite
-from s4_fast.ops._complex import log_bilinear
+from s4_fast.ops._complex import log_bilinear, plus
 from s4_fast.ops.diagonal.form import form_of
 from s4_fast.ops.dplr_scan.discretization import Discretized
 from s4_fast.ops.scan.plain import final_state
@@ -117,7 +117,7 @@ class _Scan:
 def _solve(k: Tensor, known: Tensor) -> Tensor:
     """``(I + k)^{-1} known``: (rank, rank, H, F), (batch, rank, H, F)."""
     if k.shape[0] == 1:
-        return known / (1 + k[0, 0])
+        return known / plus(k[0, 0], 1)
     matrix = k.permute(2, 3, 0, 1)
     eye = torch.eye(k.shape[0], dtype=k.dtype, device=k.device)
     return torch.linalg.solve(eye + matrix, known.permute(2, 3, 1, 0)).permute(3, 2, 0, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast import torch_private
+from s4_fast.ops._complex import joined, parts
 
 # A constant, so that an exported program takes any length.
 _T = 64
@@ -21,8 +22,8 @@ def powers(x: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
     Im x is split into a float32 part and a rest, which makes its product with l < 2^24 exact: a rounded one would cost
     10 of 16 digits at l = 2^20.
     """
-    growth = torch.exp(x.real.double()[..., None] * l)
-    phase = x.imag.double()
+    decay, phase = (t.double() for t in parts(x))
+    growth = torch.exp(decay[..., None] * l)
     high = phase.detach().float().double()
     coarse, fine = high[..., None] * l, (phase - high)[..., None] * l
     cos, sin = torch.cos(coarse), torch.sin(coarse)
@@ -33,13 +34,14 @@ def powers(x: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
 def power(x: Tensor, L: int) -> Tensor:
     """exp(x L), (..., n), complex128."""
     real, imag = powers(x, torch.arange(L, L + 1, dtype=torch.float64, device=x.device))
-    return torch.complex(real[..., 0], imag[..., 0])
+    return joined(real[..., 0], imag[..., 0])
 
 
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
     """v (c, H, n), x (H, n) in any precision -> (c, H, L) in that of v."""
     (p_real, p_imag), (q_real, q_imag), _ = _tables(x, L)
-    v_real, v_imag, dtype = v.real.double()[..., None], v.imag.double()[..., None], v.real.dtype
+    dtype = v.dtype.to_real()
+    v_real, v_imag = (t.double()[..., None] for t in parts(v))
     left = torch.cat((v_real * p_real - v_imag * p_imag, -v_real * p_imag - v_imag * p_real), -2)
     right = torch.cat((q_real, q_imag), -2)
     return 2 * _in_a_row(left.mT.to(dtype) @ right.to(dtype), L)
@@ -50,7 +52,7 @@ def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor
     (p_real, p_imag), (q_real, q_imag), M = _tables(x, L)
     inner = (_in_blocks(u, M) @ torch.cat((q_real, q_imag), -2).mT.to(u.dtype)).double().mT
     real, imag = inner.chunk(2, -2)
-    sums = torch.complex((real * p_real - imag * p_imag).sum(-1), (real * p_imag + imag * p_real).sum(-1))
+    sums = joined((real * p_real - imag * p_imag).sum(-1), (real * p_imag + imag * p_real).sum(-1))
     return (v * sums).to(v.dtype)
 
 
