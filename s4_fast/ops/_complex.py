@@ -36,6 +36,6 @@ def log_bilinear(w: Tensor) -> Tensor:
 
     With w/2 = a + ib: Re = -log1p(-4a / ((1 + a)^2 + b^2)) / 2, Im = atan2(2b, (1 - a)(1 + a) - b^2).
     """
-    a, b = parts(w / 2)
+    a, b = (t / 2 for t in parts(w))
     real = -torch.log1p(-4 * a / ((1 + a) ** 2 + b**2)) / 2
     return joined(real, torch.atan2(2 * b, (1 - a) * (1 + a) - b**2))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast.ops import _finite
-from s4_fast.ops._complex import expm1, log_bilinear, plus
+from s4_fast.ops._complex import expm1, joined, log_bilinear, parts, plus
 from s4_fast.ops.diagonal.discretization import system
 from s4_fast.ops.diagonal.form import form_of
 from s4_fast.ops.scan.plain import final_state
@@ -76,12 +76,18 @@ def _responses(C: Tensor, state: Tensor, x: Tensor, L: int) -> Tensor:
 
 def phi(z: Tensor) -> Tensor:
     """``(exp(z) - 1) / z``, and 1 at 0, for z in complex128; autograd's derivatives of any order are accurate too."""
+    # In real arithmetic, as AOTInductor does not compile numbers beside complex tensors.
     small = z.abs().detach() < 0.5
-    near, far = torch.where(small, z, torch.zeros_like(z)), torch.where(small, torch.ones_like(z), z)
-    series = torch.full_like(z, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
-        series = coefficient + near * series
-    return torch.where(small, series, expm1(far) / far)
+    a, b = parts(z)
+    near_a, near_b = torch.where(small, a, 0.0), torch.where(small, b, 0.0)
+    far = joined(torch.where(small, 1.0, a), torch.where(small, 0.0, b))
+    *lower, highest = _series(18)
+    real, imag = torch.full_like(a, highest), torch.zeros_like(a)
+    for coefficient in reversed(lower):
+        real, imag = coefficient + near_a * real - near_b * imag, near_a * imag + near_b * real
+    far_real, far_imag = parts(expm1(far) / far)
+    return joined(torch.where(small, real, far_real), torch.where(small, imag, far_imag))
 
 
-_SERIES = [1 / math.factorial(k + 1) for k in range(18)]
+def _series(terms: int) -> list[float]:
+    return [1 / math.factorial(k + 1) for k in range(terms)]
