@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from s4_fast.ops import _finite
-from s4_fast.ops._complex import log_bilinear, plus
+from s4_fast.ops._complex import joined, log_bilinear, parts, plus
 from s4_fast.ops.diagonal.form import form_of
 from s4_fast.ops.dplr_scan.discretization import Discretized
 from s4_fast.ops.scan.plain import final_state
@@ -96,7 +96,8 @@ class _Scan:
     def run(self, u: Tensor, C: Tensor, state: Tensor | None, before: bool) -> tuple[Tensor, Tensor]:
         """``2 Re C s_{l+1}``, or of s_l if ``before``, (batch, c, H, L), and the last state, for u in float64."""
         U = torch.fft.rfft(u * self.damping[: self.L], n=self.size)[:, None]  # (batch, 1, H, F)
-        inputs = torch.cat((self.B[None], self.G))
+        # Packages of AOTInductor do not concatenate complex tensors.
+        inputs = joined(*map(torch.cat, zip(parts(self.B[None]), parts(self.G), strict=True)))
         k_V, k_C = self._spectra(self.V, inputs), self._spectra(C, inputs)
         known = self.omega * k_V[:, 0] * U  # (batch, rank, H, F)
         if state is not None:
