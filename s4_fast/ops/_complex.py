@@ -17,8 +17,14 @@ def joined(real: Tensor, imag: Tensor) -> Tensor:
     return torch.view_as_complex(torch.stack((real, imag), -1))
 
 
+def conjugate(z: Tensor) -> Tensor:
+    """``z*`` in memory of its own, as ``torch.conj_physical`` gives it, by operations that ``vmap`` has rules for."""
+    real, imag = parts(z)
+    return joined(real, -imag)
+
+
 def plus(z: Tensor, number: float) -> Tensor:
-    """``z + number``. AOTInductor does not compile numbers beside complex tensors."""
+    """``z + number``. AOTInductor compiles no number beside a complex tensor, and runs no difference of two."""
     real, imag = parts(z)
     return joined(real + number, imag)
 
@@ -36,6 +42,6 @@ def log_bilinear(w: Tensor) -> Tensor:
 
     With w/2 = a + ib: Re = -log1p(-4a / ((1 + a)^2 + b^2)) / 2, Im = atan2(2b, (1 - a)(1 + a) - b^2).
     """
-    a, b = parts(w / 2)
+    a, b = (t / 2 for t in parts(w))
     real = -torch.log1p(-4 * a / ((1 + a) ** 2 + b**2)) / 2
     return joined(real, torch.atan2(2 * b, (1 - a) * (1 + a) - b**2))
