@@ -43,6 +43,13 @@ is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_e
 """Whether ``torch.export`` makes the graph."""
 
 
+def unwrapped(t: Tensor) -> Tensor:
+    """The tensor that transforms work on in the place of ``t``: under ``vmap`` that of all members."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
 is_in_batch: Callable[[Any], bool] = torch._C._functorch.is_legacy_batchedtensor
 """Whether a tensor is one of a batch to ``torch.autograd.grad(is_grads_batched=True)`` and ``vectorize=True``, which
 have a vmap of their own."""

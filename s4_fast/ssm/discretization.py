@@ -132,7 +132,7 @@ def bilinear_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor,
     """
     _check_modes(A, B, dt)
     z = dt * A
-    return log_bilinear(z), dt * B / plus(-z / 2, 1)
+    return log_bilinear(z), dt * B / plus(-0.5 * z, 1)
 
 
 def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tensor]:

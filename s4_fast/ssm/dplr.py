@@ -45,8 +45,8 @@ class DPLRRecurrence(NamedTuple):
     def advance(self, state: Tensor) -> Tensor:
         """A_bar s for s (..., d_model, n)."""
         out = state + self.increment * state
-        for g, v in zip(self.G, self.V, strict=True):
-            out = out - g * _overlap(v, state)
+        for r in range(self.G.shape[0]):
+            out = out + self.G[r] * -_overlap(self.V[r], state)
         return out
 
     def transition(self) -> Tensor:
@@ -346,7 +346,8 @@ def _row(C: Tensor) -> Tensor:
 
 
 def _unrow(row: Tensor) -> Tensor:
-    return _complex(row.transpose(0, 1) / 2).conj_physical()
+    real, imag = (row.transpose(0, 1) / 2).chunk(2, -1)
+    return torch.complex(real, -imag)
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:

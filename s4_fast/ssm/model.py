@@ -242,6 +242,7 @@ class SSMModel(SSMParameters):
         if (
             torch.is_grad_enabled()
             or operations_are_seen()
+            or torch_private.has_dual_level()
             or not all([t.is_cpu for t in tensors])
             or torch_private.has_hooks(self)
             or torch_private.own_modules(self)

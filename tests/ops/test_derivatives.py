@@ -18,8 +18,12 @@ from tests.ops import test_library as library
 OPS = (*library.OPS, "dplr_step")
 EXACT = 1e-9
 # KeOps compiles a formula for minutes, and has the same route here.
-CHOICES = {op: [None, *(b for b in backends(op) if b in ("native", "pytorch"))] for op in OPS}
-CASES = [(op, backend) for op in OPS for backend in CHOICES[op]]
+CASES = [pytest.param(op, None, id=op) for op in OPS]
+for _op in OPS:
+    for _name in backends(_op):
+        native = not isinstance(_name, str)
+        _backend = "native" if native else _name
+        CASES.append(pytest.param(_op, _backend, id=f"{_op}-{_backend}", marks=_name.marks if native else ()))
 
 
 def inputs(op: str, dtype: torch.dtype = torch.complex128) -> Tensors:

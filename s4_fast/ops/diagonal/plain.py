@@ -40,7 +40,7 @@ def diagonal_ssm(
     step, A, weight = system(dt.view(H, -1), A_real, A_imag, None if B is None else B.view(-1, n, 2), form)
     z = step * A
     x = log_bilinear(z) if form.bilinear else z
-    B_bar = step * (1 / plus(-z / 2, 1) if form.bilinear else phi(z))
+    B_bar = step * (1 / plus(-0.5 * z, 1) if form.bilinear else phi(z))
     B_bar = B_bar if weight is None else B_bar * weight
     outputs = torch.view_as_complex(C.reshape(-1, H, n, 2))
     c = form.channels(outputs.shape[0])

@@ -104,14 +104,14 @@ class _Scan:
             state = state.to(torch.complex128)
             known = known + self._spectra(self.V, state).transpose(0, 1)
         e = _solve(self.omega * k_V[:, 1:], known)
-        y = k_C[:, 0] * U - (k_C[:, 1:] * e[:, None]).sum(2)
+        y = k_C[:, 0] * U + (k_C[:, 1:] * -e[:, None]).sum(2)
         y = self.omega * y if before else y
         if state is not None:
             y = y + self._spectra(C if before else C * self.a, state).transpose(0, 1)
-        feedback = self._back(e)
+        feedback = -self._back(e)
         after = final_state(u, self.x, self.B, state)
         for j in range(self.G.shape[0]):
-            after = after - final_state(feedback[:, j], self.x, self.G[j], None)
+            after = after + final_state(feedback[:, j], self.x, self.G[j], None)
         return self._back(y), after
 
 
