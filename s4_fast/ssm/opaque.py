@@ -7,11 +7,12 @@ that steps which autograd records stay in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from s4_fast import backend_requests, torch_private
 from s4_fast.ops.direct import is_recorded
@@ -23,8 +24,11 @@ from s4_fast.ssm.stepping import Stepper
 Maker = Callable[[Stored, "Tensor | None"], Stepper]
 
 _makers: dict[str, Maker] = {}
-# By C, so that what is remembered lives as long as the parameters do.
-_memos: MutableMapping[Tensor, Memo] = WeakTensorKeyDictionary()
+# By the address of C: whatever is found there is compared. A reference to the tensor, a weak one too, would forbid
+# torch.utils.swap_tensors. The least recently used go first.
+_memos: OrderedDict[int, Memo] = OrderedDict()
+_MOST = 128
+_lock = threading.Lock()
 
 _OP = "s4_fast::remembered_step"
 torch.library.define(
@@ -73,9 +77,7 @@ def _run(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     tensors = [dt, A_real, A_imag, B, C] if P is None else [dt, A_real, A_imag, B, C, P]
-    memo = _memos.get(C)
-    if memo is None:
-        memo = _memos[C] = Memo()
+    memo = _memo(C.data_ptr())
 
     def make() -> Stepper:
         return _makers[kind](logarithms(*map(full, tensors[:5])), None if P is None else full(P))
@@ -83,6 +85,15 @@ def _run(
     with torch.no_grad():
         y, after = memo.get("stepper", tensors, kind, make).step(u, state, D)
     return y.contiguous(), after.contiguous()
+
+
+def _memo(address: int) -> Memo:
+    with _lock:
+        memo = _memos.setdefault(address, Memo())
+        _memos.move_to_end(address)
+        if len(_memos) > _MOST:
+            _memos.popitem(last=False)
+    return memo
 
 
 @torch.library.register_fake(_OP)

@@ -62,7 +62,7 @@ def _backward(grad: Tensor, row: Tensor, A: Tensor, length: int) -> tuple[Tensor
         if bit:
             of_A = of_A + row.mT @ grad
             grad = grad @ A.mT
-    return grad.contiguous(), of_A
+    return (grad.contiguous() if steps else grad.clone()), of_A
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
