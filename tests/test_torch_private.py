@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
 from torch.func import functionalize, grad, jvp, vmap
@@ -218,6 +220,34 @@ def test_compiled_code_asks_for_hooks_modules_and_shards(compiled: Callable[...,
     module.register_forward_hook(lambda *args: None)
     torch.compiler.reset()
     assert torch.equal(compiled(function)(ONES), ONES + 13)
+
+
+class Point(NamedTuple):
+    at: Tensor
+
+
+class Moved(nn.Module):
+    def forward(self, point: Point) -> Point:
+        return Point(point.at + 1)
+
+
+def test_programs_of_registered_namedtuples_are_saved() -> None:
+    program = torch.export.export(Moved(), (Point(ONES),))
+    with pytest.raises(NotImplementedError, match="Point"):
+        torch.export.save(program, io.BytesIO())
+    torch_private.register_namedtuple(Point, "tests.Point")
+    torch.export.save(program, io.BytesIO())
+
+
+def test_tensors_without_numbers_are_told() -> None:
+    with FakeTensorMode():
+        fake = torch.ones(2)
+    assert [torch_private.has_numbers(t) for t in (ONES, nn.Parameter(ONES), ONES.to("meta"), fake)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_no_other_module_uses_private_names_of_pytorch() -> None:

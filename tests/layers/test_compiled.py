@@ -73,17 +73,17 @@ def test_a_compiled_step_forms_nothing_anew(layer: str) -> None:
 
 
 @LAYERS
-@pytest.mark.parametrize("write", WRITES)
-def test_every_write_is_seen_by_a_compiled_step(layer: str, write: str) -> None:
-    model, other = build(layer), build(layer)
+def test_every_write_is_seen_by_a_compiled_step(layer: str) -> None:
+    model = build(layer)
     step = torch.compile(model.step, fullgraph=True, backend="aot_eager")
     state, u = model.init_state(1), torch.randn(1, 2)
-    with torch.no_grad():
-        before = step(u, state)
-        with torch.enable_grad():
-            WRITES[write](model, other)
-        after = step(u, state)
-        assert_same(after, copy.deepcopy(model).step(u, state))
+    for write in WRITES.values():
+        with torch.no_grad():
+            before = step(u, state)
+        write(model, build(layer))
+        with torch.no_grad():
+            after = step(u, state)
+            assert_same(after, copy.deepcopy(model).step(u, state))
         assert relative_error(after[0], before[0]) > 1e-3
 
 
@@ -113,14 +113,14 @@ def test_one_graph_serves_layers_with_numbers_of_their_own(layer: str) -> None:
 
 @LAYERS
 def test_a_compiled_step_has_its_gradients(layer: str) -> None:
-    model = build(layer).double()
+    model = build(layer, n_layers=1).double()
     state, u = model.init_state(2), torch.randn(2, 2, dtype=torch.float64)
     step = torch.compile(model.step, fullgraph=True, backend="aot_eager")
     results = []
     for run in (model.step, step):
         model.zero_grad()
         y, after = run(u, state)
-        (y.square().sum() + after.blocks[1].abs().sum()).backward()
+        (y.square().sum() + after.blocks[0].abs().sum()).backward()
         results.append([y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert all(relative_error(*pair) < 1e-11 for pair in zip(*results, strict=True))
 
@@ -146,7 +146,7 @@ def test_transforms_inside_a_compiled_function_are_followed(cls: type[nn.Module]
 
 
 @LAYERS
-@pytest.mark.parametrize("backend", ["auto", "pytorch"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("pytorch", marks=pytest.mark.slow)])
 def test_training_at_ten_lengths_takes_two_compilations(layer: str, backend: str) -> None:
     model, counted = build(layer, task="classification", n_layers=1).double(), Counted()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counted)
