@@ -54,7 +54,7 @@ def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
         return False
     if torch_private.innermost_transform() is not None:
         return True
-    if any(t is not None and torch_private.is_in_batch(t) for t in tensors):
+    if torch_private.batch_level() and any(t is not None and torch_private.is_in_batch(t) for t in tensors):
         return True
     return torch_private.has_dual_level() and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
