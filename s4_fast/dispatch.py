@@ -237,7 +237,8 @@ def _automatic(call: Call, preface: str = "", replaces: str | None = None) -> Ch
     table = _implementations[call.op]
     if torch_private.is_exporting():
         return Choice(PLAIN, f"{preface}an exported program holds operations of PyTorch alone", replaces)
-    if not torch.compiler.is_compiling() and torch_private.innermost_transform() is not None:
+    compiling = torch.compiler.is_compiling()
+    if torch_private.is_transformed_in_graph() if compiling else torch_private.innermost_transform() is not None:
         return Choice(PLAIN, f"{preface}transforms of torch.func go through operations of PyTorch alone", replaces)
     for name in AUTOMATIC_ORDER:
         implementation = table.get(name)
