@@ -30,6 +30,13 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The transform of ``torch.func`` (vmap, grad, jvp, functionalize) at work, None where none is."""
 
+
+@torch.compiler.assume_constant_result
+def is_transformed_in_graph() -> bool:
+    """Whether a transform of ``torch.func`` is at work where Dynamo traces: it enters the transforms that it meets."""
+    return innermost_transform() is not None
+
+
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether ``torch.jit.trace`` records operations."""
 

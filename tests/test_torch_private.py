@@ -110,7 +110,49 @@ def test_an_export_is_told_from_a_compilation() -> None:
     x = torch.ones(2)
     assert torch.equal(Doubled()(x), x)
     assert torch.equal(torch.compile(Doubled(), backend="eager")(x), x)
-    assert torch.equal(torch.export.export(Doubled(), (x,)).module()(x), 2 * x)
+    for strict in (False, True):
+        assert torch.equal(torch.export.export(Doubled(), (x,), strict=strict).module()(x), 2 * x)
+
+
+def test_members_of_a_batch_of_cotangents_are_told_and_put_back() -> None:
+    """By the vmap of ``torch.autograd``, which is not that of ``torch.func``."""
+    seen = []
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, t: Tensor) -> Tensor:
+            return 2 * t
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            level = torch_private.batch_level()
+            seen.append((level, torch_private.is_in_batch(grad)))
+            if not level:
+                return 2 * grad
+            whole = torch_private.whole_batch(grad, level)
+            assert whole.shape == (3, 2) and not torch_private.is_in_batch(whole)
+            return torch_private.in_batch(2 * whole, level)
+
+    t = torch.ones(2, requires_grad=True)
+    y, cotangents = Twice.apply(t), torch.arange(6.0).view(3, 2)
+    (found,) = torch.autograd.grad(y, t, cotangents, is_grads_batched=True, retain_graph=True)
+    assert torch.equal(found, 2 * cotangents)
+    torch.autograd.grad(y, t, cotangents[0])
+    assert seen == [(1, True), (0, False)] and torch_private.batch_level() == 0
+    assert not torch_private.is_in_batch(t)
+
+
+def test_what_transforms_work_on_is_unwrapped() -> None:
+    found = []
+
+    def function(t: Tensor) -> Tensor:
+        found.append(torch_private.unwrapped(t))
+        return t.sum()
+
+    t = torch.arange(6.0).view(3, 2)
+    vmap(grad(function))(t)
+    assert torch.equal(found[0], t)
+    assert torch_private.unwrapped(t) is t
 
 
 def test_compiled_modules_are_told() -> None:

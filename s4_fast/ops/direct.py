@@ -51,10 +51,10 @@ def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform of ``torch.func`` is at work, or some of them have tangents or are of a batch: backends know
     of none of these."""
     if torch.compiler.is_compiling():
-        return False
+        return torch_private.is_transformed_in_graph()
     if torch_private.innermost_transform() is not None:
         return True
-    if any(t is not None and torch_private.is_in_batch(t) for t in tensors):
+    if torch_private.batch_level() and any(t is not None and torch_private.is_in_batch(t) for t in tensors):
         return True
     return torch_private.has_dual_level() and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors

@@ -29,7 +29,6 @@ MAKE: dict[str, Callable[[], nn.Module]] = {
     "S4Block, diagonal": lambda: state_spaces.S4Block(FEATURES, d_state=4, transposed=False, mode="diag"),
     "S4D": lambda: state_spaces.S4D(FEATURES, d_state=4, transposed=False),
 }
-BACKENDS = (None, *backends("dplr_scan"))
 
 
 def set_up(block: Any) -> Any:
@@ -143,10 +142,76 @@ def assert_close(actual: Any, expected: Any) -> None:
         assert relative_error(a.detach(), e.detach()) <= 1e-8 or (a - e).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("kind", MAKE)
-def test_transforms_are_the_definitions(kind: str, transform: Callable[[str], Any], backend: str | None) -> None:
+def test_transforms_are_the_definitions(kind: str, transform: Callable[[str], Any]) -> None:
+    check(kind, transform, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", backends("dplr_scan"))
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("kind", MAKE)
+def test_transforms_are_the_definitions_by_backend(kind: str, transform: Callable[[str], Any], backend: str) -> None:
+    check(kind, transform, backend)
+
+
+@pytest.mark.parametrize("transform", [per_sample_gradients, products])
+@pytest.mark.parametrize("kind", ["S4DLayer", pytest.param("S4Layer", marks=pytest.mark.slow)])
+def test_a_compiled_transform_is_the_eager_one(kind: str, transform: Callable[[str], Any]) -> None:
+    torch.compiler.reset()
+    module = make(kind)
+    parameters, u = state_of(module), signal()
+
+    def function(p: dict[str, Tensor], u: Tensor) -> Any:
+        if transform is products:
+            return jvp(loss(module), (p, u), (p, u))
+        return vmap(grad(lambda p, u: loss(module)(p, u[None])), (None, 0))(p, u)
+
+    assert_close(torch.compile(function, backend="aot_eager")(parameters, u), function(parameters, u))
+
+
+def test_members_set_up_for_different_lengths_are_refused() -> None:
+    modules = [make("S4Block, set up", seed) for seed in range(2)]
+    kernel: Any = modules[1].layer.kernel  # type: ignore[union-attr]
+    kernel.setup(3 * LENGTH)
+    parameters, buffers = stack_module_state(modules)
+    with pytest.raises(RuntimeError, match=r"different lengths, l_kernel from 7 to 28: call setup\(28\)"):
+        vmap(lambda p, b, u: run(modules[0], {**p, **b}, u), (0, 0, None))(parameters, buffers, signal())
+
+
+@pytest.mark.parametrize("kind", ["S4DLayer", "S4Layer"])
+def test_tangents_of_a_step(kind: str) -> None:
+    module: Any = make(kind)
+    state, u = module.init_state(2), signal()[:, 0]
+
+    def step(parameters: dict[str, Tensor], u: Tensor) -> Any:
+        return functional_call(Step(module), {f"layer.{name}": t for name, t in parameters.items()}, (u, state))
+
+    primals = (state_of(module), u)
+    found = jvp(step, primals, tangents(primals))
+    with use_backend("reference"):
+        assert_close(found, jvp(step, primals, tangents(primals)))
+
+
+def test_lengths_that_vmap_goes_over() -> None:
+    module, u, lengths = make("S4DLayer"), signal(), torch.tensor([[3, 7], [5, 1]])
+    found = vmap(lambda n: module(u, lengths=n))(lengths)
+    assert_close(found, torch.stack([module(u, lengths=n) for n in lengths]))
+    with pytest.raises(ValueError, match="expected lengths from 1 to 7"):
+        vmap(lambda n: module(u, lengths=n))(lengths + 1)
+
+
+class Step(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer
+
+    def forward(self, u: Tensor, state: Tensor) -> Any:
+        return self.layer.step(u, state)
+
+
+def check(kind: str, transform: Callable[[str], Any], backend: str | None) -> None:
     with use_backend("reference"):
         expected = transform(kind)
     with use_backend("auto" if backend is None else backend):

@@ -17,13 +17,21 @@ from tests.ops import test_library as library
 
 OPS = (*library.OPS, "dplr_step")
 EXACT = 1e-9
-# KeOps compiles a formula for minutes, and has the same route here.
-CASES = [pytest.param(op, None, id=op) for op in OPS]
-for _op in OPS:
-    for _name in backends(_op):
-        native = not isinstance(_name, str)
-        _backend = "native" if native else _name
-        CASES.append(pytest.param(_op, _backend, id=f"{_op}-{_backend}", marks=_name.marks if native else ()))
+# Those whose backends have a part in it. KeOps compiles a formula for minutes, and has the same route here.
+EACH = [
+    pytest.param(op, getattr(backend, "values", (backend,))[0], marks=getattr(backend, "marks", ()))
+    for op in OPS
+    for backend in (None, *backends(op))
+]
+# No backend has a part in what is slow here.
+ALL = [
+    case if case.values[1] is None else pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow])
+    for case in EACH
+]
+NUMERICAL = [
+    pytest.param(op, None, marks=pytest.mark.slow if op in ("ssm_scan", "diagonal_ssm", "dplr_scan") else ())
+    for op in OPS
+]
 
 
 def inputs(op: str, dtype: torch.dtype = torch.complex128) -> Tensors:
@@ -71,7 +79,7 @@ def leaves(op: str) -> list[Tensor]:
     return [t.requires_grad_() for t in inputs(op).values()]
 
 
-@pytest.mark.parametrize(("op", "backend"), CASES)
+@pytest.mark.parametrize(("op", "backend"), NUMERICAL)
 def test_numerical_derivatives(op: str, backend: str | None) -> None:
     """Of first order in both modes, of second order in both orders, and by batches of cotangents."""
 
@@ -156,19 +164,63 @@ def functional(op: str, backend: str | None) -> Any:
     return functionalize(lambda *args: call(op, *args, backend=backend))(*inputs(op).values())
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [
-        hessian_vector_products,
-        dual_numbers,
-        one_dual_number,
-        batched_cotangents,
-        jacobians,
-        pushed_and_pulled,
-        ensembles,
-        functional,
-    ],
-)
-@pytest.mark.parametrize(("op", "backend"), CASES)
-def test_transforms_are_those_of_the_definition(op: str, backend: str | None, transform: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("transform", [hessian_vector_products, batched_cotangents])
+@pytest.mark.parametrize(("op", "backend"), EACH)
+def test_derivatives_of_a_backend(op: str, backend: str | None, transform: Callable[..., Any]) -> None:
     assert_close(transform(op, backend), transform(op, "reference"))
+
+
+@pytest.mark.parametrize(
+    "transform", [dual_numbers, one_dual_number, jacobians, pushed_and_pulled, ensembles, functional]
+)
+@pytest.mark.parametrize(("op", "backend"), ALL)
+def test_transforms_are_the_definitions(op: str, backend: str | None, transform: Callable[..., Any]) -> None:
+    assert_close(transform(op, backend), transform(op, "reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("op", OPS)
+def test_accuracy_under_a_transform(op: str, dtype: torch.dtype) -> None:
+    tensors = list(inputs(op, dtype).values())
+    wide = [t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors]
+    found = vmap(lambda *args: call(op, *args))(*(t[None] for t in tensors))
+    for actual, expected in zip(found, call(op, *wide, backend="reference"), strict=True):
+        assert actual.dtype.to_real() == dtype.to_real()
+        assert relative_error(actual[0], expected) <= (5e-7 if dtype == torch.complex64 else 1e-12)
+
+
+@pytest.mark.parametrize("init", ["legs", "legt", "fout", "lagt"])
+def test_a_long_dplr_scan_under_a_transform(init: str) -> None:
+    """The circle on which feedback is solved for: what comes around it is below rounding."""
+    torch.manual_seed(0)
+    model = s4_fast.ssm.DPLRSSM(2, 16, init=init, rank=2, dtype=torch.float64)
+    u, C = torch.randn(1, 2, 2000, dtype=torch.float64), model.C.detach()
+    state = torch.randn(1, 2, 8, dtype=torch.complex128)
+
+    def run(u: Tensor, state: Tensor, backend: str | None = None) -> tuple[Tensor, ...]:
+        A, P, B = (t.detach() for t in (model._A(), model._P(), model._B()))
+        outputs, dt = torch.view_as_complex(C), model.dt().detach()[:, 0]
+        return s4_fast.dplr_scan(u, A, P, B, outputs, dt, None, state, True, backend=backend)
+
+    found = vmap(run)(u[None], state[None])
+    for actual, expected in zip(found, run(u, state, "pytorch"), strict=True):
+        assert relative_error(actual[0], expected) <= 5e-12
+
+
+@pytest.mark.parametrize("op", ["fft_conv", "ssm_scan"])
+def test_a_bad_sample_leaves_earlier_outputs_alone_under_a_transform(op: str) -> None:
+    u, *rest = inputs(op).values()
+    bad = u.clone()
+    bad[0, 0, 5] = torch.nan
+    spoilt, clean = vmap(lambda u: call(op, u, *rest)[0])(torch.stack((bad, u)))
+    before = (..., slice(0, 5))
+    assert torch.allclose(spoilt[before], clean[before], rtol=1e-12)
+    assert spoilt[0, ..., 0, 5:].isnan().all() and not spoilt[1].isnan().any()
+
+
+@pytest.mark.parametrize("op", ["fft_conv", "ssm_scan", "ssm_step", "diagonal_ssm", "dplr_scan", "dplr_step"])
+def test_an_empty_batch_under_a_transform(op: str) -> None:
+    tensors = inputs(op)
+    empty = [t[:0] if name in ("u", "state", "ahead") else t for name, t in tensors.items()]
+    found = vmap(lambda u: call(op, u, *empty[1:]))(empty[0][None])
+    assert [t.shape[1:] for t in found] == [(0, *t.shape[1:]) for t in call(op, *tensors.values())]

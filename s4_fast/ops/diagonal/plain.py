@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from s4_fast.ops import _finite
 from s4_fast.ops._complex import expm1, joined, log_bilinear, parts, plus
 from s4_fast.ops.diagonal.discretization import system
-from s4_fast.ops.diagonal.form import form_of
+from s4_fast.ops.diagonal.form import read
 from s4_fast.ops.scan.plain import final_state
 from s4_fast.ops.vandermonde.plain import log_vandermonde
 
@@ -33,7 +33,7 @@ def diagonal_ssm(
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in ``reference.py``, but y is (batch, c H, L), or (batch, L, c H)."""
-    form, dtype = form_of(flags, rate), u.dtype
+    form, dtype = read(flags, rate), u.dtype
     u = u.mT if form.time_major else u
     u = u.to(C.dtype)
     H, L, n = u.shape[1], u.shape[2], A_real.shape[1]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s4_fast.ops import _finite
 from s4_fast.ops._complex import joined, log_bilinear, parts, plus
-from s4_fast.ops.diagonal.form import form_of
+from s4_fast.ops.diagonal.form import read
 from s4_fast.ops.dplr_scan.discretization import Discretized
 from s4_fast.ops.scan.plain import final_state
 from s4_fast.ops.vandermonde.plain import log_vandermonde
@@ -43,7 +43,7 @@ def dplr_scan(
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in ``reference.py``, but y is (batch, c H, L), or (batch, L, c H)."""
-    form, dtype = form_of(flags, rate), u.dtype
+    form, dtype = read(flags, rate), u.dtype
     u = u.mT if form.time_major else u
     u = u.to(C.dtype)
     H, n = u.shape[1], A_real.shape[1]
