@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from s4_fast import backend_requests
+from s4_fast import backend_requests, torch_private
 from s4_fast.backend_requests import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
 from s4_fast.backend_requests import Request
 from s4_fast.backend_requests import use_backend as use_backend
@@ -81,6 +81,8 @@ class Status:
     fix: str = ""
 
 
+# Not a backend: operations of PyTorch alone, which an op has for derivatives, transforms and exported programs.
+PLAIN = "plain"
 _ORDER = ", ".join(AUTOMATIC_ORDER)
 _implementations: dict[str, dict[str, Implementation]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
@@ -202,6 +204,9 @@ def choose(call: Call, backend: str | None = None) -> Choice:
 
     Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
     a strict block, asks for is never replaced by another one; what the others ask for runs where it serves the call.
+    The automatic choice is :data:`PLAIN` in exported programs and under transforms of ``torch.func``. There, and for
+    tangents and second derivatives, those operations take the place of a requested backend too, but for
+    ``"reference"``, which has its own; an exported program has the op of a requested backend.
 
     Raises:
         ValueError: the requested name is not a backend.
@@ -230,6 +235,11 @@ def choose(call: Call, backend: str | None = None) -> Choice:
 
 def _automatic(call: Call, preface: str = "", replaces: str | None = None) -> Choice:
     table = _implementations[call.op]
+    if torch_private.is_exporting():
+        return Choice(PLAIN, f"{preface}an exported program holds operations of PyTorch alone", replaces)
+    compiling = torch.compiler.is_compiling()
+    if torch_private.is_transformed_in_graph() if compiling else torch_private.innermost_transform() is not None:
+        return Choice(PLAIN, f"{preface}transforms of torch.func go through operations of PyTorch alone", replaces)
     for name in AUTOMATIC_ORDER:
         implementation = table.get(name)
         if implementation is None or not implementation.preferred(call):

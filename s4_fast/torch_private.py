@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
+from torch.utils import _pytree as pytree
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """The attributes in which a module keeps its hooks by handle."""
@@ -28,13 +30,52 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The transform of ``torch.func`` (vmap, grad, jvp, functionalize) at work, None where none is."""
 
+
+@torch.compiler.assume_constant_result
+def is_transformed_in_graph() -> bool:
+    """Whether a transform of ``torch.func`` is at work where Dynamo traces: it enters the transforms that it meets."""
+    return innermost_transform() is not None
+
+
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether ``torch.jit.trace`` records operations."""
 
 
-# Public from PyTorch 2.7 on.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+def _is_exporting_without_dynamo() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+# Public from PyTorch 2.7 on. Before, what Dynamo makes (``strict=True``) cannot be told from a compiled graph.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
 """Whether ``torch.export`` makes the graph."""
+
+
+def unwrapped(t: Tensor) -> Tensor:
+    """The tensor that transforms work on in the place of ``t``: under ``vmap`` that of all members."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
+is_in_batch: Callable[[Any], bool] = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor is one of a batch to ``torch.autograd.grad(is_grads_batched=True)`` and ``vectorize=True``, which
+have a vmap of their own."""
+
+
+def batch_level() -> int:
+    """How many of those are at work, one in another."""
+    torch._C._vmapmode_increment_nesting()
+    return torch._C._vmapmode_decrement_nesting()
+
+
+def whole_batch(t: Tensor, level: int) -> Tensor:
+    """The batch, in dimension 0, of which ``t`` is one."""
+    return torch._remove_batch_dim(t, level, 1, 0)
+
+
+def in_batch(t: Tensor, level: int) -> Tensor:
+    """One of the batch ``t``, whichever."""
+    return torch._add_batch_dim(t, 0, level)
 
 
 def has_dual_level() -> bool:
@@ -91,6 +132,16 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
 def own_tensors(module: nn.Module) -> tuple[Any, ...]:
     """The parameters and buffers that ``module`` keeps itself, not its submodules, and None where one is None."""
     return (*module._parameters.values(), *module._buffers.values())
+
+
+def register_namedtuple(cls: type, name: str) -> None:
+    """Let ``torch.export.save`` write programs that take or return a ``cls``, a NamedTuple; once per process."""
+    pytree._register_namedtuple(cls, serialized_type_name=name)
+
+
+def has_numbers(t: Tensor) -> bool:
+    """Whether ``t`` has entries to look at, which meta tensors and those of a ``FakeTensorMode`` have not."""
+    return not t.is_meta and not isinstance(t, FakeTensor)
 
 
 def assert_when_computed(condition: Tensor, message: str) -> None:

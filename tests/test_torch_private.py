@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
 from torch.func import functionalize, grad, jvp, vmap
@@ -108,7 +110,49 @@ def test_an_export_is_told_from_a_compilation() -> None:
     x = torch.ones(2)
     assert torch.equal(Doubled()(x), x)
     assert torch.equal(torch.compile(Doubled(), backend="eager")(x), x)
-    assert torch.equal(torch.export.export(Doubled(), (x,)).module()(x), 2 * x)
+    for strict in (False, True):
+        assert torch.equal(torch.export.export(Doubled(), (x,), strict=strict).module()(x), 2 * x)
+
+
+def test_members_of_a_batch_of_cotangents_are_told_and_put_back() -> None:
+    """By the vmap of ``torch.autograd``, which is not that of ``torch.func``."""
+    seen = []
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, t: Tensor) -> Tensor:
+            return 2 * t
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            level = torch_private.batch_level()
+            seen.append((level, torch_private.is_in_batch(grad)))
+            if not level:
+                return 2 * grad
+            whole = torch_private.whole_batch(grad, level)
+            assert whole.shape == (3, 2) and not torch_private.is_in_batch(whole)
+            return torch_private.in_batch(2 * whole, level)
+
+    t = torch.ones(2, requires_grad=True)
+    y, cotangents = Twice.apply(t), torch.arange(6.0).view(3, 2)
+    (found,) = torch.autograd.grad(y, t, cotangents, is_grads_batched=True, retain_graph=True)
+    assert torch.equal(found, 2 * cotangents)
+    torch.autograd.grad(y, t, cotangents[0])
+    assert seen == [(1, True), (0, False)] and torch_private.batch_level() == 0
+    assert not torch_private.is_in_batch(t)
+
+
+def test_what_transforms_work_on_is_unwrapped() -> None:
+    found = []
+
+    def function(t: Tensor) -> Tensor:
+        found.append(torch_private.unwrapped(t))
+        return t.sum()
+
+    t = torch.arange(6.0).view(3, 2)
+    vmap(grad(function))(t)
+    assert torch.equal(found[0], t)
+    assert torch_private.unwrapped(t) is t
 
 
 def test_compiled_modules_are_told() -> None:
@@ -218,6 +262,34 @@ def test_compiled_code_asks_for_hooks_modules_and_shards(compiled: Callable[...,
     module.register_forward_hook(lambda *args: None)
     torch.compiler.reset()
     assert torch.equal(compiled(function)(ONES), ONES + 13)
+
+
+class Point(NamedTuple):
+    at: Tensor
+
+
+class Moved(nn.Module):
+    def forward(self, point: Point) -> Point:
+        return Point(point.at + 1)
+
+
+def test_programs_of_registered_namedtuples_are_saved() -> None:
+    program = torch.export.export(Moved(), (Point(ONES),))
+    with pytest.raises(NotImplementedError, match="Point"):
+        torch.export.save(program, io.BytesIO())
+    torch_private.register_namedtuple(Point, "tests.Point")
+    torch.export.save(program, io.BytesIO())
+
+
+def test_tensors_without_numbers_are_told() -> None:
+    with FakeTensorMode():
+        fake = torch.ones(2)
+    assert [torch_private.has_numbers(t) for t in (ONES, nn.Parameter(ONES), ONES.to("meta"), fake)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_no_other_module_uses_private_names_of_pytorch() -> None:

@@ -27,12 +27,23 @@ class ModelState(NamedTuple):
     """The state of a model between two inputs: one per block, and what mean pooling has seen."""
 
     blocks: tuple[Tensor, ...]
-    pooled: Tensor  # (batch, d_model), float64: the sum of the features so far
+    pooled: Tensor  # (batch, d_model), float64 where the device has it: the sum of the features so far
     steps: Tensor  # (batch,), int64: how many they were
 
     def detach(self) -> ModelState:
         """The same numbers without their graph."""
         return ModelState(tuple(s.detach() for s in self.blocks), self.pooled.detach(), self.steps)
+
+
+torch_private.register_namedtuple(ModelState, "s4_fast.ModelState")
+torch.serialization.add_safe_globals([ModelState])
+
+_WITHOUT_DOUBLE = ("mps",)  # the types of devices that have no float64
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of pooled features: a float32 sum of a million of them is a few digits short."""
+    return torch.float32 if device.type in _WITHOUT_DOUBLE else torch.float64
 
 
 class S4SequenceModel(TimeSplittable, AllOrNothing):
@@ -187,7 +198,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         device = blocks[0].device
         return ModelState(
             blocks,
-            torch.zeros(batch, self.d_model, dtype=torch.float64, device=device),
+            torch.zeros(batch, self.d_model, dtype=sum_dtype(device), device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
@@ -227,7 +238,8 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
                 f"expected a state of {len(self.blocks)} blocks with pooled features ({batch}, {features}) and steps "
                 f"({batch},), got {found[0]} blocks, {found[1]} and {found[2]}"
             )
-        for name, t, dtype in (("pooled", state.pooled, torch.float64), ("steps", state.steps, torch.int64)):
+        expected = ("pooled", state.pooled, sum_dtype(state.pooled.device)), ("steps", state.steps, torch.int64)
+        for name, t, dtype in expected:
             if t.dtype != dtype:
                 raise TypeError(f"expected {name} of the state to be {dtype}, got {t.dtype}")
             if t.device != u.device:
@@ -270,8 +282,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             steps = torch.full(x.shape[:1], length, device=x.device)
         else:
             x, steps = rows.cut(x), rows.lengths
-        # A float32 sum of a million features is a few digits short.
-        pooled = x.sum(1, dtype=torch.float64)
+        pooled = x.sum(1, dtype=sum_dtype(x.device))
         if slices is not None:
             pooled = slices.sum(pooled)
         if before is not None:

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from s4_fast import torch_private
 from s4_fast.arguments import from_array, integer, is_array
-from s4_fast.torch_private import assert_when_computed
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -43,9 +43,11 @@ def rows(lengths: Lengths | None, x: Tensor) -> Rows | None:
         raise ValueError(f"expected lengths of shape ({batch},), one per row, got {tuple(found.shape)}")
     inside = ((found >= 1) & (found <= longest)).all()
     if torch.compiler.is_compiling():
-        assert_when_computed(inside, "lengths: expected each to be at least 1 and at most the length of the batch")
-    elif not inside:
-        raise ValueError(f"expected lengths from 1 to {longest}, got {found.tolist()}")
+        torch_private.assert_when_computed(
+            inside, "lengths: expected each to be at least 1 and at most the length of the batch"
+        )
+    elif not torch_private.unwrapped(inside).all():  # under vmap, of all members
+        raise ValueError(f"expected lengths from 1 to {longest}, got {torch_private.unwrapped(found).tolist()}")
     found = found.to(x.device, torch.int64)
     return Rows(found, (torch.arange(longest, device=x.device) < found[:, None])[..., None])
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from s4_fast import dispatch, torch_private
-from s4_fast.ops.direct import is_plain, is_recorded, only_autograd_sees, operations_are_seen, plain
+from s4_fast import dispatch
+from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, over_batches, plain
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Op:
     ``complex_inputs`` says per tensor whether it is complex, ``complex_outputs`` per output; one output is a Tensor,
     several are a tuple. ``scalars`` are schema fragments such as ``"SymInt L"``; ``fake(*tensors, *scalars)`` returns
     the empty output or outputs for real-pair inputs. The outputs have no entries exactly where the first tensor has
-    none. Tensors that ``optional`` names may be None.
+    none. Tensors that ``optional`` names may be None. ``plain(*tensors, *scalars)`` computes the same by operations of
+    PyTorch that derivatives of any order and transforms go through.
     """
 
     name: str
@@ -40,16 +40,18 @@ class Op:
     complex_outputs: Sequence[bool]
     scalars: Sequence[str]
     fake: Callable[..., Any]
+    plain: Callable[..., Any]
     optional: Sequence[str] = ()
 
     def __call__(self, *args: Any, backend: str) -> Any:
         count = len(self.tensors)
         if only_autograd_sees(args[:count]) and args[0].numel():
+            tensors = [_plain(t) for t in args[:count]]
             if is_recorded(args[:count]):
-                return _Recorded.apply(self, args[count:], backend, *args[:count])
-            return _join(self._run_forward([_plain(t) for t in args[:count]], args[count:], backend))
-        if not torch.compiler.is_compiling() and torch_private.has_dual_level():
-            self._refuse_tangents(args[:count])
+                return _Recorded.apply(self, args[count:], backend, *tensors)
+            return _join(self._run_forward(tensors, args[count:], backend))
+        if backend == dispatch.PLAIN or is_transformed(args[:count]):
+            return self._plainly(args[:count], args[count:])
         pairs = [_to_pairs(t) if c and t is not None else t for t, c in self._inputs(args)]
         outputs = _split(getattr(torch.ops.s4_fast, self.name)(*pairs, *args[count:], backend))
         return _join([torch.view_as_complex(t) if c else t for t, c in self._outputs(outputs)])
@@ -74,7 +76,7 @@ class Op:
         forward.register_fake(lambda *args: self.fake(*args[:-1]))
         backward.register_fake(self._fake_backward)
         forward.register_autograd(self._autograd, setup_context=self._setup_context)
-        backward.register_autograd(self._no_second_derivative)
+        backward.register_autograd(self._autograd_of_adjoint, setup_context=self._setup_adjoint)
         return self
 
     @property
@@ -144,21 +146,97 @@ class Op:
     def _autograd(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = len(self.tensors)
         needs = list(ctx.needs_input_grad[:count])
+        if is_transformed((*grads, *ctx.saved_tensors)):
+            given = [_from_pairs(t, c) for t, c in (*self._outputs(grads), *self._inputs(ctx.saved_tensors))]
+            pulled = self._pulled_back(given[: len(grads)], given[len(grads) :], ctx.rest[:-1], needs)
+            found = [_to_pairs(g) if c and g is not None else g for g, c in self._inputs(pulled)]
+            return (*found, *(None for _ in ctx.rest))
         found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None for _ in ctx.rest))
 
-    def _refuse_tangents(self, tensors: Sequence[Tensor | None]) -> None:
-        # torch.library would drop them.
-        if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-            raise NotImplementedError(
-                f"forward-mode derivatives of {self.name} are not implemented by this backend; "
-                "backend='reference' has them"
+    def _plainly(self, tensors: Sequence[Tensor | None], scalars: Sequence[Any]) -> Any:
+        """The outputs by differentiable operations, whatever the backend."""
+        first = tensors[0]
+        assert first is not None
+        if not torch.compiler.is_compiling() and first.numel() == 0:
+            outputs = _split(
+                self.fake(*(_to_pairs(t) if c and t is not None else t for t, c in self._inputs(tensors)), *scalars)
             )
+            return _join([torch.view_as_complex(t) if c else t for t, c in self._outputs(outputs)])
+        with torch.autocast(first.device.type, enabled=False):
+            return self.plain(*tensors, *scalars)
 
-    def _no_second_derivative(self, ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"second derivatives of {self.name} are not implemented by this backend; backend='reference' has them"
+    def _pulled_back(
+        self,
+        grads: Sequence[Tensor | None],
+        tensors: Sequence[Tensor | None],
+        scalars: Sequence[Any],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors that need one, through the plain operations, and differentiable like these."""
+        count = len(grads)
+        return over_batches(
+            lambda *given: self._pulled_back_one(given[:count], given[count:], scalars, needs), (*grads, *tensors)
         )
+
+    def _pulled_back_one(
+        self,
+        grads: Sequence[Tensor | None],
+        tensors: Sequence[Tensor | None],
+        scalars: Sequence[Any],
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
+            views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
+            outputs = _split(self._plainly(views, scalars))
+            used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+            wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
+            ys, gs = [y for y, _ in used], [g for _, g in used]
+            found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, materialize_grads=True))
+        return tuple(next(found) if needed else None for needed in needs)
+
+    def _setup_adjoint(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grads, rest = self._split_backward(inputs)
+        count = len(self.tensors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads, *rest[:count])
+        ctx.rest = rest[count:]
+
+    def _autograd_of_adjoint(self, ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The plain operations' adjoint stands for the backend's, of which nobody knows the derivative."""
+        wanted, outer = ctx.needs_input_grad[: len(ctx.saved_tensors)], torch.is_grad_enabled()
+        count = len(seconds)
+        found = over_batches(
+            lambda *given: self._pulled_back_twice(given[:count], given[count:], ctx.rest, wanted, outer),
+            (*seconds, *ctx.saved_tensors),
+        )
+        return (*found, *(None for _ in ctx.rest))
+
+    def _pulled_back_twice(
+        self,
+        seconds: Sequence[Tensor | None],
+        saved: Sequence[Tensor | None],
+        rest: Sequence[Any],
+        wanted: Sequence[bool],
+        create_graph: bool,
+    ) -> tuple[Tensor | None, ...]:
+        *scalars, _, needs = rest
+        count = len(self.complex_outputs)
+        with torch.enable_grad():
+            views: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+            pairs = (*self._outputs(views[:count]), *self._inputs(views[count:]))
+            given = [_from_pairs(t, c) for t, c in pairs]
+            firsts = self._pulled_back_one(given[:count], given[count:], scalars, needs)
+            real = [_to_pairs(g) if c and g is not None else g for g, c in self._inputs(firsts)]
+            both = [(g, s) for g, s in zip(real, seconds, strict=True) if g is not None and g.requires_grad]
+            used = [(g, s) for g, s in both if s is not None]
+            leaves = [t for t, w in zip(views, wanted, strict=True) if w]
+            if not used:
+                return tuple(None for _ in wanted)
+            gs, ss = zip(*used, strict=True)
+            found = iter(torch.autograd.grad(gs, leaves, ss, create_graph=create_graph, allow_unused=True))
+        return tuple(next(found) if w else None for w in wanted)
 
 
 class _Recorded(torch.autograd.Function):
@@ -166,16 +244,17 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, scalars: Sequence[Any], backend: str, *tensors: Tensor) -> Any:
-        plain_tensors = [t if t is None or is_plain(t) else plain(t) for t in tensors]
         ctx.set_materialize_grads(not op._several)
-        ctx.save_for_backward(*plain_tensors)
+        ctx.save_for_backward(*tensors)
         ctx.op, ctx.scalars, ctx.backend = op, scalars, backend
-        return _join(op._run_forward(plain_tensors, scalars, backend))
+        return _join(op._run_forward(tensors, scalars, backend))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         op, tensors, needs = ctx.op, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or operations_are_seen():
+        if is_transformed((*grads, *tensors)):
+            found = op._pulled_back(grads, tensors, ctx.scalars, needs)
+        elif torch.is_grad_enabled() or operations_are_seen():
             pairs = [t if t is None or not c else _to_pairs(t) for t, c in (*op._outputs(grads), *op._inputs(tensors))]
             run = getattr(torch.ops.s4_fast, f"{op.name}_backward")
             found = run(*pairs, *ctx.scalars, ctx.backend, list(needs))
@@ -206,5 +285,5 @@ def _to_pairs(t: Tensor) -> Tensor:
     return torch.view_as_real(t.resolve_conj())
 
 
-def _from_pairs(t: Tensor, is_complex: bool) -> Tensor:
-    return torch.view_as_complex(t) if is_complex else t
+def _from_pairs(t: Any, is_complex: bool) -> Any:
+    return torch.view_as_complex(t) if is_complex and t is not None else t

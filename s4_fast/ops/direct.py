@@ -5,10 +5,12 @@ The boundary costs tens of microseconds, which is more than one step of a recurr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from s4_fast import torch_private
 
@@ -43,6 +45,40 @@ def operations_are_seen() -> bool:
         or torch_private.dispatch_modes() > 0
         or torch_private.innermost_transform() is not None
     )
+
+
+def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a transform of ``torch.func`` is at work, or some of them have tangents or are of a batch: backends know
+    of none of these."""
+    if torch.compiler.is_compiling():
+        return torch_private.is_transformed_in_graph()
+    if torch_private.innermost_transform() is not None:
+        return True
+    if torch_private.batch_level() and any(t is not None and torch_private.is_in_batch(t) for t in tensors):
+        return True
+    return torch_private.has_dual_level() and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def over_batches(function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]) -> list[Any]:
+    """``function(*tensors)``. Where some are of a batch, as gradients with ``is_grads_batched=True`` are, by
+    ``torch.func.vmap``: PyTorch has two, and that of such batches lacks many operations."""
+    batched = [t is not None and torch_private.is_in_batch(t) for t in tensors]
+    if not any(batched):
+        return list(function(*tensors))
+    level = torch_private.batch_level()
+    there: list[bool] = []
+
+    def each(*mapped: Tensor) -> tuple[Tensor, ...]:
+        of_batch = iter(mapped)
+        outputs = function(*(next(of_batch) if b else t for t, b in zip(tensors, batched, strict=True)))
+        there.extend(t is not None for t in outputs)
+        return tuple(t for t in outputs if t is not None)
+
+    wholes = [torch_private.whole_batch(t, level) for t in tensors if t is not None and torch_private.is_in_batch(t)]
+    found = iter(torch.func.vmap(each)(*wholes))
+    return [torch_private.in_batch(next(found), level) if known else None for known in there]
 
 
 def plain(t: Tensor) -> Tensor:

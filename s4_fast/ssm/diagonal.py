@@ -13,10 +13,10 @@ from s4_fast.arguments import integer
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
 from s4_fast.ops.diagonal.form import Arguments
-from s4_fast.ssm import initialization
+from s4_fast.ssm import initialization, opaque
 from s4_fast.ssm.discretization import bilinear_diagonal, zoh_diagonal
 from s4_fast.ssm.model import Scan, SSMModel, ended
-from s4_fast.ssm.parameters import given_tensors
+from s4_fast.ssm.parameters import Stored, given_tensors
 from s4_fast.ssm.stepping import DiagonalStepper
 
 _DISCRETIZATIONS = {"zoh": zoh_diagonal, "bilinear": bilinear_diagonal}
@@ -37,8 +37,7 @@ class DiagonalModel(SSMModel):
 
     def _discretize(self, rate: float) -> tuple[Tensor, Tensor]:
         """x and B_bar in complex128."""
-        step, A, weight = self.system(rate)
-        return _DISCRETIZATIONS[self.discretization](A, torch.ones_like(A) if weight is None else weight, step)
+        return _discretized(self.stored(), self.discretization, rate)
 
     def kernel(self, L: int, rate: float = 1.0) -> Tensor:
         x, B, C = self.discretize(rate)
@@ -91,8 +90,28 @@ class DiagonalModel(SSMModel):
         return lambda state, L: torch.exp(x * L) * state
 
     def _stepper(self) -> DiagonalStepper:
-        (x, B_bar), C = self._discretize(1.0), self._C()
-        return DiagonalStepper(x, B_bar.to(C.dtype), C.clone())  # no view of what may be written or swapped
+        return _stepper_of(*self._discretize(1.0), self._C())
+
+
+def _stepper_of(x: Tensor, B_bar: Tensor, C: Tensor) -> DiagonalStepper:
+    return DiagonalStepper(x, B_bar.to(C.dtype), C.clone())  # no view of what may be written or swapped
+
+
+def _discretized(stored: Stored, discretization: str, rate: float = 1.0) -> tuple[Tensor, Tensor]:
+    """x and B_bar in complex128."""
+    step, A, weight = stored.system(rate)
+    return _DISCRETIZATIONS[discretization](A, torch.ones_like(A) if weight is None else weight, step)
+
+
+def _maker(discretization: str) -> opaque.Maker:
+    def make(stored: Stored, P: Tensor | None) -> DiagonalStepper:
+        return _stepper_of(*_discretized(stored, discretization), torch.view_as_complex(stored.C))
+
+    return make
+
+
+for _name in _DISCRETIZATIONS:
+    opaque.register(_name, _maker(_name))
 
 
 class DiagonalSSM(DiagonalModel):
@@ -143,3 +162,6 @@ class DiagonalSSM(DiagonalModel):
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator, device=device, dtype=dtype)
         self.discretization = discretization
+
+    def step_kind(self) -> str | None:
+        return self.discretization if type(self) is DiagonalSSM else None

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s4_fast.ops._complex import log_bilinear
+from s4_fast import torch_private
+from s4_fast.ops._complex import log_bilinear, plus
+from s4_fast.ops.diagonal import plain
 from s4_fast.ops.diagonal.discretization import phi, phi_derivative
+from s4_fast.ops.direct import is_transformed, over_batches
 
 
 def _broadcast(what: str, A: Sequence[int], B: Sequence[int], dt: Tensor | float) -> tuple[int, ...]:
@@ -129,7 +132,7 @@ def bilinear_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor,
     """
     _check_modes(A, B, dt)
     z = dt * A
-    return log_bilinear(z), dt * B / (1 - z / 2)
+    return log_bilinear(z), dt * B / plus(-0.5 * z, 1)
 
 
 def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -150,11 +153,12 @@ def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tens
     """
     _check_modes(A, B, dt)
     z = dt * A
-    return z, dt * B * _Phi.apply(z)
+    plainly = torch_private.is_exporting() or is_transformed((z,))
+    return z, dt * B * (plain.phi(z.to(torch.complex128)).to(z.dtype) if plainly else _Phi.apply(z))
 
 
 class _Phi(torch.autograd.Function):
-    """`(exp(z) - 1) / z`, accurate to rounding together with its derivatives."""
+    """`(exp(z) - 1) / z`, accurate to rounding together with its derivatives, in fewer operations than `plain.phi`."""
 
     generate_vmap_rule = True
 
@@ -169,7 +173,11 @@ class _Phi(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return grad * phi_derivative(z.to(torch.complex128)).to(z.dtype).conj()
+        slope = phi_derivative(z.to(torch.complex128)).to(z.dtype).conj()
+        if torch.compiler.is_compiling():  # which does not follow the question whether it is of a batch
+            return grad * slope
+        found: Tensor = over_batches(lambda g: (g * slope,), (grad,))[0]
+        return found
 
 
 def check_stable(A: Tensor, name: str = "A") -> None:
@@ -183,6 +191,8 @@ def check_stable(A: Tensor, name: str = "A") -> None:
         ValueError: stating the largest `Re A` (a non-finite entry counts as the largest), its index, and how many
             entries offend.
     """
+    if not torch_private.has_numbers(A):
+        return
     real, finite = A.detach().real, torch.isfinite(A.detach())
     bad = ~finite | (real > 0)
     if not bad.any():

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
-from s4_fast import dispatch
+from s4_fast import dispatch, torch_private
 from s4_fast.arguments import integer
 from s4_fast.dispatch import BackendUnavailableError
 from s4_fast.ops import _checks, dplr_kernel
 from s4_fast.ops.diagonal.form import Arguments
 from s4_fast.ops.dplr_scan import stored_dplr_scan
 from s4_fast.ops.dplr_scan.discretization import Discretized
-from s4_fast.ssm import initialization
+from s4_fast.ssm import initialization, opaque
 from s4_fast.ssm.marks import new_parameter
 from s4_fast.ssm.model import Scan, SSMModel, ended
-from s4_fast.ssm.parameters import Stored, given_tensors, to_pairs
+from s4_fast.ssm.parameters import STORED, Stored, given_tensors, to_pairs
+from s4_fast.ssm.powers import row_power
 from s4_fast.ssm.stepping import DPLRStepper
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,8 @@ class DPLRRecurrence(NamedTuple):
     def advance(self, state: Tensor) -> Tensor:
         """A_bar s for s (..., d_model, n)."""
         out = state + self.increment * state
-        for g, v in zip(self.G, self.V, strict=True):
-            out = out - g * _overlap(v, state)
+        for r in range(self.G.shape[0]):
+            out = out + self.G[r] * -_overlap(self.V[r], state)
         return out
 
     def transition(self) -> Tensor:
@@ -70,13 +72,8 @@ def recurrence(stored: Stored, P: Tensor, C: Tensor, rate: float = 1.0) -> DPLRR
 
 def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
     """``C (I - A_bar^length)``, which makes the infinite kernel of C one of ``length`` samples, for C (c, H, n)."""
-    row = late = _row(C)
-    while length:
-        if length & 1:
-            late = late @ A_bar
-        length >>= 1
-        A_bar = A_bar @ A_bar if length else A_bar
-    return _unrow(row - late)
+    row = _row(C)
+    return _unrow(row - row_power(row, A_bar, length))
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
@@ -116,16 +113,16 @@ class DPLRModel(SSMModel):
         return self._kernel_of(truncated(found.C, found.transition(), L), L, rate)
 
     def _impulse_response(self, L: int, rate: float) -> Tensor | None:
-        """The kernel by the native recurrence, which has fewer operations than the sums of the spectrum."""
-        if not self.C.is_cpu:
+        """The kernel by the native recurrence, which has fewer operations than the sums of the spectrum, or in an
+        exported program by operations that take any length."""
+        if not self.C.is_cpu and not torch_private.is_exporting():
             return None
-        impulse = torch.zeros((1, self.d_model, L), dtype=self.real_dtype())
-        impulse[..., 0] = 1
+        impulse = pad(torch.ones((1, self.d_model, 1), dtype=self.real_dtype(), device=self.C.device), (0, L - 1))
         try:
             scan = self.prepared_scan(impulse, None, rate=rate)
         except BackendUnavailableError:
             return None
-        if scan.choice.backend != "native":
+        if scan.choice.backend not in ("native", dispatch.PLAIN):
             return None
         return scan.run()[0].view(self.channels, self.d_model, L)
 
@@ -211,8 +208,21 @@ class DPLRModel(SSMModel):
         return {**super().sizes(), "rank": self.P.shape[0]}
 
     def _stepper(self) -> DPLRStepper:
-        increment, G, V, B, C = self.discretize()
-        return DPLRStepper(increment, G, V, B, C.clone())  # no view of what may be written or swapped
+        return _stepper_of(self.discretize())
+
+
+def _stepper_of(found: DPLRRecurrence) -> DPLRStepper:
+    increment, G, V, B, C = found
+    return DPLRStepper(increment, G, V, B, C.clone())  # no view of what may be written or swapped
+
+
+def _make(stored: Stored, P: Tensor | None) -> DPLRStepper:
+    assert P is not None
+    C = torch.view_as_complex(stored.C)
+    return _stepper_of(recurrence(stored, P, C).to(C.dtype))
+
+
+opaque.register("dplr", _make)
 
 
 class DPLRSSM(DPLRModel):
@@ -268,6 +278,9 @@ class DPLRSSM(DPLRModel):
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
         self.set_marks({"P": self.marks()["A_real"]})
 
+    def step_kind(self) -> str | None:
+        return "dplr" if type(self) is DPLRSSM else None
+
     def misfits(self, state_dict: Mapping[str, Any], prefix: str, version: int | None) -> list[str]:
         found = super().misfits(state_dict, prefix, version)
         key = f"{prefix}l_kernel"
@@ -292,14 +305,11 @@ class DPLRSSM(DPLRModel):
     @torch.no_grad()
     def _plain_C_of(self, state_dict: dict[str, Any], prefix: str, length: int) -> Tensor:
         """The plain C of a checkpoint's C, A, P and dt, as pairs."""
-        values = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in _STORED}
-        dt, A_real, A_imag, B, C, P = (values[name].contiguous() for name in _STORED)
+        values = {name: state_dict.get(prefix + name, getattr(self, name)).double() for name in (*STORED, "P")}
+        dt, A_real, A_imag, B, C, P = (value.contiguous() for value in values.values())
         stored, outputs = Stored(dt, A_real, A_imag, B, C, True, True, True), torch.view_as_complex(C)
         found = recurrence(stored, P, outputs)
         return to_pairs(untruncated(outputs, found.transition(), length))
-
-
-_STORED = ("inv_dt", "A_real", "A_imag", "B", "C", "P")
 
 
 def damage(l_kernel: Any) -> str:
@@ -336,7 +346,8 @@ def _row(C: Tensor) -> Tensor:
 
 
 def _unrow(row: Tensor) -> Tensor:
-    return _complex(row.transpose(0, 1) / 2).conj_physical()
+    real, imag = (row.transpose(0, 1) / 2).chunk(2, -1)
+    return torch.complex(real, -imag)
 
 
 def _overlap(v: Tensor, s: Tensor) -> Tensor:

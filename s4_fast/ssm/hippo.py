@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from s4_fast import torch_private
+
 MINIMAL_RANK = {"legs": 1, "legt": 2, "lagt": 1, "fout": 1}
 _ALIASES = {"fourier": "fout"}
 
@@ -136,7 +138,7 @@ def _skew_modes(S: Tensor) -> tuple[Tensor, Tensor]:
     T, Q = S.clone(), torch.eye(N, dtype=S.dtype, device=S.device)
     for k in range(N - 2):
         v = T[k + 1 :, k].clone()
-        if not v[1:].any():
+        if torch_private.has_numbers(v) and not v[1:].any():
             continue
         v[0] += torch.copysign(v.norm(), v[0])
         v /= v.norm()

@@ -11,8 +11,9 @@ from torch import Tensor
 from s4_fast import torch_private
 from s4_fast.dispatch import BackendUnavailableError, Choice
 from s4_fast.ops.direct import operations_are_seen
+from s4_fast.ssm import opaque, real
 from s4_fast.ssm.memo import Memo
-from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters, full
+from s4_fast.ssm.parameters import COMPLEX, HALF, REAL, SSMParameters, full, logarithms
 from s4_fast.ssm.stepping import Stepper
 from s4_fast.torchscript import refuse_tracing
 
@@ -166,9 +167,27 @@ class SSMModel(SSMParameters):
             if not (D.shape == u.shape[1:] and D.dtype is real and D.device == u.device):
                 raise _wrong_skip(D, real, u)
         wide = u if u.dtype is real else u.to(real)
-        found = self._scanned(wide, state, D)
+        found = self._in_graph(wide, state, D) if torch.compiler.is_compiling() else self._scanned(wide, state, D)
         y, after = self.remembered("stepper", self._stepper).step(wide, state, D) if found is None else found
         return (y.to(u.dtype) if u.dtype in HALF else y), after
+
+    def step_kind(self) -> str | None:
+        """What :mod:`s4_fast.ssm.opaque` and :mod:`s4_fast.ssm.real` call steps of this model, None where they know
+        none: a subclass may compute anything."""
+        return None
+
+    def _in_graph(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """A step of a compiled graph by an op that remembers, or of an exported one in real arithmetic."""
+        kind = self.step_kind()
+        if kind is None or torch_private.own_modules(self) or torch_private.is_sharded(self):
+            return None
+        values, P = self.as_stored(), getattr(self, "P", None)
+        if torch_private.is_exporting():
+            found = real.coefficients(logarithms(*map(full, values)), None if P is None else full(P), kind)
+            y, after = found.step(u, torch.view_as_real(state.resolve_conj()), D)
+            return y, torch.view_as_complex(after)
+        read = [*values, *(t for t in (u, state, D, P) if t is not None)]
+        return opaque.step(u, state, D, values, P, kind) if opaque.runs(read) else None
 
     def _scanned(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """A step as a scan over one sample, by the native library, where nothing is remembered for steps."""
@@ -225,6 +244,7 @@ class SSMModel(SSMParameters):
         if (
             torch.is_grad_enabled()
             or operations_are_seen()
+            or torch_private.has_dual_level()
             or not all([t.is_cpu for t in tensors])
             or torch_private.has_hooks(self)
             or torch_private.own_modules(self)

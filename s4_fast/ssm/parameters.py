@@ -32,6 +32,10 @@ def full(t: Tensor) -> Tensor:
     return t.float() if t.dtype in HALF else t
 
 
+STORED = ("inv_dt", "A_real", "A_imag", "B", "C")
+"""The names under which :class:`SSMParameters` stores what is in :class:`Stored`."""
+
+
 class Stored(NamedTuple):
     """The parameters as :func:`s4_fast.ops.diagonal.stored_diagonal_ssm` takes them."""
 
@@ -47,6 +51,20 @@ class Stored(NamedTuple):
     def form(self, rate: float = 1.0, **options: bool) -> Form:
         """How the op is to read them."""
         return Form(log_dt=self.log_dt, log_decay=self.log_decay, conjugate=self.conjugate, rate=rate, **options)
+
+    def system(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Steps (d_model, 1) or (d_model, n) in float64, A and B (d_model, n) in complex128; no B stands for 1.
+
+        float32's rounding of ``dt A`` would be multiplied by the number of steps.
+        """
+        pairs = None if self.B is None else self.B.view(*self.A_real.shape, 2)
+        dt = self.dt.view(self.C.shape[-3], -1)
+        return system(dt, self.A_real, self.A_imag, pairs, self.form(rate))
+
+
+def logarithms(dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor, C: Tensor) -> Stored:
+    """What :class:`SSMParameters` stores."""
+    return Stored(dt, A_real, A_imag, B, C, True, True, True)
 
 
 class SSMParameters(MarkedModule):
@@ -131,19 +149,15 @@ class SSMParameters(MarkedModule):
         return Stored(self._dt(), A.real, A.imag, torch.view_as_real(self._B()), torch.view_as_real(self._C()))
 
     def _logarithms(self) -> Stored:
-        read = self.read
-        return Stored(read("inv_dt"), read("A_real"), read("A_imag"), read("B"), read("C"), True, True, True)
+        return logarithms(*map(self.read, STORED))
+
+    def as_stored(self) -> list[Tensor]:
+        """``STORED``, in the precision in which they are stored."""
+        return [self._kept(name) for name in STORED]
 
     def system(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Steps (d_model, 1) or (d_model, n) in float64, A and B (d_model, n) in complex128; no B stands for 1.
-
-        float32's rounding of ``dt A`` would be multiplied by the number of steps.
-        """
-        stored = self.stored()
-        B = stored.B
-        pairs = None if B is None else B.view(*stored.A_real.shape, 2)
-        dt = stored.dt.view(self.d_model, -1)
-        return system(dt, stored.A_real, stored.A_imag, pairs, stored.form(rate))
+        """:meth:`Stored.system` of the parameters."""
+        return self.stored().system(rate)
 
     def dt(self, rate: float = 1.0) -> Tensor:
         """Step sizes, (d_model, 1) or (d_model, n), at a sampling that is ``rate`` times as coarse."""
@@ -160,10 +174,13 @@ class SSMParameters(MarkedModule):
 
     def read(self, name: str) -> Tensor:
         """A parameter by name, in float32 where it is stored in half precision."""
+        return full(self._kept(name))
+
+    def _kept(self, name: str) -> Tensor:
         t = own_parameters(self).get(name)
         if t is None:  # a buffer, or made of other tensors
             t = getattr(self, name)
-        return full(t)
+        return t
 
     def _dt(self) -> Tensor:
         return self.read("inv_dt").exp()

@@ -81,6 +81,8 @@ def _forced(model: SSMModel, L: int, way: Way) -> Path | None:
 def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
     """The faster path of a ``model`` that scans, on the backend that is chosen."""
     backend = choice.backend
+    if backend == dispatch.PLAIN:
+        return Path("scan", choice.reason)  # whose program takes any length
     if choice.replaces is not None:
         return Path("convolution", f"the backend that is preferred has no scan: {choice.reason}")
     threshold = SCAN_THRESHOLDS.get((model.scan_op, device, backend))

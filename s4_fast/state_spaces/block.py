@@ -121,7 +121,8 @@ class S4Block(AllOrNothing):
             self.output_linear = LinearActivation(
                 width, d_model, activation=final_act, activate=True, initializer=initializer, weight_norm=weight_norm
             )
-        self.to(device, dtype)
+        if (device, dtype) != (None, None):
+            self.to(device, dtype)
 
     def forward(
         self,

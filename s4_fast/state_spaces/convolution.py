@@ -87,7 +87,8 @@ class FFTConv(SequenceModule):
         drop = DropoutNd(dropout, transposed=transposed) if tie_dropout else nn.Dropout(dropout)
         self.drop = nn.Identity() if dropout == 0 else drop
         self.drop_kernel = nn.Identity() if drop_kernel == 0 else nn.Dropout(drop_kernel)
-        self.to(device, dtype)
+        if (device, dtype) != (None, None):
+            self.to(device, dtype)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, rate: float = 1.0, lengths: Lengths | int | None = None

@@ -159,7 +159,8 @@ class S4(S4Block):
             self._start_from(longest(l_max), corrected)
         elif diagonal and isinstance(self.layer.kernel, SSMKernelDiag):
             self.layer.kernel.multiply_C_by_B()
-        self.to(device, dtype)
+        if (device, dtype) != (None, None):
+            self.to(device, dtype)
 
     def _add_gate(self, gate: int, activation: str | None, postact: str | None, maps: Mapping[str, Any]) -> None:
         width = gate * self.d_model

@@ -131,7 +131,8 @@ class S4D(SequenceModule):
         self.activation = nn.GELU()
         self.dropout = nn.Identity() if dropout == 0 else DropoutNd(dropout, transposed=True)
         self.output_linear = nn.Sequential(nn.Conv1d(d_model, 2 * d_model, kernel_size=1), nn.GLU(dim=-2))
-        self.to(device, dtype)
+        if (device, dtype) != (None, None):
+            self.to(device, dtype)
 
     def forward(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         """u of shape (batch, d_model, length), or without the batch; with d_model last if not ``transposed``.

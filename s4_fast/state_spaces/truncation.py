@@ -153,10 +153,25 @@ class TruncatedDPLRModel(DPLRModel):
             if not torch_private.is_exporting():
                 same = self.l_kernel == self._length
                 torch_private.assert_when_computed(same, "l_kernel is not what it was when the graph was compiled")
+        elif torch_private.innermost_transform() is not None:
+            return self._transformed_length()
         # A mode may have no numbers to read: that of fake tensors has none.
         elif not (self.l_kernel.is_meta or torch_private.dispatch_modes()):
             self._length = int(self.l_kernel)
         return self._length
+
+    def _transformed_length(self) -> int:
+        """The length under a transform, of all members where there is one for each, as in a vmap over models."""
+        lengths = torch_private.unwrapped(self.l_kernel)
+        if lengths.is_meta or torch_private.dispatch_modes():
+            return self._length
+        first, last = int(lengths.min()), int(lengths.max())
+        if first != last:
+            raise RuntimeError(
+                f"vmap over kernels whose C is truncated for different lengths, l_kernel from {first} to {last}: call "
+                f"setup({last}) of each before they are stacked"
+            )
+        return first
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "l_kernel": self._read_length()}

@@ -9,7 +9,7 @@ from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
-from s4_fast.ops.cauchy import reference
+from s4_fast.ops.cauchy import plain, reference
 
 _MULT = Op(
     "cauchy_mult",
@@ -18,6 +18,7 @@ _MULT = Op(
     complex_outputs=(True,),
     scalars=("bool symmetric",),
     fake=lambda v, z, w, symmetric: v.new_empty(v.shape[0], v.shape[1], z.shape[1], 2),
+    plain=plain.cauchy_mult,
 ).register()
 
 _BILINEAR = Op(
@@ -27,6 +28,7 @@ _BILINEAR = Op(
     complex_outputs=(True,),
     scalars=("SymInt L",),
     fake=lambda v, w, L: v.new_empty(v.shape[0], v.shape[1], L // 2 + 1, 2),
+    plain=plain.cauchy_bilinear,
 ).register()
 
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from s4_fast import arguments, dispatch
 from s4_fast.ops import _native_calls
-from s4_fast.ops.diagonal import reference, stored
+from s4_fast.ops.diagonal import plain, reference, stored
 from s4_fast.ops.diagonal.form import Arguments, Form
 
 _DISCRETIZATIONS = ("zoh", "bilinear")
 
 
-_OP = stored.register("diagonal_ssm", ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead"))
+_OP = stored.register(
+    "diagonal_ssm", ("u", "dt", "A_real", "A_imag", "B", "C", "D", "state", "ahead"), plain.diagonal_ssm
+)
 
 
 @overload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, conj_physical
 
-from s4_fast.ops._complex import expm1, log_bilinear
+from s4_fast.ops._complex import expm1, joined, log_bilinear
 from s4_fast.ops.diagonal.form import Form
 
 _WIDE = torch.complex128
@@ -24,8 +24,10 @@ def phi_derivative(z: Tensor) -> Tensor:
     """
     small = z.abs() < 0.5
     t = torch.where(small, z, 0)
-    series = torch.full_like(t, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
+    # Formed anew: a graph of dynamic shapes takes floats from outside for inputs, which a backward cannot have.
+    *lower, highest = _series(16)
+    series = torch.full_like(t, highest)
+    for coefficient in reversed(lower):
         series = coefficient + t * series
     far = torch.where(small, 1, z)
     return torch.where(small, series, (torch.exp(far) - phi(far)) / far)
@@ -39,16 +41,13 @@ def _series(terms: int) -> list[float]:
     return coefficients
 
 
-_SERIES = _series(16)
-
-
 def system(
     dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor | None, form: Form
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The steps (H, 1) or (H, n) in float64, and A and B (H, n) in complex128, of what is stored. Differentiable."""
     copies, wide = len(dt) // len(A_real), dt.double()
     real, imag = A_real.double(), A_imag.double()
-    A = torch.complex(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
+    A = joined(-real.exp() if form.log_decay else real, -imag if form.conjugate else imag)
     weight = None if B is None else torch.view_as_complex(B).to(_WIDE).repeat(copies, 1)
     return form.rate * (wide.exp() if form.log_dt else wide), A.repeat(copies, 1), weight
 

@@ -37,11 +37,13 @@ class Form(NamedTuple):
         return of_C // 2 if self.bidirectional else of_C
 
 
-@functools.lru_cache(64)
-def form_of(flags: int, rate: float) -> Form:
+def read(flags: int, rate: float) -> Form:
     """The form with these flags."""
     a, b, c, d, e, f = (bool(flags >> i & 1) for i in range(6))
     return Form(a, b, c, d, e, f, rate)
+
+
+form_of = functools.lru_cache(64)(read)  # which Dynamo warns of
 
 
 class Arguments(NamedTuple):

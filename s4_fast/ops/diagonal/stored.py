@@ -15,7 +15,7 @@ from s4_fast.ops.diagonal.form import Arguments
 _Definition = Callable[..., tuple[Tensor, Tensor]]
 
 
-def register(name: str, tensors: tuple[str, ...]) -> Op:
+def register(name: str, tensors: tuple[str, ...], plain: _Definition) -> Op:
     """The op of that name: u, dt, A_real and A_imag come first, C, D, state and ahead last."""
     return Op(
         name,
@@ -24,6 +24,7 @@ def register(name: str, tensors: tuple[str, ...]) -> Op:
         complex_outputs=(False, True),
         scalars=("int flags", "float rate"),
         fake=_fake,
+        plain=plain,
         optional=("B", "D", "state", "ahead"),
     ).register()
 

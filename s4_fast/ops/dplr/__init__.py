@@ -8,8 +8,8 @@ from torch import Tensor
 from s4_fast import dispatch, native_library
 from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._library import Op
-from s4_fast.ops.direct import only_autograd_sees
-from s4_fast.ops.dplr import pytorch, reference
+from s4_fast.ops.direct import is_transformed, only_autograd_sees
+from s4_fast.ops.dplr import plain, pytorch, reference
 
 _TENSORS = ("w", "P", "Q", "B", "C", "dt")
 _STEP_TENSORS = ("u", "state", "increment", "G", "V", "B", "C", "D")
@@ -21,6 +21,7 @@ _KERNEL = Op(
     complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda w, P, Q, B, C, dt, L: w.new_empty(B.shape[0], C.shape[0], w.shape[0], L),
+    plain=plain.dplr_kernel,
 ).register()
 
 
@@ -98,7 +99,7 @@ def dplr_step(
         C: output vectors, ``(c, H, n)``.
         D: skip coefficients, ``(H,)``, real, or None.
         backend: a backend's name, or None for the automatic choice. ``"native"`` takes no part in graphs and
-            transforms, nor on CUDA devices in gradients.
+            modes, nor on CUDA devices in gradients; under transforms operations of PyTorch take its place.
 
     Returns:
         ``y`` ``(batch, c, H)``, real, and the next state. Differentiable in every tensor.
@@ -116,8 +117,10 @@ def dplr_step(
         wide = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in given)
         y, following = reference.dplr_step(*wide)
         return y.to(call.dtype), following.to(state.dtype)
-    # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can.
-    module = pytorch if torch.compiler.is_compiling() else dispatch.load("dplr_step", choice.backend)
+    # What load does, the import of a module, cannot be part of a compiled graph; of the others pytorch alone can, and
+    # it alone is made of operations that transforms and derivatives of any order go through.
+    plainly = torch.compiler.is_compiling() or is_transformed((u, state, increment, G, V, B, C, D))
+    module = pytorch if plainly else dispatch.load("dplr_step", choice.backend)
     D = None if D is None else D.to(call.dtype)
     return module.dplr_step(u.to(call.dtype), state, increment, G, V, B, C, D)
 
@@ -153,8 +156,8 @@ def _prepare_step(
     D: Tensor | None = None,
 ) -> dispatch.Call:
     op = "dplr_step"
-    given = zip(_STEP_TENSORS, (u, state, increment, G, V, B, C, D), strict=True)
-    tensors = {name: t for name, t in given if t is not None}
+    named = zip(_STEP_TENSORS, (u, state, increment, G, V, B, C, D), strict=True)
+    tensors = {name: t for name, t in named if t is not None}
     device = _checks.same_device(op, **tensors)
     _checks.common_dtype(op, increment=increment)
     dtype = _checks.common_dtype(op, real=("u", "D"), **{k: t for k, t in tensors.items() if k != "increment"})
@@ -171,7 +174,8 @@ def _prepare_step(
     if G.shape != V.shape:
         raise ValueError(f"{op}: expected G and V of one shape, got {_checks.shape_of(G=G, V=V)}")
     shape = {"batch": batch, "H": H, "n": n, "rank": G.shape[0], "c": C.shape[0]}
-    watched = not only_autograd_sees(tuple(tensors.values()))
+    given = tuple(tensors.values())
+    watched = not (only_autograd_sees(given) or is_transformed(given))
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(**tensors), watched)
 
 
@@ -189,7 +193,7 @@ def _native_refuses_step(call: dispatch.Call) -> str | None:
     if torch.compiler.is_compiling():
         return "its step is not part of compiled graphs"
     if call.watched:
-        return "its step has no tangents and takes no part in transforms and modes"
+        return "its step takes no part in modes"
     if call.grads and call.device != "cpu":
         return f"its step has no gradients on {call.device}, and {', '.join(call.grads)} need them"
     return _native_calls.refuses(call) or _native_refuses_rank(call.shape["rank"], f"{call.device}_dplr_step_rank")

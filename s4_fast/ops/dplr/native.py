@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s4_fast import native_library
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
-from s4_fast.ops.direct import operations_are_seen, plain
+from s4_fast.ops.direct import is_transformed, operations_are_seen, over_batches, plain
 from s4_fast.ops.dplr import pytorch
 from s4_fast.ops.dplr.factors import Factors
 
@@ -83,8 +83,12 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
-        if torch.is_grad_enabled() or operations_are_seen():
-            return _differentiable_backward(grads, tensors, needs)
+        if torch.is_grad_enabled() or operations_are_seen() or is_transformed((*grads, *tensors)):
+            count = len(grads)
+            found = over_batches(
+                lambda *given: _differentiable_backward(given[:count], given[count:], needs), (*grads, *tensors)
+            )
+            return tuple(found)
         grads, tensors = tuple(map(_plain, grads)), tuple(map(_plain, tensors))
         found = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
         u = tensors[0]
@@ -101,7 +105,7 @@ def _differentiable_backward(
         # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
         views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
         outputs = zip(pytorch.dplr_step(*views), grads, strict=True)
-        used = [(output, grad) for output, grad in outputs if grad is not None]
+        used = [(output, grad) for output, grad in outputs if grad is not None and output.requires_grad]
         wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
         found = iter(
             torch.autograd.grad(

@@ -48,8 +48,8 @@ def dplr_step(
     """u (Bt, H), state (Bt, H, n), increment (H, n) in complex128, B (H, n), G, V (r, H, n), C (c, H, n), D (H,) ->
     (Bt, c, H), (Bt, H, n)."""
     following = state + increment * state
-    for g, v in zip(G, V, strict=True):
-        following = following - g * (2 * (v * state).sum(-1, keepdim=True).real)
+    for g, v in ((G[r], V[r]) for r in range(G.shape[0])):  # AOTInductor does not run what iterates, unbind
+        following = following + g * (-2 * (v * state).sum(-1, keepdim=True).real)
     following = (following + B * u[..., None]).to(state.dtype)
     y = 2 * (C * following[:, None]).sum(-1).real
     return (y if D is None else y + (D * u)[:, None]), following

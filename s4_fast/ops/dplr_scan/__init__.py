@@ -12,9 +12,11 @@ from s4_fast import arguments, dispatch, native_library
 from s4_fast.ops import _native_calls
 from s4_fast.ops.diagonal import stored
 from s4_fast.ops.diagonal.form import Arguments, Form
-from s4_fast.ops.dplr_scan import reference
+from s4_fast.ops.dplr_scan import plain, reference
 
-_OP = stored.register("dplr_scan", ("u", "dt", "A_real", "A_imag", "P", "B", "C", "D", "state", "ahead"))
+_OP = stored.register(
+    "dplr_scan", ("u", "dt", "A_real", "A_imag", "P", "B", "C", "D", "state", "ahead"), plain.dplr_scan
+)
 
 
 @overload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, conj_physical
 
+from s4_fast.ops._complex import conjugate, plus
 from s4_fast.ops.diagonal.discretization import of_copies, of_stored, system
 from s4_fast.ops.diagonal.form import Form
 
@@ -24,9 +25,9 @@ class Discretized:
         self.step, self.A, self.B = system(dt, A_real, A_imag, B, form)
         self.P = torch.view_as_complex(P).to(self.A.dtype).repeat(1, self.copies, 1)
         self.half = self.step / 2
-        self.M = 1 / (1 - self.half * self.A)
-        self.a, self.G = 2 * self.M - 1, self.half * self.P * self.M
-        self.Q = conj_physical(self.P) * self.M
+        self.M = 1 / plus(-self.half * self.A, 1)
+        self.a, self.G = plus(2 * self.M, -1), self.half * self.P * self.M
+        self.Q = conjugate(self.P) * self.M
         capacitance = 2 * _real_products(self.P, self.G)
         eye = torch.eye(len(P), dtype=capacitance.dtype, device=P.device)
         self.K = torch.linalg.inv_ex(eye + capacitance).inverse  # (H, rank, rank); A is stable, so this is regular
@@ -34,7 +35,7 @@ class Discretized:
         self.V = 2 * self.E
         self.input = (self.step if self.B is None else self.step * self.B).to(self.A.dtype).expand_as(self.A)
         self.overlap = 2 * (self.E * self.input).sum(-1, keepdim=True).real
-        self.B_bar = self.M * self.input - (self.G * self.overlap).sum(0)
+        self.B_bar = self.M * self.input + (self.G * -self.overlap).sum(0)
 
     def gradients(
         self, grad_a: Tensor, grad_G: Tensor, grad_V: Tensor, grad_B_bar: Tensor

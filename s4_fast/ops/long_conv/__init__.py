@@ -7,7 +7,7 @@ from torch import Tensor
 from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls
 from s4_fast.ops._library import Op
-from s4_fast.ops.long_conv import reference
+from s4_fast.ops.long_conv import plain, reference
 
 _CONV = Op(
     "fft_conv",
@@ -16,6 +16,7 @@ _CONV = Op(
     complex_outputs=(False,),
     scalars=(),
     fake=lambda u, k, D: u.new_empty(u.shape[0], k.shape[0], u.shape[1], u.shape[2]),
+    plain=plain.fft_conv,
 ).register()
 
 

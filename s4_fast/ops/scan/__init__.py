@@ -10,7 +10,7 @@ from torch import Tensor
 from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls
 from s4_fast.ops._library import Op
-from s4_fast.ops.scan import reference
+from s4_fast.ops.scan import plain, reference
 
 _SCAN = Op(
     "ssm_scan",
@@ -19,6 +19,7 @@ _SCAN = Op(
     complex_outputs=(False, True),
     scalars=("bool time_major",),
     fake=lambda u, x, B, C, D, state, time_major: (u.new_empty(u.shape), u.new_empty(u.shape[0], *x.shape)),
+    plain=plain.ssm_scan,
 ).register()
 
 _STEP = Op(
@@ -28,6 +29,7 @@ _STEP = Op(
     complex_outputs=(False, True),
     scalars=(),
     fake=lambda u, state, x, B, C, D: (u.new_empty(u.shape), state.new_empty(state.shape)),
+    plain=plain.ssm_step,
 ).register()
 
 

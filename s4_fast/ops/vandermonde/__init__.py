@@ -9,7 +9,7 @@ from s4_fast import dispatch
 from s4_fast.ops import _checks, _native_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
-from s4_fast.ops.vandermonde import reference
+from s4_fast.ops.vandermonde import plain, reference
 
 _FORWARD = Op(
     "log_vandermonde",
@@ -18,6 +18,7 @@ _FORWARD = Op(
     complex_outputs=(False,),
     scalars=("SymInt L",),
     fake=lambda v, x, L: v.new_empty(v.shape[0], v.shape[1], L),
+    plain=plain.log_vandermonde,
 ).register()
 
 _TRANSPOSE = Op(
@@ -27,6 +28,7 @@ _TRANSPOSE = Op(
     complex_outputs=(True,),
     scalars=("SymInt L",),
     fake=lambda u, v, x, L: v.new_empty(v.shape),
+    plain=plain.log_vandermonde_transpose,
 ).register()
 
 
