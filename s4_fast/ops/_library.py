@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, over_batches, plain
+from s4_fast.ops._derivatives import pulled_back, pulled_back_twice
+from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, plain
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,7 @@ class Op:
         count = len(self.tensors)
         needs = list(ctx.needs_input_grad[:count])
         if is_transformed((*grads, *ctx.saved_tensors)):
-            given = [_from_pairs(t, c) for t, c in (*self._outputs(grads), *self._inputs(ctx.saved_tensors))]
-            pulled = self._pulled_back(given[: len(grads)], given[len(grads) :], ctx.rest[:-1], needs)
-            found = [_to_pairs(g) if c and g is not None else g for g, c in self._inputs(pulled)]
+            found = pulled_back(self._plainly_in_pairs(ctx.rest[:-1]), grads, ctx.saved_tensors, needs)
             return (*found, *(None for _ in ctx.rest))
         found = getattr(torch.ops.s4_fast, f"{self.name}_backward")(*grads, *ctx.saved_tensors, *ctx.rest, needs)
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None for _ in ctx.rest))
@@ -166,35 +165,14 @@ class Op:
         with torch.autocast(first.device.type, enabled=False):
             return self.plain(*tensors, *scalars)
 
-    def _pulled_back(
-        self,
-        grads: Sequence[Tensor | None],
-        tensors: Sequence[Tensor | None],
-        scalars: Sequence[Any],
-        needs: Sequence[bool],
-    ) -> list[Tensor | None]:
-        """The gradients of the tensors that need one, through the plain operations, and differentiable like these."""
-        count = len(grads)
-        return over_batches(
-            lambda *given: self._pulled_back_one(given[:count], given[count:], scalars, needs), (*grads, *tensors)
-        )
+    def _plainly_in_pairs(self, scalars: Sequence[Any]) -> Callable[[list[Any]], list[Tensor]]:
+        """:meth:`_plainly` beyond the boundary, where complex tensors are pairs."""
 
-    def _pulled_back_one(
-        self,
-        grads: Sequence[Tensor | None],
-        tensors: Sequence[Tensor | None],
-        scalars: Sequence[Any],
-        needs: Sequence[bool],
-    ) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
-            views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
-            outputs = _split(self._plainly(views, scalars))
-            used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-            wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
-            ys, gs = [y for y, _ in used], [g for _, g in used]
-            found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, materialize_grads=True))
-        return tuple(next(found) if needed else None for needed in needs)
+        def function(pairs: list[Any]) -> list[Tensor]:
+            outputs = _split(self._plainly([_from_pairs(t, c) for t, c in self._inputs(pairs)], scalars))
+            return [_to_pairs(t) if c else t for t, c in self._outputs(outputs)]
+
+        return function
 
     def _setup_adjoint(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grads, rest = self._split_backward(inputs)
@@ -205,38 +183,13 @@ class Op:
 
     def _autograd_of_adjoint(self, ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """The plain operations' adjoint stands for the backend's, of which nobody knows the derivative."""
-        wanted, outer = ctx.needs_input_grad[: len(ctx.saved_tensors)], torch.is_grad_enabled()
-        count = len(seconds)
-        found = over_batches(
-            lambda *given: self._pulled_back_twice(given[:count], given[count:], ctx.rest, wanted, outer),
-            (*seconds, *ctx.saved_tensors),
-        )
+        (*scalars, _, needs), count = ctx.rest, len(self.complex_outputs)
+        grads, tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        # An adjoint that is not needed has no entries.
+        seconds = [s if needed else None for s, needed in zip(seconds, needs, strict=True)]
+        wanted = ctx.needs_input_grad[: len(ctx.saved_tensors)]
+        found = pulled_back_twice(self._plainly_in_pairs(scalars), seconds, grads, tensors, needs, wanted)
         return (*found, *(None for _ in ctx.rest))
-
-    def _pulled_back_twice(
-        self,
-        seconds: Sequence[Tensor | None],
-        saved: Sequence[Tensor | None],
-        rest: Sequence[Any],
-        wanted: Sequence[bool],
-        create_graph: bool,
-    ) -> tuple[Tensor | None, ...]:
-        *scalars, _, needs = rest
-        count = len(self.complex_outputs)
-        with torch.enable_grad():
-            views: list[Any] = [None if t is None else t.view_as(t) for t in saved]
-            pairs = (*self._outputs(views[:count]), *self._inputs(views[count:]))
-            given = [_from_pairs(t, c) for t, c in pairs]
-            firsts = self._pulled_back_one(given[:count], given[count:], scalars, needs)
-            real = [_to_pairs(g) if c and g is not None else g for g, c in self._inputs(firsts)]
-            both = [(g, s) for g, s in zip(real, seconds, strict=True) if g is not None and g.requires_grad]
-            used = [(g, s) for g, s in both if s is not None]
-            leaves = [t for t, w in zip(views, wanted, strict=True) if w]
-            if not used:
-                return tuple(None for _ in wanted)
-            gs, ss = zip(*used, strict=True)
-            found = iter(torch.autograd.grad(gs, leaves, ss, create_graph=create_graph, allow_unused=True))
-        return tuple(next(found) if w else None for w in wanted)
 
 
 class _Recorded(torch.autograd.Function):
@@ -253,7 +206,7 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         op, tensors, needs = ctx.op, ctx.saved_tensors, ctx.needs_input_grad[3:]
         if is_transformed((*grads, *tensors)):
-            found = op._pulled_back(grads, tensors, ctx.scalars, needs)
+            found = pulled_back(lambda views: _split(op._plainly(views, ctx.scalars)), grads, tensors, needs)
         elif torch.is_grad_enabled() or operations_are_seen():
             pairs = [t if t is None or not c else _to_pairs(t) for t, c in (*op._outputs(grads), *op._inputs(tensors))]
             run = getattr(torch.ops.s4_fast, f"{op.name}_backward")

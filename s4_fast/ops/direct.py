@@ -64,10 +64,10 @@ def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
 def over_batches(function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]) -> list[Any]:
     """``function(*tensors)``. Where some are of a batch, as gradients with ``is_grads_batched=True`` are, by
     ``torch.func.vmap``: PyTorch has two, and that of such batches lacks many operations."""
-    batched = [t is not None and torch_private.is_in_batch(t) for t in tensors]
+    level = 0 if torch.compiler.is_compiling() else torch_private.batch_level()
+    batched = [level > 0 and t is not None and torch_private.is_in_batch(t) for t in tensors]
     if not any(batched):
         return list(function(*tensors))
-    level = torch_private.batch_level()
     there: list[bool] = []
 
     def each(*mapped: Tensor) -> tuple[Tensor, ...]:

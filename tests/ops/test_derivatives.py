@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functionalize, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 import s4_fast
+from s4_fast.ops.diagonal.plain import phi
 from tests.helpers import Tensors, backends, normal, parts, relative_error
 from tests.ops import test_library as library
 
@@ -187,6 +189,18 @@ def test_accuracy_under_a_transform(op: str, dtype: torch.dtype) -> None:
     for actual, expected in zip(found, call(op, *wide, backend="reference"), strict=True):
         assert actual.dtype.to_real() == dtype.to_real()
         assert relative_error(actual[0], expected) <= (5e-7 if dtype == torch.complex64 else 1e-12)
+
+
+def test_derivatives_of_the_hold_are_accurate_near_zero() -> None:
+    """``(exp(z) - 1) / z = int_0^1 exp(s z) ds``, of which a quotient would lose a factor z of accuracy each time."""
+    z = torch.tensor([0, 1e-9, 1e-4j, -1e-2 + 1e-3j, 0.4j, -0.49, -0.51, 0.7j, -3 + 2j], dtype=torch.complex128)
+    one, function = torch.ones_like(z), phi
+    nodes, weights = (torch.from_numpy(t) for t in numpy.polynomial.legendre.leggauss(40))
+    s = (1 + nodes) / 2
+    for order in range(4):
+        expected = (torch.exp(s * z[:, None]) * s**order) @ (weights / 2).to(z.dtype)
+        assert ((function(z) - expected) / expected).abs().max() <= 1e-12
+        function = (lambda f: lambda z: jvp(f, (z,), (one,))[1])(function)
 
 
 @pytest.mark.parametrize("init", ["legs", "legt", "fout", "lagt"])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
+from s4_fast.ops._derivatives import pulled_back
 from s4_fast.ops.cauchy.fft_form import adjoint_irfft
-from s4_fast.ops.direct import is_transformed, operations_are_seen, over_batches, plain
+from s4_fast.ops.direct import is_transformed, operations_are_seen, plain
 from s4_fast.ops.dplr import pytorch
 from s4_fast.ops.dplr.factors import Factors
 
@@ -84,11 +85,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
         if torch.is_grad_enabled() or operations_are_seen() or is_transformed((*grads, *tensors)):
-            count = len(grads)
-            found = over_batches(
-                lambda *given: _differentiable_backward(given[:count], given[count:], needs), (*grads, *tensors)
-            )
-            return tuple(found)
+            return tuple(pulled_back(lambda views: pytorch.dplr_step(*views), grads, tensors, needs))
         grads, tensors = tuple(map(_plain, grads)), tuple(map(_plain, tensors))
         found = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
         u = tensors[0]
@@ -96,27 +93,6 @@ class _Step(torch.autograd.Function):
             return tuple(None if g is None else g.zero_() for g in found)
         native_library.call("dplr_step_backward", u, u.dtype, *_step_sizes(*tensors), *grads, *tensors, *found)
         return tuple(found)
-
-
-def _differentiable_backward(
-    grads: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...], needs: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    with torch.enable_grad():
-        # Views, so that a tensor from which another one was made is differentiated for its own sake alone.
-        views: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
-        outputs = zip(pytorch.dplr_step(*views), grads, strict=True)
-        used = [(output, grad) for output, grad in outputs if grad is not None and output.requires_grad]
-        wanted = [t for t, needed in zip(views, needs, strict=True) if needed]
-        found = iter(
-            torch.autograd.grad(
-                [output for output, _ in used],
-                wanted,
-                [grad for _, grad in used],
-                create_graph=True,
-                materialize_grads=True,
-            )
-        )
-    return tuple(next(found) if needed else None for needed in needs)
 
 
 def _plain(t: Tensor | None) -> Tensor | None:
