@@ -12,7 +12,7 @@ from s4_fast.layers.padding import Rows
 from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.sequence import Way, through, through_slice
 from s4_fast.time_split import SplittableSequence
-from s4_fast.torchscript import refuse_scripting, refuse_tracing
+from s4_fast.torchscript import refuse_onnx, refuse_scripting, refuse_tracing
 
 
 class SequenceModule(SplittableSequence, AllOrNothing):
@@ -35,6 +35,7 @@ class SequenceModule(SplittableSequence, AllOrNothing):
         ``check(least)`` raises where the arguments do not fit, or u has fewer than ``least`` samples.
         """
         refuse_tracing()
+        refuse_onnx()
         if self.time_split is None:
             check(1)
             lengths = None if rows is None else rows.lengths

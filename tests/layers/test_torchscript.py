@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from s4_fast import S4DLayer, S4Layer, S4SequenceModel
+from s4_fast import FrozenStep, S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.state_spaces import S4D, S4Block
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
@@ -59,3 +59,16 @@ def test_after_a_refusal_the_model_works() -> None:
     with pytest.raises(RuntimeError):
         torch.jit.trace(model, u, check_trace=False)
     assert torch.equal(model(u), expected)
+
+
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
+def test_pytorchs_onnx_takes_a_frozen_step_and_no_sequence(layer: str) -> None:
+    pytest.importorskip("onnxscript")
+    model, u = S4SequenceModel(4, 4, 2, 1, 4, layer=layer).eval(), torch.randn(2, 5, 4)
+    with pytest.raises(Exception, match="python -m s4_fast export") as caught:
+        torch.onnx.export(model, (u,), dynamo=True, verbose=False)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    frozen = FrozenStep(model)
+    program = torch.onnx.export(frozen, (u[:, 0], *frozen.init_state(2)), dynamo=True, verbose=False)
+    y, expected = program(u[:, 0], *frozen.init_state(2))[0], model.step(u[:, 0], model.init_state(2))[0]
+    assert torch.allclose(y, expected, rtol=1e-5, atol=1e-6)
