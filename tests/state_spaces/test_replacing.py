@@ -207,7 +207,7 @@ def test_every_layer_that_cannot_be_matched_is_named():
 def test_a_layer_by_itself_has_nowhere_to_be_replaced():
     with pytest.raises(ValueError, match="use replacement"):
         replace_layers(lookalikes.s4d())
-    with pytest.raises(ValueError, match=r"expected one of S4D, S4Block, .* of state-spaces/s4, got Linear"):
+    with pytest.raises(ValueError, match=r"expected one of S4, S4D, .* of state-spaces/s4, got Linear"):
         replacement(nn.Linear(2, 2))
 
 
@@ -266,7 +266,7 @@ def test_a_class_that_only_has_the_name_is_passed_over():
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
-        ("S4D", {"D": nn.Parameter(torch.ones(3))}, "is no S4D of state-spaces/s4: it has no h"),
+        ("S4D", {"D": nn.Parameter(torch.ones(3))}, "is no S4D of state-spaces/s4: it has no transposed or h"),
         ("SSMKernelDense", {}, "there is no layer here for a SSMKernelDense"),
         ("SSMKernelDiag", {}, "is no SSMKernelDiag of state-spaces/s4: it has no H"),
         ("HippoSSKernel", {}, "there is no layer here for a HippoSSKernel"),
