@@ -40,7 +40,7 @@ def power(x: Tensor, L: int) -> Tensor:
 def log_vandermonde(v: Tensor, x: Tensor, L: int) -> Tensor:
     """v (c, H, n), x (H, n) in any precision -> (c, H, L) in that of v."""
     (p_real, p_imag), (q_real, q_imag), _ = _tables(x, L)
-    dtype = v.dtype.to_real()
+    dtype = v.real.dtype  # Dynamo knows no dtype.to_real
     v_real, v_imag = (t.double()[..., None] for t in parts(v))
     left = torch.cat((v_real * p_real - v_imag * p_imag, -v_real * p_imag - v_imag * p_real), -2)
     right = torch.cat((q_real, q_imag), -2)
