@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping
 from types import EllipsisType
@@ -24,8 +23,6 @@ from s4_fast.state_spaces.arguments import check_shape, flattened, per_row, refu
 from s4_fast.state_spaces.convolution import FFTConv, one_sample
 from s4_fast.state_spaces.kernels import SSMKernelDiag
 from s4_fast.state_spaces.releases import older_layer
-
-log = logging.getLogger(__name__)
 
 
 class S4Block(AllOrNothing):
@@ -216,8 +213,7 @@ class S4Block(AllOrNothing):
         kernel.check_older()
         if found.release == 3:
             self._compare_defaults(prefix)
-        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
-        return Renewed(found.applied(state_dict), str(found), found.names())
+        return found.renewed(state_dict, type(self).__name__)
 
     def _compare_defaults(self, prefix: str) -> None:
         """Warn where release 3 means something else by an option that a checkpoint does not hold."""

@@ -255,8 +255,7 @@ class SSMKernel(SSMModel):
         if found is None:
             return None
         self.check_older()
-        log.info("%s: reads a checkpoint of %s", type(self).__name__, found)
-        return Renewed(found.applied(state_dict), str(found), found.names())
+        return found.renewed(state_dict, type(self).__name__)
 
     def check_older(self) -> None:
         """Raise ValueError where the options give stored numbers a meaning that releases 1 to 3 did not have."""

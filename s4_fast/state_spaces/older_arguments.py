@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Any
 
 from s4_fast.arguments import integer
+from s4_fast.state_spaces.initialization import is_hippo
 
 # What an option is called in release 4.
 _RENAMED = {"real_type": "real_transform", "fast_gate": "dt_fast"}
@@ -58,6 +59,14 @@ def translated(options: Mapping[str, Any], first: bool = False) -> dict[str, Any
     if first or "trainable" in found or "lr_dt" in found:
         found["lr"] = _rates(found.pop("trainable", True), found.pop("lr", None), found.pop("lr_dt", None), first)
     return found
+
+
+def put_defaults(options: dict[str, Any], init: Any, diagonal: bool) -> None:
+    """Put what releases 1 to 3 do where an option is not given, and release 4 does otherwise, into ``options``."""
+    if is_hippo(init):
+        options.setdefault("B_clip", None)  # release 4 began to clip
+    if diagonal:
+        options.setdefault("disc", "bilinear")
 
 
 def _put(options: dict[str, Any], name: str, value: Any, old: str) -> None:

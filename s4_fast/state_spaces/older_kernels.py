@@ -12,7 +12,6 @@ from s4_fast.arguments import integer
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.ssm.parameters import to_pairs
 from s4_fast.state_spaces import older_arguments
-from s4_fast.state_spaces.initialization import is_hippo
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
 from s4_fast.state_spaces.transforms import untransformed
 
@@ -65,10 +64,7 @@ class SSKernel(AllOrNothing):
         options = older_arguments.translated({"lr": lr, "n_ssm": n_ssm, "measure_args": measure_args, **kernel_args})
         if mode not in ("nplr", "diag"):
             raise ValueError(f"unknown mode {mode!r}; expected nplr or diag")
-        if is_hippo(measure):
-            options.setdefault("B_clip", None)  # release 4 began to clip
-        if mode == "diag":
-            options.setdefault("disc", "bilinear")
+        older_arguments.put_defaults(options, measure, mode == "diag")
         self.H, self.N = integer("H", H, 1), integer("N", N)
         self.channels = integer("channels", channels, 1)
         made = SSMKernelDiag if mode == "diag" else SSMKernelDPLR

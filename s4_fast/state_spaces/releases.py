@@ -17,6 +17,7 @@ roots of unity in ``omega``. ``T`` is the transform of the option ``real_type``.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -24,7 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from s4_fast.checkpoint import Renewed
 from s4_fast.state_spaces.transforms import LEAST, untransformed
+
+log = logging.getLogger(__name__)
 
 _POLES: dict[str, tuple[str, ...]] = {
     "w": ("w",),
@@ -65,9 +69,11 @@ class Older(NamedTuple):
         kept = {name: value for name, value in state_dict.items() if name not in gone}
         return kept | {change.new: change.value for change in self.changes if change.new is not None}
 
-    def names(self) -> dict[str, str]:
-        """What each new name was called."""
-        return {change.new: change.old for change in self.changes if change.new is not None}
+    def renewed(self, state_dict: Mapping[str, Any], by: str) -> Renewed:
+        """:meth:`applied`, as a layer or kernel of the class ``by`` loads it; the log says what it was."""
+        log.info("%s: reads a checkpoint of %s", by, self)
+        names = {change.new: change.old for change in self.changes if change.new is not None}
+        return Renewed(self.applied(state_dict), str(self), names)
 
     def __str__(self) -> str:
         return f"release {self.release} of state-spaces/s4 ({'S4D' if self.diagonal else 'S4'})"

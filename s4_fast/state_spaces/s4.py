@@ -16,7 +16,6 @@ from s4_fast.state_spaces import older_arguments
 from s4_fast.state_spaces.activation import LinearActivation
 from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.block import S4Block
-from s4_fast.state_spaces.initialization import is_hippo
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
 
 # Options that a release alone has, in the order in which they tell it.
@@ -120,11 +119,8 @@ class S4(S4Block):
             },
             first,
         )
-        if is_hippo(options.get("measure") or options.get("init", "legs")):
-            options.setdefault("B_clip", None)  # release 4 began to clip
         diagonal = options.get("mode", "nplr") in ("diag", "s4d")
-        if diagonal:
-            options.setdefault("disc", "bilinear")
+        older_arguments.put_defaults(options, options.get("measure") or options.get("init", "legs"), diagonal)
         if isinstance(postact, EllipsisType):
             postact = "glu" if release == 3 else None
         maps: dict[str, Any] = {"initializer": initializer, "weight_norm": weight_norm}

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from s4_fast.ops import _finite
 from s4_fast.ops._complex import expm1, joined, log_bilinear, parts, plus
 from s4_fast.ops.diagonal.discretization import system
-from s4_fast.ops.diagonal.form import read
+from s4_fast.ops.diagonal.form import Form, read
 from s4_fast.ops.scan.plain import final_state
 from s4_fast.ops.vandermonde.plain import log_vandermonde
 
@@ -50,22 +50,23 @@ def diagonal_ssm(
     around = torch.cat((pad(kernels[:c], (0, L - late.shape[-1])), late), -1)
     signal = torch.fft.rfft(_finite.without(u).double(), n=2 * L)
     y = torch.fft.irfft(signal[:, None] * torch.fft.rfft(around), n=2 * L)[..., :L].to(u.dtype)
-    spoilt = _finite.spoilt(u)
-    y = (
-        y
-        + (spoilt + pad(_finite.spoilt(u.flip(-1))[..., :-1], (1, 0)).flip(-1) if form.bidirectional else spoilt)[
-            :, None
-        ]
-    )
     if state is not None:
         y = y + _responses(outputs[:c] * torch.exp(x), state, x, L)
     if ahead is not None:
         y = y + _responses(outputs[c:], ahead, x, L).flip(-1)
+    return completed(y, u, D, form).to(dtype), final_state(u, x, B_bar.to(outputs.dtype), state)
+
+
+def completed(y: Tensor, u: Tensor, D: Tensor | None, form: Form) -> Tensor:
+    """y (batch, c, H, L) with NaN where a bad sample of u reaches, and with D u, in the layout of ``form``."""
+    spoilt = _finite.spoilt(u)
+    if form.bidirectional:
+        spoilt = spoilt + pad(_finite.spoilt(u.flip(-1))[..., :-1], (1, 0)).flip(-1)
+    y = y + spoilt[:, None]
     if D is not None:
-        y = y + D.view(c, H, 1) * u[:, None]
+        y = y + D.view(*y.shape[1:3], 1) * u[:, None]
     y = y.flatten(1, 2)
-    B_bar = B_bar.to(outputs.dtype)
-    return (y.mT if form.time_major else y).to(dtype), final_state(u, x, B_bar, state)
+    return y.mT if form.time_major else y
 
 
 def _responses(C: Tensor, state: Tensor, x: Tensor, L: int) -> Tensor:

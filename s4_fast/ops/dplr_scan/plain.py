@@ -19,6 +19,7 @@ from torch import Tensor
 from s4_fast.ops import _finite
 from s4_fast.ops._complex import joined, log_bilinear, parts, plus
 from s4_fast.ops.diagonal.form import read
+from s4_fast.ops.diagonal.plain import completed
 from s4_fast.ops.dplr_scan.discretization import Discretized
 from s4_fast.ops.scan.plain import final_state
 from s4_fast.ops.vandermonde.plain import log_vandermonde
@@ -51,19 +52,13 @@ def dplr_scan(
     outputs = torch.view_as_complex(C.reshape(-1, H, n, 2)).to(torch.complex128)
     c = form.channels(outputs.shape[0])
     scan = _Scan(found, u.shape[-1], *_TURN[C.dtype])
-    wide, spoilt = _finite.without(u).double(), _finite.spoilt(u)
+    wide = _finite.without(u).double()
     y, after = scan.run(wide, outputs[:c], state, before=False)
     if form.bidirectional:
         late, _ = scan.run(wide.flip(-1), outputs[c:], ahead, before=True)
         y = y + late.flip(-1)
-        reached = _finite.spoilt(u.flip(-1))[..., :-1]
-        spoilt = spoilt + torch.cat((torch.zeros_like(u[..., :1]), reached), -1).flip(-1)
-    y = y.to(u.dtype) + spoilt[:, None]
-    if D is not None:
-        y = y + D.view(c, H, 1) * u[:, None]
-    y = y.flatten(1, 2)
     after = after + spoilt_end(u)
-    return (y.mT if form.time_major else y).to(dtype), after.to(torch.view_as_complex(C).dtype)
+    return completed(y.to(u.dtype), u, D, form).to(dtype), after.to(torch.view_as_complex(C).dtype)
 
 
 def spoilt_end(u: Tensor) -> Tensor:
