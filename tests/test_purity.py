@@ -181,12 +181,12 @@ def test_copies_answer_for_themselves(kind: str, copied: Callable[[nn.Module], n
 
 
 def test_the_options_of_a_model_are_seen() -> None:
-    layer, u = S4DLayer(FEATURES, 16), signal()
+    layer, u = S4DLayer(FEATURES, 16, dt_min=0.05), signal()
     with torch.no_grad():
         before = steps(layer, u)
         layer.kernel.discretization = "bilinear"
         assert relative_error(steps(layer, u), forward(layer, u[:, :5])) < 1e-5
-        assert relative_error(steps(layer, u), before) > 1e-6
+        assert relative_error(steps(layer, u), before) > 1e-4
 
 
 # ------------------------------------------------------------------------------------------------- parameters elsewhere
