@@ -138,7 +138,7 @@ def offers(op: str, backend: str, feature: str, device: str) -> bool:
     return device in _implementations[op][backend].offers.get(feature, ())
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def _missing(backend: str) -> str:
     """Why ``backend`` cannot be used on this machine, or the empty string."""
     for requirement in BACKENDS[backend].requirements:
@@ -147,7 +147,7 @@ def _missing(backend: str) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def _fix(backend: str) -> str:
     """The command that provides the first thing ``backend`` lacks on this machine, or the empty string."""
     return next((requirement.fix() for requirement in BACKENDS[backend].requirements if requirement.missing()), "")

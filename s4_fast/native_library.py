@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s4_fast import torch_private
 from s4_fast._version import __version__
 
 # Through the links of a strict editable install.
@@ -66,7 +67,7 @@ def _loaded() -> tuple[ctypes.CDLL, _Description] | str:
         return str(error)
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def cause(cuda: bool = False) -> str:
     """Why the library, or its part for the current CUDA device, cannot be used here; or the empty string."""
     loaded = _loaded()
@@ -75,7 +76,7 @@ def cause(cuda: bool = False) -> str:
     return _cuda_cause(loaded[1]) if cuda else ""
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def fix(cuda: bool = False) -> str:
     """The command that builds the library (with its CUDA part), or the empty string where building does not help."""
     loaded = _loaded()
@@ -131,7 +132,7 @@ def use_isa(name: str | None) -> None:
     _check(_handle().s4_fast_cpu_use(name and name.encode()))
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def limit(name: str) -> int:
     """A limit of the header, by its name without ``S4_FAST_``. The library must be usable."""
     return _limit(name)

@@ -7,7 +7,7 @@ None of them decides anything. Those of graphs and modes are asked outside compi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: _Function) -> _Function:
+    """``torch.compiler.assume_constant_result``, which imports Dynamo: two seconds that only graphs need."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """The attributes in which a module keeps its hooks by handle."""
@@ -31,7 +40,7 @@ innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_st
 """The transform of ``torch.func`` (vmap, grad, jvp, functionalize) at work, None where none is."""
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def is_transformed_in_graph() -> bool:
     """Whether a transform of ``torch.func`` is at work where Dynamo traces: it enters the transforms that it meets."""
     return innermost_transform() is not None

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import random
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.ranks import Ranks
+from tests.selection import belongs, covering, read_part, sampled
 
 # Processes of pytest-xdist share the cores.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -18,9 +20,51 @@ SEED_VARIABLE = "S4_FAST_TEST_SEED"
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", type=read_part, metavar="K/N", help="of the tests that are chosen, the K-th of N parts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In the environment, other processes that this run starts have it too.
+    os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"the same random numbers again: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Mark as slow the variants of each test that a default run leaves out; then take a part of what is left."""
+    tests = defaultdict[str, list[pytest.Function]](list)
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for test, variants in tests.items():
+        if sample := variants[0].get_closest_marker("sample"):
+            chosen = sampled(len(variants), *sample.args, f"{os.environ[SEED_VARIABLE]} {test}")
+        else:
+            chosen = covering([tuple(map(id, variant.callspec.params.values())) for variant in variants])
+        for place in set(range(len(variants))) - chosen:
+            variants[place].add_marker("slow")
+    yield  # pytest leaves out what -m and -k do
+    if part := config.getoption("part"):
+        others = [item for item in items if not belongs(item.nodeid, *part)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if belongs(item.nodeid, *part)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep the tests of a file in one process, where they share what is slow to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 @pytest.fixture(scope="session")
 def session_seed() -> int:
-    return int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+    return int(os.environ[SEED_VARIABLE])
 
 
 @pytest.fixture

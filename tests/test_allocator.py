@@ -31,6 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @glibc
+@pytest.mark.slow
 def test_freed_pages_are_not_faulted_in_again() -> None:
     faults = {
         mode: int(subprocess.check_output([sys.executable, "-W", "error", "-c", _FAULTS, mode], text=True))

@@ -398,6 +398,7 @@ def test_a_missing_compiler_is_named_with_the_command_that_installs_it(monkeypat
 
 
 @needs_keops
+@pytest.mark.slow
 def test_a_failing_compiler_is_an_error_that_says_how_to_see_more(tmp_path: Path) -> None:
     code = "import torch, s4_fast; x = torch.zeros(1, 2, dtype=torch.complex64)\n"
     code += "try: s4_fast.log_vandermonde(x, x, 3, backend='keops')\n"
@@ -479,6 +480,7 @@ import os, sys, torch
 sys.modules.update(dict.fromkeys(["pykeops", "triton", "matplotlib", "rich", "click"]))  # importing them now fails
 environment = dict(os.environ)
 import s4_fast
+assert not {"s4_fast.distributed", "torch._dynamo", "sympy"} & set(sys.modules)
 assert dict(os.environ) == environment
 assert not torch.cuda.is_initialized()
 """
@@ -486,6 +488,7 @@ assert not torch.cuda.is_initialized()
 
 
 @needs_keops
+@pytest.mark.slow
 def test_keops_keeps_standard_output_clean() -> None:
     code = "import torch, s4_fast; x = torch.zeros(1, 2, dtype=torch.complex64)\n"
     code += "s4_fast.log_vandermonde(x, x, 3, backend='keops')"

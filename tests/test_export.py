@@ -33,6 +33,7 @@ def exported(function: Callable[..., Any], tensors: list[Tensor], strict: bool =
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", library.OPS)
+@pytest.mark.sample(3)
 def test_an_exported_op_is_made_of_operations_of_pytorch(op: str, strict: bool) -> None:
     tensors = list(library.inputs(op).values())
     program = exported(lambda *args: library.call(op, *args), tensors, strict)
@@ -71,6 +72,7 @@ assert "s4_fast" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_a_program_runs_where_s4_fast_is_not_imported(tmp_path: Path) -> None:
     module, u = S4Layer(3, 4), torch.randn(2, 20, 3)
     with torch.no_grad():

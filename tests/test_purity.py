@@ -351,6 +351,7 @@ def test_what_collectives_write_is_seen(groups: dict[int, Ranks]) -> None:
 
 
 @pytest.mark.parametrize("kind", [*OWN, "S4Block", "S4Block, set up"])
+@pytest.mark.sample(1)
 def test_an_exported_module_takes_any_length(kind: str) -> None:
     module = make(kind)
     length = torch.export.Dim("length", min=2, max=4096)
@@ -365,6 +366,7 @@ def test_an_exported_module_takes_any_length(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["S4Layer", "S4 model", "S4Block", "S4Block, set up"])
+@pytest.mark.sample(1)
 def test_compiled_modules_need_no_preparation(kind: str) -> None:
     module = make(kind)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -292,6 +292,16 @@ def test_tensors_without_numbers_are_told() -> None:
     ]
 
 
+def test_what_is_constant_in_graphs_is_marked_as_pytorch_marks_it() -> None:
+    def fact() -> bool:
+        return True
+
+    def same() -> bool:
+        return True
+
+    assert vars(torch_private.constant_in_graphs(fact)) == vars(torch.compiler.assume_constant_result(same)) != {}
+
+
 def test_no_other_module_uses_private_names_of_pytorch() -> None:
     package = Path(s4_fast.__file__).parent
     private = re.compile(

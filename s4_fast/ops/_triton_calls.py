@@ -9,6 +9,7 @@ from importlib import metadata
 
 import torch
 
+from s4_fast import torch_private
 from s4_fast.dispatch import Call
 
 
@@ -25,7 +26,7 @@ def refuses(call: Call) -> str | None:
     return f"the tensors are on {call.device!r} and Triton runs on CUDA devices (on a CPU with TRITON_INTERPRET=1)"
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def version() -> tuple[int, ...]:
     """Major and minor version of the installed Triton."""
     return _version()
@@ -48,7 +49,7 @@ def preferred(call: Call) -> bool:
     return call.device == "cuda" and _capability() >= (8, 0)
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def _capability() -> tuple[int, int]:
     return _capability_of(torch.cuda.current_device())
 
@@ -63,7 +64,7 @@ def _capability_of(device: int) -> tuple[int, int]:
 _with_compiler: set[tuple[str | None, str | None]] = set()
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def _has_compiler() -> bool:
     where = os.environ.get("CC"), os.environ.get("PATH")
     if where not in _with_compiler and any(name and shutil.which(name) for name in (where[0], "gcc", "clang")):

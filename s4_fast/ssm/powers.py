@@ -19,7 +19,7 @@ def row_power(row: Tensor, A: Tensor, length: int) -> Tensor:
     return _by_squaring(row, A, length)
 
 
-@torch.compiler.assume_constant_result
+@torch_private.constant_in_graphs
 def inside_transform() -> bool:
     """Whether a transform of ``torch.func`` is at work, in compiled functions too."""
     return torch_private.innermost_transform() is not None

@@ -102,6 +102,7 @@ def test_accuracy_is_the_share_within_tolerance(generator: Generator) -> None:
     assert 0.3 < score.accuracy < 0.7
 
 
+@pytest.mark.slow
 def test_run_writes_the_best_model_and_curves(trained: tuple[Path, str]) -> None:
     folder, printed = trained
     assert {path.name for path in folder.iterdir()} == {BEST, CURVES}

@@ -38,6 +38,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, printed_by(SCRIPT, "--smoke", "--out", str(out))
 
 
+@pytest.mark.slow
 def test_writes_checkpoints_and_picture(smoke: tuple[Path, str]) -> None:
     out, _ = smoke
     assert {path.name for path in out.iterdir()} == {"s4d.safetensors", "s4.safetensors", "learning_curves.png"}

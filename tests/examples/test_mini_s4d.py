@@ -32,6 +32,7 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, printed_by(SCRIPT, *(f"--{name}={value}" for name, value in options.items()))
 
 
+@pytest.mark.slow
 def test_minimal_run_writes_what_it_says(minimal: tuple[Path, str]) -> None:
     out, printed = minimal
     assert {path.name for path in out.iterdir()} == {"mini_s4d.pt", "mini_s4d.png", "minimal.safetensors"}

@@ -43,6 +43,7 @@ def small_model(task: str = "regression") -> S4SequenceModel:
     return S4SequenceModel(1, 4, 1, 2, 4, task=task, dt_min=3e-4, dt_max=0.3)
 
 
+@pytest.mark.slow
 def test_prints_what_it_measured(smoke: tuple[Path, str]) -> None:
     for said in (
         "with the state carried on",

@@ -55,6 +55,7 @@ def assert_same(actual: tuple[Tensor, Any], expected: tuple[Tensor, Any]) -> Non
 
 @LAYERS
 @torch.no_grad()
+@pytest.mark.sample(1)
 def test_a_compiled_step_forms_nothing_anew(layer: str) -> None:
     model, backend = build(layer), Counted()
     step = torch.compile(model.step, fullgraph=True, backend=backend)
@@ -112,6 +113,7 @@ def test_one_graph_serves_layers_with_numbers_of_their_own(layer: str) -> None:
 
 
 @LAYERS
+@pytest.mark.sample(1)
 def test_a_compiled_step_has_its_gradients(layer: str) -> None:
     model = build(layer, n_layers=1).double()
     state, u = model.init_state(2), torch.randn(2, 2, dtype=torch.float64)
@@ -127,6 +129,7 @@ def test_a_compiled_step_has_its_gradients(layer: str) -> None:
 
 @pytest.mark.parametrize("cls", [S4DLayer, S4Layer])
 @torch.no_grad()
+@pytest.mark.sample(1)
 def test_transforms_inside_a_compiled_function_are_followed(cls: type[nn.Module]) -> None:
     layer: Any = cls(4, 8).double()
     u, state = torch.randn(3, 4, dtype=torch.float64), layer.init_state(3)
@@ -147,6 +150,7 @@ def test_transforms_inside_a_compiled_function_are_followed(cls: type[nn.Module]
 
 @LAYERS
 @pytest.mark.parametrize("backend", ["auto", pytest.param("pytorch", marks=pytest.mark.slow)])
+@pytest.mark.sample(1)
 def test_training_at_ten_lengths_takes_two_compilations(layer: str, backend: str) -> None:
     model, counted = build(layer, task="classification", n_layers=1).double(), Counted()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counted)
@@ -164,6 +168,7 @@ def test_training_at_ten_lengths_takes_two_compilations(layer: str, backend: str
 
 @LAYERS
 @torch.no_grad()
+@pytest.mark.sample(1)
 def test_prefill_and_generation_are_one_graph_each(layer: str) -> None:
     model, prefilled, generated = build(layer, n_layers=1), Counted(), Counted()
     prefill = torch.compile(model.prefill, fullgraph=True, dynamic=True, backend=prefilled)

@@ -125,6 +125,7 @@ def test_what_cannot_be_frozen_is_said() -> None:
 
 @EVERY
 @torch.no_grad()
+@pytest.mark.sample(1)
 def test_an_exported_step_is_saved_and_is_the_step(kind: str) -> None:
     model, u = build(kind), torch.randn(3, 2, dtype=torch.float64)
     _, state = model.prefill(torch.randn(3, 9, 2, dtype=torch.float64))
@@ -149,6 +150,7 @@ def test_an_exported_frozen_step_holds_no_discretisation_and_no_complex_number()
 
 @pytest.mark.parametrize("kind", ["s4d", "s4"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_an_exported_model_takes_any_length_and_is_saved(kind: str) -> None:
     model = S4SequenceModel(2, 4, 2, 1, 8, dtype=torch.float64, **MODELS[kind]).eval()
     length = torch.export.Dim("length", min=2, max=4096)

@@ -40,6 +40,7 @@ def made(kind: str, dtype: torch.dtype, generator: torch.Generator) -> tuple[nn.
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sample(12)
 def test_modules_in_half_train_step_and_generate(kind: str, dtype: torch.dtype, generator: torch.Generator) -> None:
     module, u = made(kind, dtype, generator)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}

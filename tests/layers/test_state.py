@@ -313,6 +313,7 @@ def test_an_unknown_path_is_refused():
 @pytest.mark.parametrize(
     ("cls", "options"), [*SETTINGS[:3], *(pytest.param(*setting, marks=pytest.mark.slow) for setting in SETTINGS[3:])]
 )
+@pytest.mark.slow
 def test_compiled_in_one_graph_with_state_and_lengths(cls, options, generator):
     torch._dynamo.reset()  # it counts the recompilations of all layers together
     layer = build(cls, generator, **options)

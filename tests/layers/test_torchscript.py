@@ -63,6 +63,7 @@ def test_after_a_refusal_the_model_works() -> None:
 
 
 @pytest.mark.parametrize("layer", ["s4d", "s4"])
+@pytest.mark.slow
 def test_pytorchs_onnx_takes_a_frozen_step_and_no_sequence(layer: str) -> None:
     pytest.importorskip("onnxscript")
     model, u = S4SequenceModel(4, 4, 2, 1, 4, layer=layer).eval(), torch.randn(2, 5, 4)

@@ -144,6 +144,7 @@ def assert_close(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.sample(20)
 def test_transforms_are_the_definitions(kind: str, transform: Callable[[str], Any]) -> None:
     check(kind, transform, None)
 
@@ -158,6 +159,7 @@ def test_transforms_are_the_definitions_by_backend(kind: str, transform: Callabl
 
 @pytest.mark.parametrize("transform", [per_sample_gradients, products])
 @pytest.mark.parametrize("kind", ["S4DLayer", pytest.param("S4Layer", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_compiled_transform_is_the_eager_one(kind: str, transform: Callable[[str], Any]) -> None:
     torch.compiler.reset()
     module = make(kind)

@@ -6,7 +6,6 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from s4_fast import native_library
-from tests.native.trees import ROOT
+from tests.native.trees import ROOT, build_native, kept_objects
 
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 GUARD = 64
+LIBRARY = ROOT / "csrc/cpu/library.cpp"
 # The compiler's options, for a run of the tests with sanitizers.
 OPTIONS_VARIABLE = "S4_FAST_EMULATED_OPTIONS"
 
@@ -30,19 +30,13 @@ needs_device = pytest.mark.skipif(
 
 def build(folder: Path, options: Sequence[str]) -> Path:
     """Compile csrc/cuda for the CPU into a library in ``folder``."""
-    sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
     command = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DS4_FAST_EMULATE", '-DS4_FAST_VERSION="0"']
-    command += ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare", "-Werror", *options]
-
-    def compile_one(source: Path) -> str:
-        target = str(folder / f"{source.stem}.o")
-        subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, [*sources, ROOT / "csrc/cpu/library.cpp"]))
+    command += ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare", "-Werror", *options, "-x", "c++"]
+    sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
     library = folder / "libemulated.so"
-    subprocess.run([*command, "-shared", "-Wl,-z,defs", *objects, "-o", str(library)], check=True)
+    with kept_objects("emulated") as objects:
+        files = build_native()._compile(((path.stem, path, command) for path in [*sources, LIBRARY]), objects)
+        subprocess.run(["g++", "-shared", "-Wl,-z,defs", *map(str, files), "-o", str(library)], check=True)
     return library
 
 

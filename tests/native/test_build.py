@@ -291,6 +291,7 @@ def test_a_wheel_with_the_library_is_for_a_platform_and_every_python(tree: Path,
 
 
 @needs_cxx
+@pytest.mark.slow
 def test_a_wheel_without_the_library_is_for_every_platform_and_can_build_it_later(
     tree: Path, cxx: Path, empty: Path, tmp_path: Path
 ) -> None:

@@ -36,9 +36,8 @@ def usage(source: Path, architecture: int, folder: Path) -> dict[str, tuple[int,
     return found
 
 
-@pytest.mark.parametrize(
-    "architecture", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_no_kernel_spills(architecture: int, tmp_path: Path) -> None:
     known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     if f"sm_{architecture}" not in known:

@@ -46,6 +46,7 @@ def test_dplr_scan(
     check(library, Layer(generator, FORMS[form], **sizes, shared_dt=shared_dt, dtype=dtype))
 
 
+@pytest.mark.slow
 def test_the_largest_sizes(library: Library, generator: Generator) -> None:
     check(library, Layer(generator, PLAIN, batch=1, H=1, n=256, rank=8, L=40))
 

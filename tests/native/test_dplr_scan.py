@@ -103,6 +103,7 @@ def compare(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow
 def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator) -> None:
     def pick(*options: Any) -> Any:
         return options[int(torch.randint(len(options), (), generator=generator))]
@@ -120,6 +121,7 @@ def test_every_reading_of_the_arguments(dtype: torch.dtype, generator: Generator
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.sample(1)
 def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Generator) -> None:
     # A copy for each feature: the sum of their gradients may by chance be a small difference.
     sizes = [
@@ -135,6 +137,7 @@ def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Genera
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("signal", [torch.bfloat16, torch.float16])
+@pytest.mark.sample(1)
 def test_half_signals(signal: torch.dtype, isa: str, generator: Generator) -> None:
     with instruction_set(isa):
         for L, H, time_major in ((1, 3, True), (100, 33, False), (1047, 18, True), (1047, 9, False)):
@@ -175,6 +178,7 @@ def test_accuracy_over_many_chunks(system: str, L: int, generator: Generator) ->
 
 @pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-3])
 @pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.sample(2)
 def test_poles_that_lie_close(rank: int, apart: float, generator: Generator) -> None:
     """Where the transition of a chunk must not be made of quotients by their differences, and real poles."""
     case = Case(1, 4, 6, 2500, copies=1, rank=rank, dtype=torch.float32)
@@ -188,11 +192,13 @@ def test_poles_that_lie_close(rank: int, apart: float, generator: Generator) -> 
     assert y.isfinite().all()
 
 
+@pytest.mark.slow
 def test_double_over_many_chunks(generator: Generator) -> None:
     check(Case(1, 2, 3, 3000, copies=1, form=Form(bidirectional=True, time_major=True)), generator)
 
 
 @pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.sample(1)
 def test_single_over_many_chunks(time_major: bool, generator: Generator) -> None:
     form = Form(time_major=time_major, bidirectional=True)
     check(Case(2, 3, 3, 2500, c=2, copies=3, form=form, dtype=torch.float32, rank=2), generator)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -23,16 +22,6 @@ SANITIZERS = {
     "address, undefined behaviour, every instruction set": (*MEMORY, "all", "all"),
     "thread": (["-fsanitize=thread"], {}, "portable", "threads"),
 }
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("set")) for name in SANITIZERS]
-
-
-@pytest.fixture(scope="module")
-def build_native() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_native", trees.ROOT / "csrc/build_native.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[str]:
@@ -51,8 +40,10 @@ def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[s
     return compiler
 
 
-@pytest.mark.parametrize("sanitizer", EACH)
-def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels_under(sanitizer: str, tmp_path: Path) -> None:
+    build_native = trees.build_native()
     options, environment, which, argument = SANITIZERS[sanitizer]
     compiler = _needs(build_native, options, tmp_path)
     isas = (
@@ -66,11 +57,9 @@ def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path)
 
     commands = [(name, file, checked(command)) for name, file, command in build_native._cpu_commands(compiler, isas)]
     driver = checked([*compiler, *build_native.CXX_FLAGS])
-    # Objects stay for the next session, as the build's do.
-    objects = trees.ROOT / "build" / "sanitizers" / sanitizer.split(",")[0]
-    objects.mkdir(parents=True, exist_ok=True)
-    files = build_native._compile([*commands, ("driver", DRIVER, driver)], objects)
     program = tmp_path / "sanitize"
-    subprocess.run([*compiler, *options, *map(str, files), "-o", str(program), "-lpthread"], check=True)
+    with trees.kept_objects(f"sanitizers/{sanitizer.split(',')[0]}") as objects:
+        files = build_native._compile([*commands, ("driver", DRIVER, driver)], objects)
+        subprocess.run([*compiler, *options, *map(str, files), "-o", str(program), "-lpthread"], check=True)
     result = subprocess.run([str(program), argument], capture_output=True, text=True, env=os.environ | environment)
     assert (result.returncode, result.stdout) == (0, "0 failures\n"), result.stderr[-20000:]

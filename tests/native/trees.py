@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +136,24 @@ def build(root: Path, path: Path, **settings: str) -> subprocess.CompletedProces
 
 def description(root: Path) -> dict[str, Any]:
     return json.loads((root / "s4_fast/_native/build.json").read_text())
+
+
+def build_native() -> ModuleType:
+    """The program csrc/build_native.py as a module."""
+    spec = importlib.util.spec_from_file_location("build_native", ROOT / "csrc/build_native.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def kept_objects(name: str) -> Iterator[Path]:
+    """A folder where objects stay for the next session, as the build's do. One process at a time compiles there."""
+    import fcntl  # not on Windows
+
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder

@@ -65,7 +65,15 @@ def conv_inputs(generator: Generator, dtype: torch.dtype, length: int, taps: int
 @pytest.mark.parametrize("backend", [*backends("fft_conv"), "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("length", "taps", "c"), [(1, 1, 1), (17, 17, 3), (100, 100, 1), (L, L, 2), (L, 2 * L, 1), (3000, 3000, 1)]
+    ("length", "taps", "c"),
+    [
+        (1, 1, 1),
+        (17, 17, 3),
+        (100, 100, 1),
+        (L, L, 2),
+        (L, 2 * L, 1),
+        pytest.param(3000, 3000, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_convolution(length: int, taps: int, c: int, dtype: torch.dtype, backend: str, generator: Generator) -> None:
     tensors = conv_inputs(generator, dtype, length, taps, c)

@@ -82,6 +82,7 @@ def leaves(op: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("op", "backend"), NUMERICAL)
+@pytest.mark.sample(3)
 def test_numerical_derivatives(op: str, backend: str | None) -> None:
     """Of first order in both modes, of second order in both orders, and by batches of cotangents."""
 

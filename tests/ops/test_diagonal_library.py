@@ -64,6 +64,7 @@ def flags(present: frozenset[str], time_major: bool) -> int:
 
 @EACH
 @pytest.mark.parametrize("present", PRESENT)
+@pytest.mark.sample(4)
 def test_opcheck(present: frozenset[str], op: str) -> None:
     """Time-major where an odd number of tensors is there."""
     check_op(op, present, len(present) % 2 > 0, "pytorch")
@@ -71,6 +72,7 @@ def test_opcheck(present: frozenset[str], op: str) -> None:
 
 @BACKENDS
 @pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.sample(1)
 def test_opcheck_of_every_backend(time_major: bool, op: str, backend: str) -> None:
     check_op(op, frozenset(OPTIONAL), time_major, backend)
 

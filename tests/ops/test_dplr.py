@@ -90,6 +90,7 @@ def test_contract(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("measure", "dtype"), [("legs", torch.complex64), ("legt", torch.complex128)])
+@pytest.mark.sample(1)
 def test_contract_at_a_million_steps(
     measure: str, dtype: torch.dtype, backend: str, device: str, generator: Generator
 ) -> None:

@@ -152,12 +152,14 @@ def test_the_list_of_ops_is_complete() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(6)
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
     arguments = [t.requires_grad_() for t in registered(op, dtype)]
     torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*arguments, *SCALARS[op], "pytorch"))
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(3)
 def test_opcheck_of_the_adjoint(op: str) -> None:
     pairs = registered(op)
     grads = [torch.randn_like(t) for t in parts(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))]
@@ -181,6 +183,7 @@ def test_opcheck_of_a_time_major_scan(backend: str) -> None:
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.sample(1)
 def test_compiled_time_major_scan(backend: str, dynamic: bool, compiler: str) -> None:
     """From (batch, L, H) to (batch, L, H), with work on both sides; the view is made in the graph, or outside."""
     u, *rest = inputs("ssm_scan").values()
@@ -211,6 +214,7 @@ def test_fake_outputs_have_the_layout_of_real_ones(op: str) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(6)
 def test_compiled_graph_is_the_eager_one(op: str, dynamic: bool) -> None:
     tensors = list(inputs(op).values())
     compiled = torch.compile(lambda *args: call(op, *args), fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -219,6 +223,7 @@ def test_compiled_graph_is_the_eager_one(op: str, dynamic: bool) -> None:
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(4)
 def test_compiled_graph_keeps_pending_conjugations(op: str, compiler: str) -> None:
     """Conjugated views outside and inside of the graph."""
 
@@ -232,6 +237,7 @@ def test_compiled_graph_keeps_pending_conjugations(op: str, compiler: str) -> No
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(1)
 def test_compiled_graph_of_the_reference(op: str) -> None:
     tensors = list(inputs(op).values())
     compiled = torch.compile(lambda *args: call(op, *args, backend="reference"), fullgraph=True, backend="aot_eager")
@@ -249,6 +255,7 @@ def test_one_graph_serves_every_length() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(3)
 def test_reference_has_second_derivatives(op: str) -> None:
     tensors = [t.requires_grad_() for t in inputs(op, torch.complex128).values()]
     assert gradgradcheck(lambda *args: call(op, *args, backend="reference"), tensors, fast_mode=True)

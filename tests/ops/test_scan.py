@@ -119,12 +119,14 @@ def test_contract_at_every_depth_of_the_scan_over_chunks(
 @pytest.mark.parametrize("backend", SCAN)
 @pytest.mark.parametrize("decay", ["none", "weak"])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sample(1)
 def test_a_million_steps(dtype: torch.dtype, decay: str, backend: str, device: str, generator: Generator) -> None:
     tensors = on(device, scan_inputs(generator, decay, 1, 2, 2, 2**20, dtype))
     assert_contract("ssm_scan", tensors, backend, return_state=True)
 
 
 @pytest.mark.parametrize("backend", SCAN)
+@pytest.mark.sample(1)
 def test_a_million_equal_samples(backend: str, device: str, generator: Generator) -> None:
     """Without decay, and with phases near 0, the state grows and the roundings of the samples do not average out.
 

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"triton: {MISSING}")
 
 
 @pytest.mark.parametrize("selected", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_kernels(selected: str, session_seed: int) -> None:
+def test_kernels(selected: str) -> None:
     """On the GPU where there is one, else in Triton's interpreter on the CPU."""
-    environment = {**os.environ, "S4_FAST_TEST_SEED": str(session_seed)}
+    environment = dict(os.environ)
     if not torch.cuda.is_available():
         if _triton_calls.version() < (3, 9) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
             pytest.skip("the interpreter of Triton before 3.9 needs NumPy before 2.4")

@@ -356,6 +356,7 @@ def test_an_ensemble_steps_by_vmap(generator):
 
 @BOTH
 @pytest.mark.parametrize("recording", [False, True])
+@pytest.mark.sample(1)
 def test_a_compiled_step_is_the_eager_one(cls, recording, generator):
     ssm = make(cls, generator, channels=2)
     u, state, D = inputs(ssm, generator, 2)
@@ -408,6 +409,7 @@ SETTINGS: list[tuple[type[SSMParameters], dict[str, Any]]] = [
 @pytest.mark.parametrize("backend", ["pytorch", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize(("cls", "options"), SETTINGS)
 @pytest.mark.parametrize("L", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.sample(2)
 def test_a_float32_state_stays_that_of_the_whole_sequence(cls, options, L, backend, generator):
     ssm = make(cls, generator, d_model=8, d_state=64, **options)
     u = torch.randn(1, 8, L, generator=generator)

@@ -361,6 +361,7 @@ def test_older_checkpoints_load(mode):
 
 @EACH_MODE
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "n_ssm": 2}], ids=str)
+@pytest.mark.sample(1)
 def test_one_graph_when_compiled(mode, options, generator):
     layer = build(mode, **options)
     layer.setup_length(L)

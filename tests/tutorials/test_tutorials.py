@@ -42,6 +42,7 @@ def test_there_are_tutorials() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_script_runs(name: str, tmp_path: Path) -> None:
     """From any folder, and every picture that it announces is there."""
     variables = {"S4_FAST_SMOKE": "1", "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
