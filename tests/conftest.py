@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if sample := variants[0].get_closest_marker("sample"):
             chosen = sampled(len(variants), *sample.args, f"{os.environ[SEED_VARIABLE]} {test}")
         else:
-            chosen = covering([tuple(map(id, variant.callspec.params.values())) for variant in variants])
+            strength = 1 if variants[0].get_closest_marker("each_value") else 2
+            chosen = covering([tuple(map(id, variant.callspec.params.values())) for variant in variants], strength)
         for place in set(range(len(variants))) - chosen:
             variants[place].add_marker("slow")
     yield  # pytest leaves out what -m and -k do

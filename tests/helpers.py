@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """norm(actual - expected) / norm(expected), in float64; NaN where ``actual`` is not finite."""
     assert actual.shape == expected.shape
-    expected = widened(expected)
+    expected = widened(expected.detach())
     scale = torch.linalg.vector_norm(expected)
     error = torch.linalg.vector_norm(widened(actual.detach()) - expected)
     return float(error / scale if scale > 0 else error)

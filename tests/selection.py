@@ -11,13 +11,15 @@ from zlib import crc32
 Variant = Sequence[Hashable]
 
 
-def covering(variants: Sequence[Variant]) -> set[int]:
+def covering(variants: Sequence[Variant], strength: int = 2) -> set[int]:
     """The places of few variants that hold, for every two parameters, each pair of values that any variant holds.
+
+    ``strength`` 1 is for each value by itself.
 
     Nearly every fault shows for one value of one parameter, or for a pair (Kuhn, Wallace, Gallo: Software Fault
     Interactions and Implications for Software Testing, IEEE TSE 30, 2004). The choice is greedy and always the same.
     """
-    pairs = [_pairs(variant) for variant in variants]
+    pairs = [_combinations(variant, strength) for variant in variants]
     missing = set[Hashable]().union(*pairs)
     chosen = set()
     while missing:
@@ -27,8 +29,8 @@ def covering(variants: Sequence[Variant]) -> set[int]:
     return chosen
 
 
-def _pairs(variant: Variant) -> set[Hashable]:
-    return set(combinations(enumerate(variant), min(2, len(variant))))
+def _combinations(variant: Variant, strength: int) -> set[Hashable]:
+    return set(combinations(enumerate(variant), min(strength, len(variant))))
 
 
 def sampled(variants: int, number: int, seed: str) -> set[int]:

@@ -269,6 +269,7 @@ def test_a_drop_in_refuses_parameters_without_their_length() -> None:
 
 
 @EVERY
+@pytest.mark.sample(4)
 def test_many_threads_get_the_bits_of_one(kind: str) -> None:
     module = make(kind)
     requests = [signal(int(L), 1) for L in torch.randint(6, 90, (24,))]

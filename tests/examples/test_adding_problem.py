@@ -110,6 +110,7 @@ def test_run_writes_the_best_model_and_curves(trained: tuple[Path, str]) -> None
     assert f"best model: {BEST}" in printed
 
 
+@pytest.mark.slow
 def test_evaluation_alone_repeats_the_result_and_writes_nothing(
     trained: tuple[Path, str], program: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_evaluation_alone_repeats_the_result_and_writes_nothing(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_best_model_is_that_of_the_lowest_validation_error(trained: tuple[Path, str]) -> None:
     folder, printed = trained
     model = AddingModel(6, 4, 30)
@@ -149,6 +151,7 @@ def test_complex_checkpoint_under_a_key_loads(tmp_path: Path) -> None:
     assert all(torch.equal(t, source.state_dict()[key]) for key, t in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint_and_keeps_the_better(
     trained: tuple[Path, str], program: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_training_goes_on_from_a_checkpoint_and_keeps_the_better(
         assert (tmp_path / BEST).exists()
 
 
+@pytest.mark.slow
 def test_interrupted_run_leaves_the_last_best(
     trained: tuple[Path, str], program: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +182,7 @@ def test_interrupted_run_leaves_the_last_best(
     assert (tmp_path / BEST).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_diverging_training_is_one_line_and_keeps_the_best(
     trained: tuple[Path, str], program: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +192,7 @@ def test_diverging_training_is_one_line_and_keeps_the_best(
     assert (tmp_path / BEST).read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "pytorch"])
 def test_backend_is_the_kernels(trained: tuple[Path, str], program: Callable[..., str], backend: str) -> None:
     options = (*SMALL, "--eval_only", "--ckpt", str(trained[0] / BEST))
@@ -226,6 +232,7 @@ def test_bad_option_is_one_line(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"an earlier best"]
 
 
+@pytest.mark.slow
 def test_checkpoint_that_does_not_fit_is_one_line(
     trained: tuple[Path, str], program: Callable[..., str], tmp_path: Path
 ) -> None:

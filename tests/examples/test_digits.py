@@ -16,7 +16,8 @@ from tests.examples.running import ROOT, printed_by
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
-pytest.importorskip("sklearn")
+# An import of it takes seconds.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
 
 SCRIPT = ROOT / "examples" / "digits.py"
 
@@ -44,12 +45,14 @@ def test_writes_checkpoints_and_picture(smoke: tuple[Path, str]) -> None:
     assert {path.name for path in out.iterdir()} == {"s4d.safetensors", "s4.safetensors", "learning_curves.png"}
 
 
+@pytest.mark.slow
 def test_says_that_recurrence_and_convolution_agree(smoke: tuple[Path, str]) -> None:
     _, printed = smoke
     assert printed.count("same class for 360 of 360 test images") == 2
     assert "test accuracy" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["s4d", "s4"])
 def test_checkpoint_rebuilds_the_model(digits: ModuleType, smoke: tuple[Path, str], layer: str) -> None:
     out, _ = smoke
@@ -63,6 +66,7 @@ def test_checkpoint_rebuilds_the_model(digits: ModuleType, smoke: tuple[Path, st
     assert (steps[-1] - whole).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_interrupted_write_leaves_the_old_checkpoint(
     digits: ModuleType, smoke: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_minimal_run_writes_what_it_says(minimal: tuple[Path, str]) -> None:
     assert "M is 63 x 63" in printed
 
 
+@pytest.mark.slow
 def test_exported_arrays_are_the_saved_model(minimal: tuple[Path, str], generator: Generator) -> None:
     out, _ = minimal
     model = MiniS4D(3, 5, 21, variant="minimal")

@@ -56,6 +56,7 @@ def test_prints_what_it_measured(smoke: tuple[Path, str]) -> None:
         assert said in smoke[1]
 
 
+@pytest.mark.slow
 def test_stream_equals_one_pass(stream: ModuleType, smoke: tuple[Path, str]) -> None:
     model, exact = stream.load_checkpoint(smoke[0]), stream.load_checkpoint(smoke[0]).double()
     generator = Generator().manual_seed(3)

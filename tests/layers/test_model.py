@@ -424,6 +424,7 @@ def test_compiled_by_inductor(layer, task):
 
 
 @LAYERS
+@pytest.mark.sample(1)
 def test_steps_after_compiled_training_use_the_new_parameters(layer):
     model, u = build(layer, "regression", n_layers=1).float(), torch.randn(2, 10, 2)
     model(u)

@@ -100,6 +100,7 @@ def test_without_input_the_state_alone_speaks(cls, options, generator):
 
 @BACKENDS
 @EVERY
+@pytest.mark.sample(4)
 def test_float32_holds_the_contract_from_a_state_on(backend, cls, options, generator):
     layer = build(cls, generator, **options).float()
     double = build(cls, generator, **options)

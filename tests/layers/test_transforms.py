@@ -14,6 +14,9 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel, state_spaces, use_backend
 from tests.helpers import backends, relative_error
 
+# PyTorch has no rule for Hessians of a GLU over batches and goes through them one by one.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
 FEATURES, LENGTH = 3, 7
 MAKE: dict[str, Callable[[], nn.Module]] = {
     "S4DLayer": lambda: S4DLayer(FEATURES, 4),

@@ -122,6 +122,7 @@ def test_a_compiler_that_cannot_be_started(tree: Path, empty: Path) -> None:
 @needs_cxx
 @pytest.mark.parametrize("body", [FAILS, FAILS_LATER])
 @pytest.mark.parametrize("mode", ["auto", "cuda", "cpu"])
+@pytest.mark.sample(2)
 def test_a_broken_nvcc(tree: Path, cxx: Path, body: str, mode: str) -> None:
     trees.script(cxx / "nvcc", body)
     result = trees.build(tree, cxx, S4_FAST_BUILD=mode)
@@ -232,6 +233,7 @@ def test_only_what_changed_is_compiled_again(tree: Path, cxx: Path) -> None:
         ("90a", "compute_75", ["90a"], ""),
     ],
 )
+@pytest.mark.sample(2)
 def test_architectures(tree: Path, cxx: Path, setting: str, known: str, expected: list[str], ptx: str) -> None:
     fake = f"""
 case "$*" in

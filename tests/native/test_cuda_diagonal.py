@@ -73,6 +73,7 @@ def test_half_signals(library: Library, generator: Generator, form: str, n: int,
 
 
 @pytest.mark.parametrize("signal", HALF)
+@pytest.mark.sample(1)
 def test_halves_are_rounded_as_pytorch_rounds(library: Library, generator: Generator, signal: torch.dtype) -> None:
     """Through D alone: of every half number, and of products from the subnormal to the infinite."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)

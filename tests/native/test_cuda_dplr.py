@@ -29,6 +29,7 @@ NAMES = Layer.names(1)
         (4, 128, 1, 4, 2, True),
     ],
 )
+@pytest.mark.sample(8)
 def test_dplr_scan(
     library: Library,
     generator: Generator,
@@ -64,6 +65,7 @@ def test_absent_cotangents(library: Library, generator: Generator, cotangents: S
 
 
 @pytest.mark.parametrize("copies", [1, 4])
+@pytest.mark.sample(1)
 def test_each_gradient_alone(library: Library, generator: Generator, copies: int) -> None:
     layer = Layer(generator, FORMS["all"], c=2, rank=2, copies=copies, L=70)
     every = layer.backward(library)
@@ -84,6 +86,7 @@ def test_half_signals(library: Library, generator: Generator, form: str, n: int,
 
 
 @pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.sample(1)
 def test_many_chunks(library: Library, generator: Generator, batch: int) -> None:
     check(library, Layer(generator, FORMS["bidirectional"], batch=batch, H=2, n=2, rank=1, L=700, dtype=torch.float32))
 

@@ -177,6 +177,7 @@ def test_derivatives_of_a_backend(op: str, backend: str | None, transform: Calla
     "transform", [dual_numbers, one_dual_number, jacobians, pushed_and_pulled, ensembles, functional]
 )
 @pytest.mark.parametrize(("op", "backend"), ALL)
+@pytest.mark.sample(30)
 def test_transforms_are_the_definitions(op: str, backend: str | None, transform: Callable[..., Any]) -> None:
     assert_close(transform(op, backend), transform(op, "reference"))
 

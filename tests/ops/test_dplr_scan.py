@@ -64,6 +64,7 @@ def test_contract(
 @BACKENDS
 @MEASURE
 @BOTH
+@pytest.mark.sample(3)
 def test_contract_of_hippo(bidirectional: bool, measure: str, backend: str, device: str, generator: Generator) -> None:
     """As models start: stored in float32, with nothing beside what goes through the state."""
     tensors = hippo(measure, generator, (2, 3, 32, 500), bidirectional=bidirectional)

@@ -66,6 +66,7 @@ def test_contract(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.sample(1)
 def test_contract_at_4096(backend: str, device: str, generator: Generator) -> None:
     tensors = {name: t.to(device) for name, t in inputs(generator, 2, 1, 2, 4096, 4096, torch.float32).items()}
     assert_contract("fft_conv", tensors, backend)

@@ -169,6 +169,7 @@ def test_opcheck_of_the_adjoint(op: str) -> None:
 
 
 @pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.sample(1)
 def test_opcheck_of_a_time_major_scan(backend: str) -> None:
     u, *rest = (torch.view_as_real(t) if t.is_complex() else t for t in inputs("ssm_scan").values())
     pairs = [u.mT.contiguous(), *rest]

@@ -292,6 +292,7 @@ def test_inputs_are_left_as_they_are(backend: str, generator: Generator) -> None
 
 @pytest.mark.parametrize("backend", [*SCAN, "reference"])
 @pytest.mark.parametrize(("batch", "H", "n", "L"), [(1, 1, 1, 1), (2, 2, 3, 7), (1, 2, 2, 70)])
+@pytest.mark.sample(3)
 def test_gradcheck(batch: int, H: int, n: int, L: int, backend: str, generator: Generator) -> None:
     tensors = scan_inputs(generator, "weak", batch, H, n, L, torch.complex128)
     arguments = [t.requires_grad_() for t in tensors.values()]

@@ -115,10 +115,10 @@ def resources(launch: Launch, architecture: int, folder: Path) -> dict[str, int]
     return {"registers": int(found[1]), "stack": int(found[2]), "local": local}
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("real", [torch.float32, torch.float64])
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.sample(1)
 def test_no_kernel_spills(architecture: int, real: torch.dtype, every: bool, tmp_path: Path) -> None:
     if architecture >= 100 and VERSION < (3, 3):
         pytest.skip(f"Triton {metadata.version('triton')} does not know sm_{architecture}")

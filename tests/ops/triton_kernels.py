@@ -100,6 +100,7 @@ def check(op: str, tensors: Tensors, **options: float) -> None:
 
 @pytest.mark.parametrize(("H", "n", "L", "dtype"), CASES)
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.each_value
 def test_contract(op: str, H: int, n: int, L: int, dtype: torch.dtype, generator: Generator) -> None:
     tensors, scalars = inputs(op, generator, H, n, L, dtype)
     check(op, tensors, **scalars)
@@ -115,6 +116,7 @@ def test_decay(op: str, decay: str, generator: Generator) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, pytest.param(torch.complex128, marks=slow)])
 @pytest.mark.parametrize("op", ["log_vandermonde", "log_vandermonde_transpose"])
+@pytest.mark.sample(1)
 def test_late_phases(op: str, dtype: torch.dtype, generator: Generator) -> None:
     """Where float32 would round x l by a hundredth of a radian, and float64 by 1e-11."""
     L = 2**16 + 1 if DEVICE == "cpu" else 2**20
@@ -182,6 +184,7 @@ def test_rows_that_do_not_fill_a_block(op: str, generator: Generator) -> None:
 
 @pytest.mark.parametrize("measure", ["legs", "legt", "fout"])
 @pytest.mark.parametrize("L", [200, pytest.param(4096, marks=slow)])
+@pytest.mark.sample(1)
 def test_hippo(measure: str, L: int, generator: Generator) -> None:
     """The gradient of LegT, whose poles are weakly damped, is lost when sums are rounded to float32."""
     form = hippo.nplr(measure, 64, 2 if measure == "legt" else 1)
@@ -193,6 +196,7 @@ def test_hippo(measure: str, L: int, generator: Generator) -> None:
 
 
 @pytest.mark.parametrize(("r", "b", "c"), [(2, 1, 1), (1, 2, 2), (1, 1, 5), (3, 1, 1)])
+@pytest.mark.sample(2)
 def test_ranks_and_several_inputs_and_outputs(r: int, b: int, c: int, generator: Generator) -> None:
     check("dplr_kernel", dplr(generator, 2, 4, r, b, c, torch.complex64), L=50)
     check("dplr_kernel", dplr(generator, 2, 4, r, b, c, torch.complex128), L=51)
@@ -207,6 +211,7 @@ def test_too_many_sums_for_registers_are_refused(generator: Generator) -> None:
 
 @pytest.mark.parametrize("view", ["strided", "transposed", "conjugated"])
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.each_value
 def test_memory_layout_does_not_matter(op: str, view: str, generator: Generator) -> None:
     tensors, scalars = inputs(op, generator, 3, 5, 20, torch.complex64)
     moved = {name: torch.atleast_2d(t).to(DEVICE) for name, t in tensors.items()}
@@ -220,6 +225,7 @@ def test_broadcast_and_expanded_inputs(op: str, generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(2)
 def test_gradients_one_by_one(op: str, generator: Generator) -> None:
     tensors, scalars = inputs(op, generator, 2, 3, 9, torch.complex128)
     assert_gradients_one_by_one(op, {name: t.to(DEVICE) for name, t in tensors.items()}, "triton", **scalars)
@@ -246,6 +252,7 @@ def test_the_automatic_choice_takes_it_on_a_gpu_where_there_is_no_native_kernel(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.sample(2)
 def test_compiled(op: str, dtype: torch.dtype, generator: Generator) -> None:
     """By Inductor on a GPU; in the interpreter by what it shares with every compiler, the traced graph."""
     tensors, scalars = inputs(op, generator, 2, 3, 20, dtype)

@@ -223,6 +223,7 @@ def test_states_are_those_of_the_definition(cls, options, generator):
 
 
 @EVERY
+@pytest.mark.sample(20)
 def test_steps_are_the_convolution(cls, options, generator):
     kernel = build(cls, generator, **options)
     u = normal(generator, 3, H, 12, dtype=DOUBLE)

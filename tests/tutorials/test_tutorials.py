@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("statsmodels")
 jupytext = pytest.importorskip("jupytext")
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
@@ -43,6 +43,7 @@ def test_there_are_tutorials() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("statsmodels") is None, reason="statsmodels is not installed")
 def test_script_runs(name: str, tmp_path: Path) -> None:
     """From any folder, and every picture that it announces is there."""
     variables = {"S4_FAST_SMOKE": "1", "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
