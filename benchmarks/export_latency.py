@@ -1,16 +1,16 @@
 """Microseconds per step of exported models beside ``model.step``, and the sizes of the C.
 
-    OMP_NUM_THREADS=1 python benchmarks/export_latency.py
+    python benchmarks/export_latency.py --json benchmarks/results/export.json
 
-Prints one Markdown row per model: the least processor time of several runs over white noise, which other programs on
-the machine disturb least, and errors of the outputs as relative norms against float64. Needs a C compiler and the extra
-``onnx``.
+On one thread: the least processor time of several runs over white noise, which other programs on the machine disturb
+least, and errors of the outputs as relative norms against float64. Needs a C compiler and the extra ``onnx``.
 """
 
 from __future__ import annotations
 
 import copy
 import ctypes
+import json
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import S4SequenceModel
+from s4_fast.bench import machine
 from s4_fast.export import to_c, to_onnx
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -69,7 +70,8 @@ def per_step(run: Callable[[], Tensor], steps: int, repeats: int) -> tuple[Tenso
     return y, 1e6 * min(taken) / steps
 
 
-def row(name: str, options: dict[str, Any], steps: int, repeats: int, folder: Path) -> list[str]:
+def row(name: str, options: dict[str, Any], steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """The sizes of a model, and by way of running it the microseconds of a step and the error; bytes of the C."""
     torch.manual_seed(0)
     model = S4SequenceModel(1, d_output=1, task="regression", **options).eval()
     u = torch.randn(steps, 1)
@@ -113,29 +115,37 @@ def row(name: str, options: dict[str, Any], steps: int, repeats: int, folder: Pa
             return y
 
         ways[kind] = in_c
-    cells = []
-    for run in ways.values():
-        y, microseconds = per_step(run, steps, repeats)
-        error = ((y - exact).norm() / exact.norm()).item()
-        cells.append(f"{microseconds:.3g} us, {error:.0e}")
-    (code, state), (code_single, state_single) = sizes
-    shape = "d_model {d_model}, d_state {d_state}, {n_layers} layers".format(**options)
-    kib = f"{code / 1024:.0f} KiB, {state:,} B ({code_single / 1024:.0f} KiB, {state_single:,} B)"
-    return [f"{name}: {shape}", *cells, kib]
+    measured: dict[str, Any] = {"model": name, **options}
+    for way, run in ways.items():
+        y, measured[f"{way}, us"] = per_step(run, steps, repeats)
+        measured[f"{way}, error"] = ((y - exact).norm() / exact.norm()).item()
+    for kind, (code, state) in zip(("C", "C, single"), sizes, strict=True):
+        measured |= {f"{kind}, code": code, f"{kind}, state": state}
+    return measured
 
 
 @click.command()
 @click.option("--steps", default=1000, show_default=True, help="Steps of a run.")
 @click.option("--repeats", default=15, show_default=True, help="Runs, of which the fastest counts.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write machine and rows as JSON.")
 @torch.inference_mode()
-def main(steps: int, repeats: int) -> None:
+def main(steps: int, repeats: int, json_file: Path | None) -> None:
     """Measure the exports."""
-    heads = ["model", "model.step", "ONNX step", "ONNX prefill", "C", "C, single", "code, state of the C (single)"]
-    for cells in (heads, ["---"] * len(heads)):
-        click.echo(f"| {' | '.join(cells)} |")
+    torch.set_num_threads(1)
+    rows = []
     for name, options in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
-            click.echo(f"| {' | '.join(row(name, options, steps, repeats, Path(folder)))} |")
+            rows.append(row(name, options, steps, repeats, Path(folder)))
+        click.echo(
+            "; ".join(
+                f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}"
+                for key, value in rows[-1].items()
+            )
+        )
+    if json_file:
+        settings = {"command": f"python benchmarks/export_latency.py --json {json_file}"}
+        document = {"machine": machine.describe(), "settings": settings, "rows": rows}
+        json_file.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
