@@ -24,8 +24,8 @@ MARKED = re.compile(
 
 
 def figure(value: float) -> str:
-    """Two digits of a figure, three from 100 on."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    """Two digits of a figure, all before the point from 100 on."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:#.2g}".removesuffix(".")
 
 
 def time(milliseconds: float) -> str:

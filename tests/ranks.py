@@ -70,7 +70,11 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # One process imports for all; it has no threads when it is forked.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["pytest", "s4_fast.distributed", "s4_fast.state_spaces", "torch.distributed.fsdp"]
+        )
         directory = Path(tempfile.mkdtemp(prefix="s4_fast_ranks_"))  # a new one: a leftover would join a wrong group
         self._logs = [directory / f"rank{rank}.txt" for rank in range(self.world)]
         for rank in range(self.world):

@@ -14,6 +14,9 @@ from tests.helpers import relative_error
 from tests.state_spaces import older
 from tests.state_spaces.test_releases import LAYERS, signal
 
+# The originals of releases 1 and 2 drop features of three-dimensional signals so, and PyTorch has come to warn of it.
+pytestmark = pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
+
 
 @pytest.mark.parametrize(("release", "options"), [case[:2] for case in LAYERS], ids=str)
 def test_a_layer_is_replaced_by_one_that_computes_the_same(release, options):
@@ -137,9 +140,6 @@ def file_of(fallback: Any) -> tuple[types.ModuleType, type[nn.Module]]:
     source = """
 import torch
 from tests.state_spaces import older
-
-# The originals of releases 1 and 2 drop features of three-dimensional signals so, and PyTorch has come to warn of it.
-pytestmark = pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
 
 class SSKernelNPLR(older.SSKernelNPLR):
     def forward(self, L):
