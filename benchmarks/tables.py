@@ -96,15 +96,14 @@ HEAD = "forward | {0} (ratio) | forward + backward | {0} (ratio) | memory | erro
 
 
 def against(other: str, chosen: Callable[[Row], bool]) -> Callable[[list[Row]], str]:
-    """A table of the cases that ``other`` evaluates too."""
+    """A table of the cases that ``other`` evaluates too; the beginning of its name will do."""
 
     def made(rows: list[Row]) -> str:
-        lines = (
-            [named(case["ours"]), *beside(case, other)]
-            for case in cases(rows)
-            if other in case and chosen(case["ours"])
-        )
-        return table(f" | {HEAD.format(other)}", lines)
+        found = [
+            (case, name) for case in cases(rows) for name in case if name.startswith(other) and chosen(case["ours"])
+        ]
+        name = found[0][1] if found else other
+        return table(f" | {HEAD.format(name)}", ([named(case["ours"]), *beside(case, name)] for case, name in found))
 
     return made
 
@@ -115,6 +114,19 @@ def is_op(row: Row) -> bool:
 
 def is_layer(row: Row) -> bool:
     return row["op"][0].isupper()
+
+
+def losses(rows: list[Row]) -> str:
+    """Where something else is faster by a tenth or more; the backends of one op are no others."""
+    lines = []
+    for case in cases(rows):
+        for name, other in case.items():
+            for kind in ("forward", "forward_backward"):
+                mine, theirs = case["ours"][f"{kind}_ms"], other[f"{kind}_ms"]
+                if mine and theirs and mine > 1.1 * theirs:
+                    both = kind.replace("_", " + ")
+                    lines.append([named(other), both, name, time(mine), time(theirs), figure(mine / theirs)])
+    return table("slower | pass | than | s4_fast | it | ratio", iter(lines))
 
 
 def peers(rows: list[Row]) -> str:
@@ -175,6 +187,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "layers": against("direct", is_layer),
     "peers": peers,
     "official": against("official", is_layer),
+    "losses": losses,
     "h200": h200,
     "export": export,
 }
