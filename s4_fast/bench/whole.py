@@ -76,9 +76,9 @@ def _whole(case: Case, name: str, made: _Made, checkout: Checkout | None) -> tup
         official = made.official
         if official is None:
             raise Refused(checkout.broken[case.op])
-        shared = parameters(official).keys() & parameters(made.module).keys()
-        same = frozenset(("u", *shared))
-        return Whole(lambda u: official(u)[0], parameters(official), same=same), checkout.version
+        own = parameters(made.module)
+        shared = (name for name, p in parameters(official).items() if name in own and own[name].shape == p.shape)
+        return Whole(lambda u: official(u)[0], parameters(official), same=frozenset(("u", *shared))), checkout.version
     return peers.PEERS[name](made.module, case), peers.version(name)
 
 
