@@ -68,7 +68,15 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Without the samples, which make 99 % of the file."""
+    """Without the samples and what says nothing, which make 99 % of the file."""
+    commit = output_json["commit_info"]
+    output_json["commit_info"] = {name: commit.get(name) for name in ("id", "time", "dirty")}
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)
-        benchmark.pop("params", None)
+        benchmark.update(params=None, param=None, options={})
+        for part in ("stats", "extra_info"):
+            benchmark[part] = {name: _rounded(value) for name, value in benchmark[part].items()}
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value

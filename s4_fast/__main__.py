@@ -150,7 +150,7 @@ def bench(
         return
     if threads is not None:
         torch.set_num_threads(threads)
-    seconds = _QUICK if quick else _FULL
+    seconds = _QUICK if quick or sweep else _FULL
     settings = {"device": device, "seconds": seconds, "allocator": "default" if default_allocator else "keep pages"}
     rows, interrupted = _measure(jobs, device, seconds, default_allocator, checkout)
     results = compare(rows)

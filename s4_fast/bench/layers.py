@@ -199,5 +199,11 @@ LAYERS = {
 
 
 def beside(case: Case) -> tuple[str, ...]:
-    """What stands beside the layer of a case; a half type is compared with float32 alone."""
-    return LAYERS[case.op].beside if case.dtype == "float32" else (peers.FLOAT32,)
+    """What stands beside the layer of a case.
+
+    A half type is compared with float32 alone, and a case of slow decay, which is about errors, with the formula alone.
+    """
+    if case.decay is not None:
+        return ()
+    names = LAYERS[case.op].beside if case.dtype == "float32" else (peers.FLOAT32,)
+    return tuple(name for name in names if not (case.sweep and name == peers.GRU))

@@ -159,6 +159,8 @@ def _footnotes(results: Sequence[Result]) -> Iterator[Text]:
             worst = f", worst gradient: {row.errors.worst}" if row.errors.worst else ""
             text = f"{where}misses the accuracy contract ({allowed}){worst}; not timed"
             yield Text(text, style=_STYLES[FAIL])
+    for result in results:
+        yield from _beside_the_original(result)
     lost = losses(results)
     if lost:
         yield Text("s4_fast is slower at:", style="bold")
@@ -177,6 +179,13 @@ def _versions(results: Sequence[Result]) -> dict[str, list[str]]:
             names.append(result.row.backend)
     found.pop("", None)
     return found
+
+
+def _beside_the_original(result: Result) -> Iterator[Text]:
+    for goal, ratio in result.ratios.items():
+        kind, _, name = goal.partition(" against ")
+        if name.startswith("official") and ratio >= 1:
+            yield Text(f"{result.row.case.label}, {kind}: {_times(ratio)} as fast as {name}")
 
 
 def _about(result: Result, goal: str) -> str:

@@ -73,8 +73,9 @@ def _ours(case: Case, usable: list[str], chosen: list[str] | None, quick: bool) 
 def _baselines(case: Case, quick: bool, checkout: Checkout | None) -> list[str]:
     whole = LAYERS.get(case.op)
     names = [DIRECT, COMPILED] if case.direct and (whole is None or whole.direct) and case.dtype != "bfloat16" else []
-    # The recurrence of a scan with a state is a loop over samples, which a compiler would unroll.
-    if quick or (case.op == "dplr_scan" and case.state):
+    # The recurrence of a scan with a state is a loop over samples, which a compiler would unroll; cases of slow decay
+    # are about errors.
+    if quick or (case.op == "dplr_scan" and case.state) or case.decay is not None:
         names = names[:1]
     if whole is None:
         return names + ([] if case.state else list(baselines(case.op)))
