@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -155,7 +156,9 @@ def _module(path: Path, file: Path) -> ModuleType:
     sys.modules["pykeops"] = None  # type: ignore[assignment]
     logging.disable(logging.CRITICAL)  # it warns of what is left out on purpose
     try:
-        spec.loader.exec_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spec.loader.exec_module(module)
     finally:
         logging.disable(logging.NOTSET)
         sys.path.remove(str(path))

@@ -69,6 +69,8 @@ def _float32(layer: Any, case: Case) -> Whole:
 
 def _steps(layer: Any, case: Case) -> Whole:
     """The layer sample by sample, up to the state."""
+    if layer.D.is_cuda:
+        raise Refused("the CUDA graph that is timed would hold every single step")
 
     def run(u: Tensor) -> Tensor:
         state = layer.init_state(len(u))

@@ -185,7 +185,7 @@ def _beside_the_original(result: Result) -> Iterator[Text]:
     for goal, ratio in result.ratios.items():
         kind, _, name = goal.partition(" against ")
         if name.startswith("official") and ratio >= 1:
-            yield Text(f"{result.row.case.label}, {kind}: {_times(ratio)} as fast as {name}")
+            yield Text(f"{result.row.case.label}, {kind}: {ratio:.2g} times as fast as {name}")
 
 
 def _about(result: Result, goal: str) -> str:

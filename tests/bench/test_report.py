@@ -131,6 +131,11 @@ def test_what_is_slower_is_named_in_words() -> None:
     assert "slower at:\n  S4DLayer B=4 H=2 n=3 L=50, forward: 4.00 times the time of LSTM" in _shown(compare(rows))
 
 
+def test_the_gain_over_the_original_is_a_sentence() -> None:
+    rows = [_row("official 4.1 naive", 6.0, None), _row("s4_fast", 4.0, None, automatic=True)]
+    assert "forward: 1.5 times as fast as official 4.1 naive" in _shown(compare(rows))
+
+
 def test_a_goal_may_be_a_time_or_against_another_evaluation() -> None:
     case = Case("S4DLayer", 2, 3, 50, goals={"forward ms": 5, "forward+backward ms": 5, "forward against GRU": 0.5})
     rows = [_row("GRU", 3.0, None), _row("s4_fast", 4.0, None, automatic=True)]
