@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from s4_fast import dispatch
-from s4_fast.bench import accuracy, direct, evaluate, machine, measure, plot
+from s4_fast.bench import accuracy, evaluate, machine, measure, plot
 from s4_fast.bench.cases import Case
 from s4_fast.bench.inputs import Arguments, arguments
 
 OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel", "ssm_scan")
 FEATURES, STATES, LENGTHS = (128, 1024), 32, (1024, 4096, 16384, 65536)
-COMPILED, COPY = "compiled direct", "copy"
+COPY = "copy"
 KERNELS = ("native", "triton")
 COLOURS = {
     **{"native": "#1f6fb2", "triton": "#1f8a5b", "pytorch": "#d9622b"},
-    **{COMPILED: "#9aa5b1", evaluate.KERNEL_GIVEN: "#9aa5b1", COPY: "#1f2933"},
+    **{evaluate.COMPILED: "#9aa5b1", evaluate.KERNEL_GIVEN: "#9aa5b1", COPY: "#1f2933"},
 }
 
 
@@ -36,7 +36,7 @@ def implementations(op: str, compiled: bool) -> dict[str, Callable[..., evaluate
     ours = {name: evaluate.implementation(op, name) for name in names}
     if op == "ssm_scan":
         return {**ours, evaluate.KERNEL_GIVEN: evaluate.implementation(op, evaluate.KERNEL_GIVEN)}
-    return {**ours, COMPILED: torch.compile(getattr(direct, op), dynamic=False)} if compiled else ours
+    return {**ours, evaluate.COMPILED: evaluate.implementation(op, evaluate.COMPILED)} if compiled else ours
 
 
 def row(
@@ -48,7 +48,7 @@ def row(
     """
     result: dict[str, Any] = {"op": case.op, "H": case.H, "n": case.n, "L": case.L, "implementation": name}
     expected = accuracy.reference(case, inputs) if name in KERNELS else None
-    inputs = evaluate.inputs(name, inputs)
+    inputs = evaluate.inputs(case.op, name, inputs)
     forward, both = evaluate.forward(function, inputs), evaluate.forward_backward(function, inputs)
     try:
         result["forward"] = measure.timed(forward, "cuda", seconds)._asdict()
@@ -118,7 +118,6 @@ def main() -> None:
                 case = Case(op, H, STATES, L)
                 inputs = arguments(case, "cuda")
                 functions = implementations(op, not options.no_compile)
-                torch.compiler.reset()
                 rows += [row(case, inputs, name, run, options.seconds) for name, run in functions.items()]
                 rows.append(copy_row(case, inputs, options.seconds))
                 print("\n".join(json.dumps(r) for r in rows[-len(functions) - 1 :]), flush=True)

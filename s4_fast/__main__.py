@@ -1,9 +1,9 @@
-"""``python -m s4_fast doctor | bench | bench-layers | convert | inspect | export``."""
+"""``python -m s4_fast doctor | bench | convert | inspect | export``."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -15,9 +15,7 @@ from rich.text import Text
 
 import s4_fast
 from s4_fast import dispatch, doctor, export
-from s4_fast.bench import layers, machine, plot, report, runner
-from s4_fast.bench.cases import Case, select
-from s4_fast.bench.inputs import OPS
+from s4_fast.bench import checkouts, files, machine, plot, registry, report, runner
 from s4_fast.bench.results import Row, compare
 from s4_fast.state_spaces import convert, inspection
 
@@ -79,16 +77,36 @@ def doctor_command() -> None:
     raise SystemExit(doctor.examine(_console()))
 
 
+def _checkout(context: click.Context, parameter: click.Parameter, value: Path | None) -> checkouts.Checkout | None:
+    try:
+        return None if value is None else checkouts.load(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @main.command()
-@click.option("--quick", is_flag=True, help="One size per op, under a minute on two cores. Leaves out keops.")
-@click.option("--op", "ops", type=click.Choice(list(OPS)), multiple=True, help="Only this op. Can be repeated.")
+@click.option("--quick", is_flag=True, help="A few sizes and short timings, about a minute.")
+@click.option("--sweep", is_flag=True, help="Instead, kernels and layers over lengths, and steps over sizes.")
+@click.option(
+    "--op", "ops", type=click.Choice(registry.NAMES), multiple=True, help="Only this op or layer. Can be repeated."
+)
+@click.option("--layers", "layers_only", is_flag=True, help="Only whole layers.")
 @click.option(
     "--backend",
     "backends",
     type=click.Choice(dispatch.BACKENDS),
     multiple=True,
-    help="Only this backend, beside the direct evaluation. Can be repeated. [default: all usable but reference]",
+    help="Only this backend, beside the baselines; layers run on it alone. Can be repeated. [default: all usable but "
+    "reference]",
 )
+@click.option(
+    "--peer",
+    "checkout",
+    type=click.Path(path_type=Path),
+    callback=_checkout,
+    help="A checkout of state-spaces/s4: its layers stand beside the drop-ins for them, with the same weights.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the native library. [default: PyTorch's]")
 @click.option("--device", callback=_device, help="cpu, cuda or cuda:<index>. [default: cuda where there is one]")
 @click.option("--csv", "csv_file", type=_FILE, callback=_in_existing_folder, help="Write the rows as CSV.")
 @click.option("--json", "json_file", type=_FILE, callback=_in_existing_folder, help="Write machine and rows as JSON.")
@@ -102,8 +120,12 @@ def doctor_command() -> None:
 @click.option("--list", "list_only", is_flag=True, help="List what would run, and run nothing.")
 def bench(
     quick: bool,
+    sweep: bool,
     ops: tuple[str, ...],
+    layers_only: bool,
     backends: tuple[str, ...],
+    checkout: checkouts.Checkout | None,
+    threads: int | None,
     device: str,
     csv_file: Path | None,
     json_file: Path | None,
@@ -111,52 +133,39 @@ def bench(
     default_allocator: bool,
     list_only: bool,
 ) -> None:
-    """Measure time, peak memory and error of the ops beside their direct evaluation.
+    """Measure time, peak memory and error of ops and whole layers beside their direct evaluation and other layers.
 
     The exit code is 1 when an op fails or misses the accuracy contract. Goals are shown, and judged on the CPU alone.
     """
     _refuse_unusable(backends)
     if plot_file is not None and plot.matplotlib_missing():
         raise click.UsageError(plot.matplotlib_missing())
-    cases = [case for case in select(quick=quick) if not ops or case.op in ops]
-    jobs = runner.plan(cases, backends, compiled_at_run_time=not quick)
+    cases = registry.select(ops, quick=quick, sweep=sweep, layers=layers_only)
+    jobs = runner.plan(cases, backends, quick=quick, checkout=checkout)
     if not jobs:
-        raise click.UsageError(f"nothing to run: {', '.join(backends)} implements none of {', '.join(ops)}")
+        raise click.UsageError("nothing to run: no case of this run has these ops and backends; see --list")
     if list_only:
         for job in jobs:
-            click.echo(f"{_label(job.case)}  {job.backend}")
+            click.echo(f"{job.case.label}  {job.backend}")
         return
-    seconds = _QUICK if quick else _FULL
-    rows, interrupted = _measure(jobs, device, seconds, default_allocator)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    seconds = _QUICK if quick or sweep else _FULL
+    settings = {"device": device, "seconds": seconds, "allocator": "default" if default_allocator else "keep pages"}
+    rows, interrupted = _measure(jobs, device, seconds, default_allocator, checkout)
     results = compare(rows)
     described = machine.describe(device)
     _console().print(report.table(results))
     if csv_file is not None:
-        report.write_csv(csv_file, results)
+        files.write_csv(csv_file, results)
     if json_file is not None:
-        settings = {"device": device, "seconds": seconds, "allocator": "default" if default_allocator else "keep pages"}
-        report.write_json(json_file, results, described, settings)
+        command = shlex.join(["python", "-m", "s4_fast", *sys.argv[1:]])
+        files.write_json(json_file, results, described, {"command": command, **settings})
     if plot_file is not None:
         plot.write_plot(plot_file, results, described)
     if interrupted:
         raise click.Abort
     raise SystemExit(1 if any(result.failed for result in results) else 0)
-
-
-@main.command("bench-layers")
-@click.option("--smoke", is_flag=True, help="Tiny sizes, seconds: does everything work? The goals mean nothing then.")
-@click.option("--json", "json_file", type=_FILE, callback=_in_existing_folder, help="Write machine and rows as JSON.")
-def bench_layers(smoke: bool, json_file: Path | None) -> None:
-    """Measure whole layers on the CPU, in training, prefill and single steps, beside their direct evaluation.
-
-    Takes about a minute.
-    """
-    with _console(stderr=True).status("measuring"):
-        rows = list(layers.run(smoke))
-    _console().print(layers.table(rows))
-    if json_file is not None:
-        document = {"machine": machine.describe("cpu"), "rows": [asdict(row) for row in rows]}
-        json_file.write_text(json.dumps(document, indent=2) + "\n")
 
 
 class _Refused(click.ClickException):
@@ -285,20 +294,19 @@ def _refuse_unusable(backends: tuple[str, ...]) -> None:
             raise click.UsageError(f"backend {name!r} is not usable here: {status.cause}{fix}")
 
 
-def _label(case: Case) -> str:
-    return f"{case.op} {case.sizes} {case.dtype}"
-
-
-def _measure(jobs: list[runner.Job], device: str, seconds: float, default_allocator: bool) -> tuple[list[Row], bool]:
+def _measure(
+    jobs: list[runner.Job], device: str, seconds: float, default_allocator: bool, checkout: checkouts.Checkout | None
+) -> tuple[list[Row], bool]:
     """The rows, and whether the user stopped the run before the last."""
     rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
-        measured = runner.run(jobs, device, seconds, default_allocator=default_allocator)
+        peer = None if checkout is None else checkout.path
+        measured = runner.run(jobs, device, seconds, default_allocator=default_allocator, peer=peer)
         try:
             for job in jobs:
-                progress.update(task, description=f"{_label(job.case)} {job.backend}")
+                progress.update(task, description=f"{job.case.label} {job.backend}")
                 rows.append(next(measured))
                 progress.advance(task)
         except KeyboardInterrupt:

@@ -7,13 +7,9 @@ nodes near ``omega = -1`` in float32). The definitions are the ``reference`` mod
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s4_fast.layers import S4DLayer, S4Layer
 from s4_fast.ssm import with_conjugates
 
 
@@ -163,88 +159,6 @@ def dplr_step(
     overlaps = 2 * torch.einsum("rhn,bhn->rbh", V, state).real
     state = state + increment * state - torch.einsum("rhn,rbh->bhn", G, overlaps.to(G.dtype)) + B * u[..., None]
     return 2 * torch.einsum("chn,bhn->bch", C, state).real, state
-
-
-def s4d_layer(layer: S4DLayer, L: int) -> Callable[[Tensor], Tensor]:
-    """An S4D layer on L samples by its direct kernel and one FFT of length 2L."""
-
-    def run(u: Tensor) -> Tensor:
-        x, B, C = layer.kernel.discretize()
-        return fft_conv(u.mT, log_vandermonde((C * B)[0], x, L), layer.D).mT
-
-    return run
-
-
-def s4_layer(layer: S4Layer, L: int) -> Callable[[Tensor], Tensor]:
-    """An S4 layer on L samples by its direct kernel and one FFT of length 2L.
-
-    Its C is truncated once, beforehand, as the parameter of the official layer is.
-    """
-    ssm = layer.kernel
-    with torch.no_grad():
-        wide = torch.complex128
-        P, B, C = (torch.view_as_complex(t).to(wide) for t in (ssm.P, ssm.B, ssm.C))
-        A_bar, _ = dense_bilinear(ssm.A().to(wide), P, B[0], ssm.dt().double())
-        late = (C[0] - truncated(C[0], A_bar, L)).to(ssm.state_dtype())
-
-    def run(u: Tensor) -> Tensor:
-        dt, P, B, C = ssm.dt(), *(torch.view_as_complex(t) for t in (ssm.P, ssm.B, ssm.C))
-        return fft_conv(u.mT, dplr_kernel(dt * ssm.A(), P, P, B, C - late, dt, L)[0, 0], layer.D).mT
-
-    return run
-
-
-class MinimalS4D(nn.Module):
-    """The layer of the official minimal S4D, without its output map, on (batch, L, H)."""
-
-    def __init__(self, H: int, N: int = 64, dt_min: float = 0.001, dt_max: float = 0.1) -> None:
-        super().__init__()
-        n = N // 2
-        self.D = nn.Parameter(torch.randn(H))
-        self.C = nn.Parameter(torch.view_as_real(torch.randn(H, n, dtype=torch.complex64)))
-        self.log_dt = nn.Parameter(torch.rand(H) * math.log(dt_max / dt_min) + math.log(dt_min))
-        self.log_A_real = nn.Parameter(torch.log(0.5 * torch.ones(H, n)))
-        self.A_imag = nn.Parameter(math.pi * torch.arange(n).repeat(H, 1).float())
-
-    def forward(self, u: Tensor) -> Tensor:
-        L = u.shape[1]
-        A = -torch.exp(self.log_A_real) + 1j * self.A_imag
-        dtA = A * torch.exp(self.log_dt)[:, None]
-        C = torch.view_as_complex(self.C) * (torch.exp(dtA) - 1) / A
-        powers = torch.exp(dtA[..., None] * torch.arange(L, device=u.device))
-        return fft_conv(u.mT, 2 * torch.einsum("hn,hnl->hl", C, powers).real, self.D).mT
-
-
-def s4d_step(layer: S4DLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The step of an S4D layer in complex arithmetic, discretised once."""
-    x, B, C = layer.kernel.discretize()
-    lam = torch.exp(x)
-
-    def step(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = lam * state + B * u[..., None]
-        return 2 * (C[0] * state).sum(-1).real + layer.D * u, state
-
-    return step
-
-
-def s4_step(layer: S4Layer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The exact step of an S4 layer by its dense transition matrix on (Re s, Im s), discretised once."""
-    recurrence = layer.kernel.discretize()
-    n, H = layer.d_state // 2, layer.d_model
-
-    def real(s: Tensor) -> Tensor:
-        return torch.cat((s.real, s.imag), -1)
-
-    eye = torch.eye(2 * n)
-    basis = torch.complex(eye[:, None, :n], eye[:, None, n:]).expand(-1, H, -1)
-    A_bar = real(layer.kernel.propagator()(basis, 1)).permute(1, 2, 0)
-    B, C = real(recurrence.B), real(2 * recurrence.C[0].conj())
-
-    def step(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = torch.einsum("hij,bhj->bhi", A_bar, state) + B * u[..., None]
-        return (C * state).sum(-1) + layer.D * u, state
-
-    return step
 
 
 def _nodes(L: int, like: Tensor) -> tuple[Tensor, Tensor]:

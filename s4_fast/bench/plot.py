@@ -20,6 +20,7 @@ _INK, _MUTED, _BASELINE = "#1f2933", "#7b8794", "#b8c2cc"
 # Per backend: forward, forward+backward.
 _COLOURS = {
     "pytorch": ("#f2a65a", "#d9622b"),
+    "s4_fast": ("#6fb1e0", "#1f6fb2"),
     "native": ("#6fb1e0", "#1f6fb2"),
     "triton": ("#7cc9a0", "#1f8a5b"),
     "keops": ("#c3a6e0", "#7b4fb3"),

@@ -1,44 +1,65 @@
-"""Results as a table, CSV and JSON."""
+"""Results as a table and in words."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, tolerances
-from s4_fast.bench.evaluate import BASELINES
+from s4_fast.bench.evaluate import is_ours
 from s4_fast.bench.measure import Time
-from s4_fast.bench.results import Result
+from s4_fast.bench.results import Result, at_most, losses
 
 # p80/p20 of the samples above which a time is marked.
 _NOISY = 1.5
 _STYLES = {PASS: "green", KNOWN_LIMIT: "yellow", FAIL: "bold red"}
+_NAME = 24
+
+
+class _Column(NamedTuple):
+    """A column; ``width`` without the space around it, ``room`` the width of a table that has it."""
+
+    heading: str
+    width: int
+    cell: Callable[[Result], Text]
+    room: int = 0
 
 
 def table(results: Sequence[Result]) -> RenderableType:
-    """A readable table, the goals below it, and what failed."""
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
-    grid.add_column("case", no_wrap=True)
-    grid.add_column("backend", no_wrap=True)
-    for heading in ("forward\nms", "\nratio", "fwd+bwd\nms", "\nratio", "peak\nMiB", "of\ndirect", "error\nforward"):
-        grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("error\ngradient", justify="right", no_wrap=True)
-    grid.add_column("accuracy", no_wrap=True)
-    grid.add_column("goal", no_wrap=True)
-    for group in _by_case(results):
-        captions = _captions(group)
-        for index, (result, caption) in enumerate(zip(group, captions, strict=True)):
-            grid.add_row(Text(caption), *_cells(result), end_section=index == len(group) - 1)
-    return Group(grid, *_footnotes(results))
+    """A readable table of as many columns as there is room for; below it the goals, what failed, and what is lost."""
+    return Group(_Rows(results), *_footnotes(results))
+
+
+class _Rows:
+    def __init__(self, results: Sequence[Result]) -> None:
+        self._results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = [column for column in _COLUMNS if options.max_width >= column.room]
+        grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        grid.add_column("", width=_NAME, no_wrap=True)
+        for column in columns:
+            grid.add_column(column.heading, width=column.width, justify="right", no_wrap=True)
+        yield grid
+        for group in _by_case(self._results):
+            yield Text(group[0].row.case.label, style="bold")
+            rows = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+            rows.add_column(width=_NAME, no_wrap=True)
+            for column in columns:
+                rows.add_column(width=column.width, justify="right", no_wrap=True)
+            for result in group:
+                row = result.row
+                if row.error or row.skipped:
+                    note = Text("error" if row.error else "skipped", style=_STYLES[FAIL] if row.error else "dim")
+                    rows.add_row(_name(result), note)
+                else:
+                    rows.add_row(_name(result), *(column.cell(result) for column in columns))
+            yield rows
 
 
 def _by_case(results: Sequence[Result]) -> Iterator[list[Result]]:
@@ -46,125 +67,132 @@ def _by_case(results: Sequence[Result]) -> Iterator[list[Result]]:
         yield list(group)
 
 
-def _captions(group: Sequence[Result]) -> list[str]:
-    """The first cells of a case's rows: its op, then its sizes."""
-    case = group[0].row.case
-    lines = [case.op, f"{case.sizes} {case.dtype}".removesuffix(" float32")]
-    if len(group) == 1:
-        return ["\n".join(lines)]
-    return lines + [""] * (len(group) - 2)
-
-
-def _cells(result: Result) -> list[Text]:
+def _name(result: Result) -> Text:
     row = result.row
-    name = Text(f"{row.backend} *" if row.automatic else row.backend, style="dim" if row.backend in BASELINES else "")
-    if row.error or row.skipped:
-        note = Text("error" if row.error else "skipped", style=_STYLES[FAIL] if row.error else "dim")
-        return [name, note, *[Text("")] * 9]
-    forward_error, gradient_error = row.errors[:2] if row.errors else (None, None)
-    fraction = result.ratios.get("memory")
-    met = result.goals_met.values()
-    goal = Text("") if not met else Text("met", style="green") if all(met) else Text("missed", style="yellow")
-    return [
-        name,
-        Text(_milliseconds(row.forward)),
-        Text(_ratio(result.ratios.get("forward")), style="bold"),
-        Text(_milliseconds(row.forward_backward)),
-        Text(_ratio(result.ratios.get("forward+backward")), style="bold"),
-        Text("n/a" if row.peak_mib is None else f"{row.peak_mib:.1f}"),
-        Text("" if fraction is None else f"{fraction:.1%}"),
-        Text("" if forward_error is None else f"{forward_error:.1e}"),
-        Text("" if gradient_error is None else f"{gradient_error:.1e}"),
-        Text(result.accuracy, style=_STYLES.get(result.accuracy, "")),
-        goal,
-    ]
+    return Text(f"  {row.backend}{' *' * row.automatic}", style="" if is_ours(row.backend) else "dim")
+
+
+def _time(kind: str) -> Callable[[Result], Text]:
+    return lambda result: Text(_milliseconds(result.row.times.get(kind)))
 
 
 def _milliseconds(time: Time | None) -> str:
     if time is None:
         return ""
     noisy = "~" if time.p80 > _NOISY * time.p20 else ""
-    return noisy + (f"{time.median:.3f}" if time.median < 10 else f"{time.median:.1f}")
+    digits = 4 if time.median < 1 else 2 if time.median < 100 else 0
+    return f"{noisy}{time.median:.{digits}f}"
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+def _ratio(kind: str) -> Callable[[Result], Text]:
+    def cell(result: Result) -> Text:
+        value = result.ratios.get(kind)
+        return Text("" if value is None else _times(value), style="bold")
+
+    return cell
+
+
+def _times(value: float) -> str:
+    return f"{value:.2g}x" if value < 0.1 else f"{value:.2f}x" if value < 1 else f"{value:.{int(value < 10)}f}x"
+
+
+def _peak(result: Result) -> Text:
+    peak = result.row.peak_mib
+    return Text("n/a" if peak is None else f"{peak:.1f}" if peak < 1000 else f"{peak:.0f}")
+
+
+def _fraction(result: Result) -> Text:
+    fraction = result.ratios.get("memory")
+    return Text("" if fraction is None else f"{fraction:.1%}" if fraction < 1 else f"{fraction:.0%}")
+
+
+def _error(index: int) -> Callable[[Result], Text]:
+    def cell(result: Result) -> Text:
+        errors = result.row.errors
+        if errors is None:
+            return Text("n/a")
+        value = errors[:2][index]
+        return Text("" if value is None else f"{value:.0e}".replace("e-0", "e-"))
+
+    return cell
+
+
+def _accuracy(result: Result) -> Text:
+    return Text(result.row.verdict, style=_STYLES.get(result.row.verdict, ""))
+
+
+def _goal(result: Result) -> Text:
+    met = result.goals_met.values()
+    return Text("") if not met else Text("met", style="green") if all(met) else Text("missed", style="yellow")
+
+
+_COLUMNS = (
+    _Column("forward\nms", 8, _time("forward")),
+    _Column("\nratio", 6, _ratio("forward")),
+    _Column("fwd+bwd\nms", 8, _time("forward+backward")),
+    _Column("\nratio", 6, _ratio("forward+backward")),
+    _Column("peak\nMiB", 7, _peak),
+    _Column("of\ndirect", 7, _fraction, room=100),
+    _Column("error\nforward", 8, _error(0)),
+    _Column("error\ngradient", 9, _error(1), room=100),
+    _Column("accuracy", 12, _accuracy, room=110),
+    _Column("goal", 7, _goal, room=110),
+)
 
 
 def _footnotes(results: Sequence[Result]) -> Iterator[Text]:
-    legend = "ratio: direct / this. peak: forward and backward. *: the automatic choice. Errors: norms against float64."
-    yield Text(f"{legend} ~: noisy, p80 more than {_NOISY:g} times p20.", style="dim")
+    yield Text("ratio: direct / this. peak: of forward and backward. *: the automatic choice.", style="dim")
+    yield Text(f"Errors: norms against float64. ~: noisy, p80 more than {_NOISY:g} times p20.", style="dim")
+    for version, names in _versions(results).items():
+        yield Text(f"{version}: {', '.join(names)}", style="dim")
     for result in results:
-        row = result.row
         for goal, met in result.goals_met.items():
-            wanted, reached = row.case.goals[goal], result.ratios[goal]
-            text = (
-                f"at most {wanted:.1%}: {reached:.1%}" if goal == "memory" else f"at least {wanted:g}x: {reached:.1f}x"
-            )
             verdict = ("met", "green") if met else ("missed", "yellow")
-            line = f"goal  {row.case.op} {row.case.sizes}  {goal} {text}  "
-            yield Text.assemble(line, verdict)
+            yield Text.assemble(f"goal  {result.row.case.label}  {_about(result, goal)}  ", verdict)
     for result in results:
         row = result.row
-        where = f"{row.case.op} {row.case.sizes} {row.case.dtype} on {row.backend}: "
+        where = f"{row.case.label} on {row.backend}: "
         if row.error or row.skipped:
             yield Text(where + (row.error or row.skipped), style=_STYLES[FAIL] if row.error else "dim")
-        elif result.accuracy == FAIL and row.errors:
+        elif row.verdict == FAIL and row.errors:
             allowed = "output {:.0e}, gradient {:.0e}".format(*tolerances(row.case))
             worst = f", worst gradient: {row.errors.worst}" if row.errors.worst else ""
-            yield Text(f"{where}misses the accuracy contract ({allowed}){worst}", style=_STYLES[FAIL])
+            text = f"{where}misses the accuracy contract ({allowed}){worst}; not timed"
+            yield Text(text, style=_STYLES[FAIL])
+    for result in results:
+        yield from _beside_the_original(result)
+    lost = losses(results)
+    if lost:
+        yield Text("s4_fast is slower at:", style="bold")
+        for line in lost:
+            yield Text(f"  {line}")
+    else:
+        yield Text("s4_fast is slower at: none of these.", style="bold")
 
 
-def flat(result: Result) -> dict[str, Any]:
-    """One level of plain values: the columns of the CSV. None where something was not measured."""
-    row, case = result.row, result.row.case
-    none = Time(None, None, None)  # type: ignore[arg-type]
-    forward, both = row.forward or none, row.forward_backward or none
-    forward_error, gradient_error, worst = row.errors or (None, None, "")
-    return {
-        "op": case.op,
-        "H": case.H,
-        "n": case.n,
-        "L": case.L,
-        "batch": case.batch,
-        "rank": case.rank,
-        "dtype": case.dtype,
-        "device": row.device,
-        "backend": row.backend,
-        "automatic": row.automatic,
-        "forward_ms": forward.median,
-        "forward_ms_p20": forward.p20,
-        "forward_ms_p80": forward.p80,
-        "forward_backward_ms": both.median,
-        "forward_backward_ms_p20": both.p20,
-        "forward_backward_ms_p80": both.p80,
-        "peak_mib": row.peak_mib,
-        "forward_ratio": result.ratios.get("forward"),
-        "forward_backward_ratio": result.ratios.get("forward+backward"),
-        "memory_fraction": result.ratios.get("memory"),
-        "forward_error": forward_error,
-        "gradient_error": gradient_error,
-        "worst_gradient": worst,
-        "accuracy": result.accuracy,
-        "goals_missed": " ".join(goal for goal, met in result.goals_met.items() if not met),
-        "skipped": row.skipped,
-        "error": row.error,
-    }
+def _versions(results: Sequence[Result]) -> dict[str, list[str]]:
+    """What each version evaluated, in the order of the rows."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        names = found.setdefault(result.row.version, [])
+        if result.row.version and result.row.backend not in names:
+            names.append(result.row.backend)
+    found.pop("", None)
+    return found
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """One line per row, with a header."""
-    lines = [flat(result) for result in results]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else [])
-        writer.writeheader()
-        writer.writerows(lines)
+def _beside_the_original(result: Result) -> Iterator[Text]:
+    for goal, ratio in result.ratios.items():
+        kind, _, name = goal.partition(" against ")
+        if name.startswith("official") and ratio >= 1:
+            yield Text(f"{result.row.case.label}, {kind}: {ratio:.2g} times as fast as {name}")
 
 
-def write_json(path: Path, results: Sequence[Result], machine: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """The machine, the settings of the run and the rows, with the same keys as the CSV and the goals."""
-    rows = [{**flat(result), "goals": dict(result.row.case.goals), "goals_met": result.goals_met} for result in results]
-    document = {"machine": dict(machine), "settings": dict(settings), "rows": rows}
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+def _about(result: Result, goal: str) -> str:
+    wanted, reached = result.row.case.goals[goal], result.reached(goal)
+    assert reached is not None
+    if goal.endswith(" ms"):
+        return f"{goal.removesuffix(' ms')} at most {wanted:g} ms: {reached:.3g} ms"
+    if at_most(goal):
+        return f"{goal} at most {wanted:.1%}: {reached:.1%}"
+    return f"{goal} at least {wanted:.3g}x: {reached:.2f}x"

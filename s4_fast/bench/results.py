@@ -1,28 +1,31 @@
-"""What a benchmark yields: rows, and what comparing them with the direct evaluation and the contracts says."""
+"""What a benchmark yields: rows, and what comparing those of one case with each other and the contracts says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from s4_fast.bench.accuracy import FAIL, Errors, verdict
 from s4_fast.bench.cases import Case
-from s4_fast.bench.evaluate import BASELINES, DIRECT, KERNEL_GIVEN
+from s4_fast.bench.evaluate import DIRECT, is_ours
 from s4_fast.bench.measure import Time
 
 
 @dataclass
 class Row:
-    """One case on one backend. What was not measured is None; ``skipped`` and ``error`` say why.
+    """One case by one evaluation. What was not measured is None; ``skipped`` and ``error`` say why.
 
-    ``peak_mib`` belongs to forward and backward together, or to forward where the backend has no gradients.
+    ``backend`` names the evaluation: a backend of an op, "s4_fast" for a whole layer as it is called, or what they are
+    compared with; ``version`` is that of its library. ``peak_mib`` belongs to forward and backward together, or to
+    forward where there are no gradients. ``errors`` are None where the evaluation computes something else.
     """
 
     case: Case
     device: str
     backend: str
+    version: str = ""
     automatic: bool = False
     forward: Time | None = None
     forward_backward: Time | None = None
@@ -30,6 +33,18 @@ class Row:
     errors: Errors | None = None
     skipped: str = ""
     error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Against the accuracy contract; empty for a baseline, which is not bound by it."""
+        bound = self.errors is not None and is_ours(self.backend)
+        return verdict(self.case, self.backend, self.errors) if bound and self.errors else ""
+
+    @property
+    def times(self) -> dict[str, Time]:
+        """What was timed, by its name in goals."""
+        both = {"forward": self.forward, "forward+backward": self.forward_backward}
+        return {kind: time for kind, time in both.items() if time is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -45,58 +60,76 @@ class Row:
 
 @dataclass
 class Result:
-    """A row beside the baselines of the same case.
+    """A row beside the others of the same case.
 
-    ``ratios``: direct/ours for "forward" and "forward+backward", ours/direct for "memory", and fft_conv/ours for
-    "forward against fft_conv" and "forward+backward against fft_conv", where both are known.
-    ``goals_met``: per goal of the case, for the backend that the automatic choice takes, on a CPU.
-    ``accuracy``: against the accuracy contract; empty for a baseline, which is not bound by it.
+    ``ratios``: direct/ours for "forward" and "forward+backward" and ours/direct for "memory"; for ours also
+    NAME/ours for "forward against NAME" and "forward+backward against NAME", of every other baseline NAME.
+    ``goals_met``: per goal of the case, for the automatic choice, on a CPU.
     """
 
     row: Row
     ratios: dict[str, float] = field(default_factory=dict)
     goals_met: dict[str, bool] = field(default_factory=dict)
-    accuracy: str = ""
 
     @property
     def failed(self) -> bool:
         """Whether the row broke or misses the accuracy contract. A missed goal is no failure: machines differ."""
-        return bool(self.row.error) or self.accuracy == FAIL
+        return bool(self.row.error) or self.row.verdict == FAIL
+
+    def reached(self, goal: str) -> float | None:
+        """The figure that a goal of the case is about."""
+        if goal.endswith(" ms"):
+            time = self.row.times.get(goal.removesuffix(" ms"))
+            return None if time is None else time.median
+        return self.ratios.get(goal)
+
+
+def at_most(goal: str) -> bool:
+    """Whether a goal is an upper limit."""
+    return goal == "memory" or goal.endswith(" ms")
 
 
 def compare(rows: Iterable[Row]) -> list[Result]:
     """Every row beside the baselines of its case, in the given order."""
     rows = list(rows)
-    baselines = {(row.case, row.device, row.backend): row for row in rows if row.backend in BASELINES}
-    return [
-        _compare(row, *(baselines.get((row.case, row.device, name)) for name in (DIRECT, KERNEL_GIVEN))) for row in rows
-    ]
+    baselines: dict[tuple[Case, str], dict[str, Row]] = {}
+    for row in rows:
+        if not is_ours(row.backend):
+            baselines.setdefault((row.case, row.device), {})[row.backend] = row
+    return [_compare(row, baselines.get((row.case, row.device), {})) for row in rows]
 
 
-def _compare(row: Row, direct: Row | None, convolution: Row | None) -> Result:
+def _compare(row: Row, baselines: Mapping[str, Row]) -> Result:
     result = Result(row)
-    if row.backend == DIRECT:
-        return result
-    if row.errors is not None and row.backend not in BASELINES:
-        result.accuracy = verdict(row.case, row.backend, row.errors)
-    if direct is not None:
-        result.ratios.update(_speedups(direct, row))
-        if direct.peak_mib and row.peak_mib is not None:
-            result.ratios["memory"] = row.peak_mib / direct.peak_mib
-    if convolution is not None and row.backend != KERNEL_GIVEN:
-        speedups = _speedups(convolution, row)
-        result.ratios.update({f"{kind} against {KERNEL_GIVEN}": ratio for kind, ratio in speedups.items()})
+    for name, other in baselines.items():
+        if name == DIRECT and row is not other:
+            result.ratios.update(_speedups(other, row))
+            if other.peak_mib and row.peak_mib is not None:
+                result.ratios["memory"] = row.peak_mib / other.peak_mib
+        elif is_ours(row.backend):
+            result.ratios.update({f"{kind} against {name}": r for kind, r in _speedups(other, row).items()})
     if row.automatic and row.device == "cpu":
         for goal, wanted in row.case.goals.items():
-            reached = result.ratios.get(goal, math.nan)
-            if not math.isnan(reached):
-                result.goals_met[goal] = reached <= wanted if goal == "memory" else reached >= wanted
+            reached = result.reached(goal)
+            if reached is not None and not math.isnan(reached):
+                result.goals_met[goal] = reached <= wanted if at_most(goal) else reached >= wanted
     return result
 
 
 def _speedups(baseline: Row, row: Row) -> dict[str, float]:
-    pairs = {
-        "forward": (baseline.forward, row.forward),
-        "forward+backward": (baseline.forward_backward, row.forward_backward),
+    return {
+        kind: baseline.times[kind].median / time.median for kind, time in row.times.items() if kind in baseline.times
     }
-    return {kind: a.median / b.median for kind, (a, b) in pairs.items() if a and b}
+
+
+def losses(results: Iterable[Result]) -> list[str]:
+    """In words, where the automatic choice takes longer than something that it was measured beside."""
+    found = []
+    for result in results:
+        if not result.row.automatic:
+            continue
+        for kind, ratio in result.ratios.items():
+            kind, _, name = kind.partition(" against ")
+            if kind != "memory" and ratio < 1:
+                found.append(f"{result.row.case.label}, {kind}: {1 / ratio:.2f} times the time of {name or DIRECT}")
+    return found

@@ -10,11 +10,17 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
+
+import torch
 
 from s4_fast import dispatch
 from s4_fast.bench.cases import Case
-from s4_fast.bench.evaluate import DIRECT, KERNEL_GIVEN
+from s4_fast.bench.checkouts import Checkout
+from s4_fast.bench.evaluate import COMPILED, DIRECT, OURS, baselines
+from s4_fast.bench.layers import LAYERS, beside
+from s4_fast.bench.peers import OTHER_LAYERS
 from s4_fast.bench.results import Row
 
 # What keep_pages() sets; in the environment it also covers what is allocated before Python runs.
@@ -29,33 +35,61 @@ class Job:
     backend: str
 
 
-def plan(cases: Iterable[Case], backends: Iterable[str] = (), *, compiled_at_run_time: bool = True) -> list[Job]:
-    """The jobs for ``cases``: the baselines first, then every usable backend except ``reference``.
+def plan(
+    cases: Iterable[Case],
+    backends: Iterable[str] = (),
+    *,
+    quick: bool = False,
+    checkout: Checkout | None = None,
+) -> list[Job]:
+    """The jobs for ``cases``: the baselines first, then every usable backend except ``reference``; layers themselves.
 
     Args:
         cases: what to measure.
         backends: the backends to measure instead; those that do not implement a case's op are left out.
-        compiled_at_run_time: whether to include PyKeOps, which compiles for up to a minute at its first call.
+        quick: whether to leave out PyKeOps and ``torch.compile``, whose first calls take up to a minute, and the other
+            layers of equal width, which take seconds a call.
+        checkout: a checkout of state-spaces/s4, whose layers stand beside the drop-ins for them.
     """
-    status = dispatch.backends()
-    chosen = tuple(backends)
+    usable = [name for name, status in dispatch.backends().items() if status.usable]
+    chosen = [name for name in usable if name in tuple(backends)]
     jobs = []
     for case in cases:
-        names = [name for name in dispatch.implementations(case.op) if status[name].usable]
-        if chosen:
-            names = [name for name in names if name in chosen]
-        else:
-            names = [name for name in names if name != "reference" and (name != "keops" or compiled_at_run_time)]
-        if names and case.direct:
-            jobs.append(Job(case, DIRECT))
-        if names and case.op == "ssm_scan" and not case.state:
-            jobs.append(Job(case, KERNEL_GIVEN))
-        jobs += [Job(case, name) for name in names]
+        ours = _ours(case, usable, chosen if backends else None, quick)
+        if ours:
+            jobs += [Job(case, name) for name in (*_baselines(case, quick, checkout), *ours)]
     return jobs
 
 
+def _ours(case: Case, usable: list[str], chosen: list[str] | None, quick: bool) -> list[str]:
+    if case.op in LAYERS:
+        return [OURS] if chosen is None else chosen
+    names = [name for name in dispatch.implementations(case.op) if name in usable]
+    if chosen is not None:
+        return [name for name in names if name in chosen]
+    return [name for name in names if name != "reference" and not (quick and name == "keops")]
+
+
+def _baselines(case: Case, quick: bool, checkout: Checkout | None) -> list[str]:
+    whole = LAYERS.get(case.op)
+    names = [DIRECT, COMPILED] if case.direct and (whole is None or whole.direct) and case.dtype != "bfloat16" else []
+    # The recurrence of a scan with a state is a loop over samples, which a compiler would unroll; cases of slow decay
+    # are about errors.
+    if quick or (case.op == "dplr_scan" and case.state) or case.decay is not None:
+        names = names[:1]
+    if whole is None:
+        return names + ([] if case.state else list(baselines(case.op)))
+    official = [checkout.name] if checkout is not None and case.op in checkout.ops else []
+    return [*names, *official, *(name for name in beside(case) if not (quick and name in OTHER_LAYERS))]
+
+
 def run(
-    jobs: Iterable[Job], device: str, seconds: float, *, default_allocator: bool = False
+    jobs: Iterable[Job],
+    device: str,
+    seconds: float,
+    *,
+    default_allocator: bool = False,
+    peer: Path | None = None,
 ) -> Generator[Row, None, None]:
     """Measure every job in a worker process and yield its row, in order.
 
@@ -68,8 +102,10 @@ def run(
         seconds: about how long each timing may take; a slow evaluation still runs a few times.
         default_allocator: leave the C allocator of the worker as it is. Otherwise glibc is told to keep freed
             pages, without which whatever materialises large temporaries is slowed by page faults.
+        peer: where the checkout is that the jobs were planned with.
     """
     remaining = list(jobs)
+    settings = {"threads": torch.get_num_threads(), "peer": None if peer is None else str(peer)}
     environment = os.environ if default_allocator else {**os.environ, **KEEP_PAGES}
     while remaining:
         with tempfile.TemporaryFile("w+") as log:
@@ -82,7 +118,7 @@ def run(
                 env=environment,
             )
             try:
-                yield from _rows(worker, remaining, device, seconds)
+                yield from _rows(worker, remaining, {"device": device, "seconds": seconds, **settings})
                 worker.wait()
             finally:
                 worker.kill()
@@ -92,10 +128,10 @@ def run(
                 yield Row(job.case, device, job.backend, error=_cause(worker.returncode, log))
 
 
-def _rows(worker: subprocess.Popen[str], remaining: list[Job], device: str, seconds: float) -> Iterator[Row]:
+def _rows(worker: subprocess.Popen[str], remaining: list[Job], settings: dict[str, Any]) -> Iterator[Row]:
     """The rows that ``worker`` sends; each takes its job off ``remaining``."""
     assert worker.stdin is not None and worker.stdout is not None
-    request = {"device": device, "seconds": seconds, "jobs": [asdict(job) for job in remaining]}
+    request = {**settings, "jobs": [asdict(job) for job in remaining]}
     try:
         with worker.stdin as stdin:
             json.dump(request, stdin)

@@ -7,53 +7,63 @@ that a job that is killed costs one row.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from contextlib import nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from s4_fast.bench import evaluate, measure
-from s4_fast.bench.accuracy import errors, reference
+from s4_fast.bench import accuracy, evaluate, measure, whole
 from s4_fast.bench.cases import Case
-from s4_fast.bench.evaluate import Outcome
-from s4_fast.bench.inputs import Arguments, arguments
+from s4_fast.bench.checkouts import Checkout, load
+from s4_fast.bench.evaluate import Evaluation, Outcome, Refused
+from s4_fast.bench.inputs import OPS, Arguments, arguments
 from s4_fast.bench.results import Row
 
 
-def measure_row(case: Case, backend: str, device: str, seconds: float) -> Row:
-    """Measure one case on one backend, about ``seconds`` per timing. Never raises for a failing op."""
+def measure_row(case: Case, backend: str, device: str, seconds: float, checkout: Checkout | None = None) -> Row:
+    """Measure one case by one evaluation, about ``seconds`` per timing. Never raises for a failing op."""
     row = Row(case, device, backend)
     try:
-        _fill(row, seconds)
+        evaluation = checked(row, checkout)
+        if row.verdict != accuracy.FAIL:
+            _time(row, evaluation, seconds)
+    except Refused as reason:
+        row.skipped = str(reason)
     except Exception as error:  # whatever an op does wrong belongs in its row, not in the way of the other rows
         row.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return row
 
 
-def _fill(row: Row, seconds: float) -> None:
-    op, backend = row.case.op, row.backend
-    arguments = _inputs(row.case, row.device)
-    row.skipped = evaluate.refusal(op, backend, arguments, grads=False)
-    if row.skipped:
-        return
-    row.automatic = evaluate.automatic(op, arguments) == backend
-    inputs = evaluate.inputs(backend, arguments)
-    function = evaluate.implementation(op, backend)
-    forward = evaluate.forward(function, inputs)
-    differentiable = not evaluate.refusal(op, backend, arguments, grads=True)
-    both = evaluate.forward_backward(function, inputs) if differentiable else None
-    row.errors = errors(both() if both else Outcome(forward(), {}), _reference(row.case, row.device))
-    if not all(math.isfinite(e) for e in row.errors[:2] if e is not None):
-        row.errors = None
+def checked(row: Row, checkout: Checkout | None = None) -> Evaluation:
+    """The evaluation of a row, whose errors against float64 it fills in.
+
+    Raises:
+        Refused: it does not serve the case.
+        FloatingPointError: it returns something that is not finite.
+    """
+    case, device = row.case, row.device
+    if case.op in OPS:
+        evaluation = evaluate.of_op(case.op, row.backend, _inputs(case, device))
+    else:
+        evaluation = whole.evaluation(case, row.backend, device, checkout)
+    row.version, row.automatic = evaluation.version, evaluation.automatic
+    found = evaluation.outcome()
+    if not all(bool(t.isfinite().all()) for t in (*found.outputs, *found.gradients.values())):
         raise FloatingPointError("the output or a gradient is not finite")
-    row.forward = measure.timed(forward, row.device, seconds)
-    if both:
-        row.forward_backward = measure.timed(both, row.device, seconds)
-    row.peak_mib = measure.peak_memory(both or forward, row.device)
+    if evaluation.compared:
+        row.errors = accuracy.errors(found, _reference(case, device, checkout))
+    return evaluation
+
+
+def _time(row: Row, evaluation: Evaluation, seconds: float) -> None:
+    row.forward = measure.timed(evaluation.forward, row.device, seconds)
+    if evaluation.both:
+        row.forward_backward = measure.timed(evaluation.both, row.device, seconds)
+    row.peak_mib = measure.peak_memory(evaluation.both or evaluation.forward, row.device)
 
 
 # The jobs of one case follow each other.
@@ -63,8 +73,10 @@ def _inputs(case: Case, device: str) -> Arguments:
 
 
 @lru_cache(maxsize=1)
-def _reference(case: Case, device: str) -> Outcome:
-    return reference(case, _inputs(case, device))
+def _reference(case: Case, device: str, checkout: Checkout | None) -> Outcome:
+    if case.op in OPS:
+        return accuracy.reference(case, _inputs(case, device))
+    return whole.definition(case, device, checkout)
 
 
 def main() -> None:
@@ -73,11 +85,12 @@ def main() -> None:
     rows = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     request: dict[str, Any] = json.load(sys.stdin)
-    device = request["device"]
+    device, checkout = request["device"], load(Path(request["peer"])) if request["peer"] else None
+    torch.set_num_threads(request["threads"])
     # Events, peaks and kernels launched without a device argument belong to the current device.
     with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
         for job in request["jobs"]:
-            row = measure_row(Case(**job["case"]), job["backend"], device, request["seconds"])
+            row = measure_row(Case(**job["case"]), job["backend"], device, request["seconds"], checkout)
             print(json.dumps(row.to_dict()), file=rows, flush=True)
 
 

@@ -50,7 +50,7 @@ def test_a_convolution_with_the_given_kernel_is_the_scan() -> None:
     case = Case("ssm_scan", 3, 4, 24, batch=2, dtype="float64")
     inputs = arguments(case)
     function = evaluate.implementation(case.op, evaluate.KERNEL_GIVEN)
-    outcome = evaluate.forward_backward(function, evaluate.inputs(evaluate.KERNEL_GIVEN, inputs))()
+    outcome = evaluate.forward_backward(function, evaluate.inputs(case.op, evaluate.KERNEL_GIVEN, inputs))()
     assert outcome.gradients.keys() == {"u", "k", "D"}
     errors = accuracy.errors(outcome, accuracy.reference(case, inputs))
     assert errors.forward < 1e-12

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner, Result
 from s4_fast import __main__ as command
 from s4_fast.bench import plot, runner
 from s4_fast.bench.cases import Case
+from s4_fast.bench.layers import LAYERS
 from s4_fast.bench.results import Row
 
 TINY = Case("log_vandermonde", 2, 3, 50)
@@ -17,7 +20,7 @@ TINY = Case("log_vandermonde", 2, 3, 50)
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "select", lambda quick: [TINY])
+    monkeypatch.setattr(command.registry, "select", lambda ops, **chosen: [TINY])
 
 
 def _bench(*arguments: str) -> Result:
@@ -38,7 +41,7 @@ def test_a_run_prints_the_table_and_writes_the_files(tiny: None, tmp_path: Path)
 
 
 def test_one_failing_row_does_not_end_the_run_and_exits_with_1(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(jobs: list[runner.Job], device: str, seconds: float, *, default_allocator: bool):  # type: ignore[no-untyped-def]
+    def run(jobs: list[runner.Job], device: str, seconds: float, **settings: object) -> Iterator[Row]:
         for job in jobs:
             yield Row(job.case, device, job.backend, error="RuntimeError: broken" if job.backend == "pytorch" else "")
 
@@ -50,7 +53,7 @@ def test_one_failing_row_does_not_end_the_run_and_exits_with_1(tiny: None, monke
 
 
 def test_an_interrupted_run_shows_what_it_has(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(jobs: list[runner.Job], device: str, seconds: float, *, default_allocator: bool):  # type: ignore[no-untyped-def]
+    def run(jobs: list[runner.Job], device: str, seconds: float, **settings: object) -> Iterator[Row]:
         yield Row(TINY, device, "direct")
         raise KeyboardInterrupt
 
@@ -64,7 +67,7 @@ def test_list_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(runner, "run")
     result = _bench("--list", "--quick", "--op=dplr_kernel", "--device=cpu")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0] == "dplr_kernel H=128 n=32 r=1 L=4096 float32  direct"
+    assert result.stdout.splitlines()[0] == "dplr_kernel H=128 n=32 r=1 L=4096  direct"
 
 
 @pytest.mark.parametrize(
@@ -107,27 +110,33 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage" in result.stdout
 
 
-def test_layers_are_measured_in_a_process_of_their_own(tmp_path: Path) -> None:
-    file = tmp_path / "layers.json"
-    result = CliRunner().invoke(command.main, ["bench-layers", "--smoke", f"--json={file}"])
-    assert result.exit_code == 0, result.output
-    rows = json.loads(file.read_text())["rows"]
-    kinds = ("forward (2, 20, 4)", "forward + backward (2, 20, 4)", "step (1, 4)", "prefill (1, 50, 1), beside steps")
-    passes = (
-        "S4DLayer N=4 both ways (1, 16, 4)",
-        "S4DLayer N=8 both ways (2, 64, 4)",
-        "S4SequenceModel of 4 blocks both ways (1, 16, 1)",
-        "S4DLayer both ways (2, 20, 4), beside ssm_scan",
-        "S4DLayer in bfloat16 (2, 20, 4), beside float32",
-        "S4Block diag both ways (2, 4, 20), beside S4D",
-        "S4Layer both ways (1, 16, 4)",
-        *(f"S4Layer both ways {shape}, beside an FFT convolution" for shape in ((2, 20, 4), (1, 320, 4), (1, 1280, 2))),
-        "dplr_scan forward (2, 4, 20), beside ssm_scan",
-    )
-    expected = [*(f"{cls} {kind}" for cls in ("S4DLayer", "S4Layer") for kind in kinds), *passes]
-    assert sorted(row["name"] for row in rows) == sorted(expected)
-    assert all(row["ours"] > 0 and row["name"] in result.stdout for row in rows)
-    alone = ("S4SequenceModel of 4 blocks both ways (1, 16, 1)", "S4Layer both ways (1, 16, 4)")
-    assert all(row["baseline"] is None if row["name"] in alone else row["baseline"] > 0 for row in rows)
-    assert all(row["goal"] and row["met"] is not None for row in rows if row["name"] in passes)
-    assert all(row["error"] < 2e-6 for row in rows if "prefill" in row["name"])
+def test_the_layers_are_those_of_the_same_registry() -> None:
+    jobs = _bench("--layers", "--list", "--device=cpu").stdout.splitlines()
+    assert "S4DLayer B=16 H=128 n=32 L=1024  LSTM" in jobs
+    assert "S4DLayer B=16 H=128 n=32 L=1024  s4_fast" in jobs
+    assert {job.split()[0] for job in jobs} == set(LAYERS)
+    assert _bench("--op=S4DLayer.step", "--backend=pytorch", "--list", "--device=cpu").stdout.endswith("pytorch\n")
+
+
+@pytest.mark.parametrize("named", ["missing", "empty"])
+def test_a_peer_that_is_no_checkout_says_how_to_get_one(named: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = _bench(f"--peer={tmp_path / named}")
+    assert result.exit_code == 2
+    assert "git clone https://github.com/state-spaces/s4" in " ".join(result.output.split())
+
+
+def test_the_results_say_which_command_and_how_many_threads_made_them(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file, threads = tmp_path / "rows.json", torch.get_num_threads()
+    arguments = ["bench", "--device=cpu", "--backend=reference", "--threads=1", f"--json={file}"]
+    monkeypatch.setattr(sys, "argv", ["s4_fast", *arguments])
+    monkeypatch.setattr(runner, "run", lambda jobs, *settings, **more: (Row(j.case, "cpu", j.backend) for j in jobs))
+    try:
+        assert CliRunner().invoke(command.main, arguments).exit_code == 0
+    finally:
+        torch.set_num_threads(threads)
+    document = json.loads(file.read_text())
+    assert document["settings"]["command"] == f"python -m s4_fast {' '.join(arguments)}"
+    assert document["machine"]["threads"] == "1"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 
 import s4_fast
 from s4_fast import dispatch
-from s4_fast.bench import evaluate, runner, worker
-from s4_fast.bench.cases import CASES, Case, select
-from s4_fast.bench.inputs import arguments
+from s4_fast.bench import accuracy, evaluate, runner, worker
+from s4_fast.bench.cases import Case
+from s4_fast.bench.inputs import OPS, arguments
+from s4_fast.bench.layers import LAYERS
+from s4_fast.bench.registry import CASES, select
 from s4_fast.bench.results import Row, compare
 from s4_fast.bench.runner import Job
 
@@ -19,7 +22,7 @@ TINY = Case("log_vandermonde", 2, 3, 50)
 
 
 def test_the_direct_evaluation_comes_first_and_the_reference_not_at_all() -> None:
-    jobs = runner.plan(select(op="log_vandermonde"))
+    jobs = runner.plan(select(["log_vandermonde"]))
     assert jobs[0] == Job(CASES[0], "direct")
     assert "reference" not in {job.backend for job in jobs}
     assert not any(job.backend == "direct" and job.case.L == 2**20 for job in jobs)
@@ -34,16 +37,23 @@ def test_a_scan_is_compared_with_the_convolution_whose_kernel_is_given() -> None
     assert not convolution.error and not ours.error and not convolution.automatic
     assert convolution.errors is not None and convolution.errors.forward < 2e-6
     given, compared = compare(rows)
-    assert given.ratios == {} and given.accuracy == ""
+    assert given.ratios == {} and given.row.verdict == ""
     assert compared.ratios.keys() == {"forward against fft_conv", "forward+backward against fft_conv"}
 
 
 def test_a_backend_that_is_asked_for_runs_beside_the_direct_evaluation() -> None:
-    assert [job.backend for job in runner.plan([TINY], ["reference"])] == ["direct", "reference"]
+    assert [job.backend for job in runner.plan([TINY], ["reference"], quick=True)] == ["direct", "reference"]
 
 
 def test_the_quick_run_has_every_op_once_at_least() -> None:
-    assert {case.op for case in select(quick=True)} == set(dispatch.ops())
+    assert {case.op for case in select(quick=True)} >= set(dispatch.ops())
+
+
+def test_cases_are_of_known_ops_and_layers_and_every_one_has_some() -> None:
+    assert {case.op for case in CASES} == {*OPS, *LAYERS}
+    assert len(set(CASES)) == len(CASES)
+    assert {case.L for case in select(["S4DLayer"], sweep=True)} >= {256, 65536, 2**20}
+    assert not any(case.sweep for case in select())
 
 
 def test_rows_come_back_from_the_worker_in_order() -> None:
@@ -100,9 +110,20 @@ def test_a_refusal_is_skipped_and_no_failure(monkeypatch: pytest.MonkeyPatch) ->
     assert not compare([row])[0].failed
 
 
-def test_rows_survive_json() -> None:
-    row = worker.measure_row(TINY, "pytorch", "cpu", 0.01)
-    assert Row.from_dict(row.to_dict()) == row
+@pytest.mark.parametrize("case", [TINY, Case("S4D", 2, 2, 8)], ids=str)
+def test_rows_survive_json_with_the_version_of_what_they_measured(case: Case) -> None:
+    row = worker.measure_row(case, "direct", "cpu", 0.01)
+    assert row.version.startswith("torch 2") and row.forward
+    assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+
+
+@pytest.mark.parametrize("case", [TINY, Case("S4DLayer", 2, 2, 8)], ids=str)
+def test_what_misses_the_accuracy_contract_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "FORWARD", {"float32": 0.0})
+    row = worker.measure_row(case, "pytorch", "cpu", 0.01)
+    assert row.verdict == accuracy.FAIL and row.errors and not row.error
+    assert row.forward is None and row.forward_backward is None and row.peak_mib is None
+    assert compare([row])[0].failed
 
 
 def test_the_allocator_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
