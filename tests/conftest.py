@@ -5,6 +5,7 @@ import random
 import zlib
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,12 +16,26 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
+SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+# Without a database of failures: what a run draws depends on the seed alone.
+hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=200)
+hypothesis.settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws from the session's seed, unless --hypothesis-seed gives it another one."""
+    if config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = str(SEED)
 
 
 @pytest.fixture(scope="session")
 def session_seed() -> int:
-    return int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+    return SEED
 
 
 @pytest.fixture
