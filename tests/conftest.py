@@ -21,7 +21,10 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 
 # Without a database of failures: what a run draws depends on the seed alone.
-hypothesis.settings.register_profile("quick", max_examples=10, deadline=None, database=None, print_blob=True)
+_PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink)
+hypothesis.settings.register_profile(
+    "quick", max_examples=10, deadline=None, database=None, print_blob=True, phases=_PHASES
+)
 hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=200)
 hypothesis.settings.load_profile("quick")
 
