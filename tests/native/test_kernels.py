@@ -33,6 +33,7 @@ from tests.helpers import (
     threads,
 )
 from tests.native import header
+from tests.native.boundary import is_size, may_be_null
 
 ISAS = ("avx512", "avx2", "portable")
 OPS = (
@@ -276,26 +277,6 @@ def test_lengths_beyond_32_bits_are_served() -> None:
 
 
 CPU_FUNCTIONS = header.functions("cpu")
-# By the names of arguments: integers that are not sizes, and pointers that may be NULL, as every gradient may, but for
-# those that a function must be given all the same.
-OTHER_INTEGERS = ("time_major", "flags", "signal_dtype", "symmetric")
-OPTIONAL = {"first", "D", "state", "ahead", "final", "grad_y", "grad_next", "grad_final"}
-GIVEN = {
-    "fft_conv_backward": {"grad_y"},
-    "scan_backward": {"grad_y", "grad_u"},
-    "step": {"state"},
-    "step_backward": {"state"},
-    "dplr_spectrum_backward": {"grad_v"},
-    "dplr_step": {"state"},
-    "dplr_step_backward": {"state"},
-}
-
-
-def may_be_null(function: str, argument: str) -> bool:
-    if argument in GIVEN.get(function, ()) or argument == "grad_spectrum":
-        return False
-    continuous = function.startswith(("diagonal", "dplr_scan")) and argument == "B"
-    return argument in OPTIONAL or argument.startswith("grad_") or continuous
 
 
 def test_the_header_declares_every_function_that_is_called() -> None:
@@ -327,7 +308,7 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
     for dtype in (-1, 2, 2**32):
         assert refusal(dtype=dtype) == f"{name}: unknown dtype {dtype}"
     for i, argument in enumerate(declared):
-        if argument.type == "int64_t" and argument.name not in OTHER_INTEGERS:
+        if is_size(argument):
             for size in (0, -1, -(2**32) + 1):
                 assert refusal(at=i, value=ctypes.c_int64(size)).endswith(f" must be at least 1, got {size}")
         elif argument.type.endswith("*"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -51,10 +52,10 @@ def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[s
     return compiler
 
 
-@pytest.mark.parametrize("sanitizer", EACH)
-def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path) -> None:
-    options, environment, which, argument = SANITIZERS[sanitizer]
-    compiler = _needs(build_native, options, tmp_path)
+def _objects(sanitizer: str, build_native: ModuleType, folder: Path) -> tuple[list[str], list[str]]:
+    """The command that links, and the objects of the library and the driver."""
+    options, _, which, _ = SANITIZERS[sanitizer]
+    compiler = _needs(build_native, options, folder)
     isas = (
         list(build_native.ISAS) if build_native.platform.machine() == "x86_64" and which != "portable" else ["portable"]
     )
@@ -70,7 +71,31 @@ def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path)
     objects = trees.ROOT / "build" / "sanitizers" / sanitizer.split(",")[0]
     objects.mkdir(parents=True, exist_ok=True)
     files = build_native._compile([*commands, ("driver", DRIVER, driver)], objects)
+    return [*compiler, *options, "-lpthread"], list(map(str, files))
+
+
+@pytest.mark.parametrize("sanitizer", EACH)
+def test_kernels_under(sanitizer: str, build_native: ModuleType, tmp_path: Path) -> None:
+    _, environment, _, argument = SANITIZERS[sanitizer]
+    linker, files = _objects(sanitizer, build_native, tmp_path)
     program = tmp_path / "sanitize"
-    subprocess.run([*compiler, *options, *map(str, files), "-o", str(program), "-lpthread"], check=True)
+    subprocess.run([*linker, *files, "-o", str(program)], check=True)
     result = subprocess.run([str(program), argument], capture_output=True, text=True, env=os.environ | environment)
     assert (result.returncode, result.stdout) == (0, "0 failures\n"), result.stderr[-20000:]
+
+
+@pytest.mark.parametrize("calls", [1500, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_calls(calls: int, build_native: ModuleType, tmp_path: Path, seed: int) -> None:
+    linker, files = _objects("address, undefined behaviour", build_native, tmp_path)
+    library = tmp_path / "libchecked.so"
+    subprocess.run([*linker, "-shared", *files, "-o", str(library)], check=True)
+    runtime = subprocess.run([linker[0], "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not Path(runtime.stdout.strip()).is_file():
+        pytest.skip(f"{linker[0]} has no runtime of its own to load before Python")
+    # Python does not free what it has at its end.
+    options = {"ASAN_OPTIONS": MEMORY[1]["ASAN_OPTIONS"] + ":detect_leaks=0", "LD_PRELOAD": runtime.stdout.strip()}
+    command = [sys.executable, "-m", "tests.native.fuzz", str(library), str(seed), str(calls)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | MEMORY[1] | options, cwd=trees.ROOT
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-10000:]

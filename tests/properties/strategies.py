@@ -1,4 +1,4 @@
-"""What the tests of properties draw: an op's sizes, options and layouts by hypothesis, its numbers by a seed of them."""
+"""What the tests of properties draw: sizes, options and layouts by hypothesis, numbers by a seed of them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,15 @@ _SIZES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "log_vandermonde_transpose": {"leads": leads(3), "n": states(), "L": lengths()},
     "cauchy_mult": {"leads": leads(3), "n": states(), "L": lengths(), "symmetric": st.booleans()},
     "cauchy_bilinear": {"leads": leads(2), "n": states(), "L": lengths()},
-    "dplr_kernel": {"H": few, "n": states(), "L": lengths(), "rank": few, "b": few, "c": few, "per_state": st.booleans()},
+    "dplr_kernel": {
+        "H": few,
+        "n": states(),
+        "L": lengths(),
+        "rank": few,
+        "b": few,
+        "c": few,
+        "per_state": st.booleans(),
+    },
     "dplr_step": {"batch": batches, "H": few, "n": states(), "rank": few, "c": few},
     "fft_conv": {"batch": batches, "H": few, "L": lengths(), "Lk": lengths(), "c": st.integers(0, 3)},
     "ssm_scan": {"batch": batches, "H": few, "n": states(), "L": lengths()},
@@ -181,7 +189,7 @@ def _nodes(plan: Plan, generator: Generator, *shape: int) -> Tensor:
 def _vandermonde(plan: Plan, generator: Generator) -> Made:
     *of_u, of_v, of_x = plan.sizes["leads"]
     n, L = plan.sizes["n"], plan.sizes["L"]
-    u = {"u": normal(generator, *lead, L, dtype=plan.dtype.to_real()) for lead in of_u}
+    u = dict(zip("u", (normal(generator, *lead, L, dtype=plan.dtype.to_real()) for lead in of_u), strict=False))
     v = normal(generator, *of_v, n, dtype=plan.dtype)
     return {**u, "v": v, "x": _nodes(plan, generator, *of_x, n)}, {"L": L}
 

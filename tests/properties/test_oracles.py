@@ -176,7 +176,7 @@ def test_dplr_kernel_is_the_impulse_response(backend: str, profile: str) -> None
         # FouT's mode at 0 lies on a node, where the op is not defined.
         of = system_of(drawn, low_rank=True)
         of = of._replace(A=torch.complex(of.A.real.clamp(max=-1e-2), of.A.imag))
-        A_bar, B_bar, C, D = discretised(of, "bilinear")
+        A_bar, B_bar, C, _ = discretised(of, "bilinear")
         states = [B_bar[:, 0]]
         for _ in range(drawn.L - 1):
             states.append(A_bar @ states[-1])
