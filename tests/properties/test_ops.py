@@ -13,8 +13,15 @@ from tests.properties import strategies
 from tests.properties.holding import PROFILES, assert_contract, hold
 from tests.properties.strategies import Plan, plans
 
+_DIAGONAL = {
+    **{"batch": 3, "rows": 1, "copies": 1, "n": 1, "L": 1, "channels": 3, "steps": "vector"},
+    **{"bidirectional": True, "time_major": False, "rate": 1.0, "discretization": "zoh"},
+}
 # What has failed once.
-EXAMPLES: dict[str, list[Plan]] = {}
+EXAMPLES: dict[str, list[Plan]] = {
+    # The definition lost the gradient of a step over which nothing is left of the state.
+    "diagonal_ssm": [Plan("diagonal_ssm", _DIAGONAL, double=True, decay="strong", seed=1237)],
+}
 
 
 def _pairs() -> list[Any]:
