@@ -14,8 +14,9 @@ OTHER_INTEGERS = ("dtype", "time_major", "flags", "signal_dtype", "symmetric")
 PART_OF = {"copies": "H", "z_rows": "H", "dt_states": "n"}
 # Sizes that no array has together with one of the others.
 BESIDE = (*PART_OF, "Lk")
-BIDIRECTIONAL = 2
-FLAGS = 63  # the sum of all of them
+FLAG_NAMES = ("TIME_MAJOR", "BIDIRECTIONAL", "BILINEAR", "LOG_DT", "LOG_DECAY", "CONJUGATE")
+_CONSTANTS = header.constants()
+FLAGS = sum(_CONSTANTS[name] for name in FLAG_NAMES)
 # An array is called like this: the names of its sizes and numbers. A complex number is two reals.
 _CONTINUOUS = {
     "u": "batch H L",
@@ -58,12 +59,10 @@ _SHAPES: dict[str, Mapping[str, str]] = {
         "y": "batch c H",
     },
 }
-# The largest value of a size, by the limit's name.
+# The limit of a function's rank, by its name without the family's.
 LIMITS = {
-    "dplr_spectrum": {"rank": "DPLR_RANK"},
-    "dplr_spectrum_backward": {"rank": "DPLR_RANK"},
-    "dplr_step": {"rank": "DPLR_STEP_RANK"},
-    "dplr_step_backward": {"rank": "DPLR_STEP_RANK"},
+    **dict.fromkeys(("dplr_spectrum", "dplr_spectrum_backward"), "DPLR_RANK"),
+    **dict.fromkeys(("dplr_step", "dplr_step_backward"), "DPLR_STEP_RANK"),
 }
 # Pointers that may be NULL, as every gradient may, but for those that a function must be given all the same.
 _OPTIONAL = {"first", "D", "state", "ahead", "final", "grad_y", "grad_next", "grad_final"}
@@ -104,7 +103,7 @@ def array_size(function: str, argument: Argument, integers: Mapping[str, int]) -
     flags, L = integers.get("flags", 0), integers.get("L", 1)
     known = {
         **integers,
-        "outputs": integers.get("c", 1) * (2 if flags & BIDIRECTIONAL else 1),
+        "outputs": integers.get("c", 1) * (2 if flags & _CONSTANTS["BIDIRECTIONAL"] else 1),
         "nodes": L // 2 + 1,
         "rows": integers.get("c", 1) + integers.get("rank", 1),
         "columns": integers.get("b", 1) + integers.get("rank", 1),

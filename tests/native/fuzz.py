@@ -64,8 +64,8 @@ def some_integers(rng: random.Random, function: str, declared: tuple[Argument, .
         if part in made:
             divisors = [d for d in range(1, made[whole] + 1) if made[whole] % d == 0]
             made[part] = rng.choice(divisors if part == "copies" else [1, made[whole]])
-    for size, name in boundary.LIMITS.get(function, {}).items():
-        made[size] = min(made[size], limit(name))
+    if function in boundary.LIMITS:
+        made["rank"] = min(made["rank"], limit(boundary.LIMITS[function]))
     options = {"dtype": rng.randrange(2), "time_major": rng.choice([0, 1, -5]), "symmetric": rng.choice([0, 1])}
     options |= {"flags": rng.randint(0, boundary.FLAGS), "signal_dtype": options["dtype"]}
     if options["dtype"] == 0 and rng.random() < 0.4:
@@ -84,8 +84,8 @@ def spoil(rng: random.Random, function: str, declared: tuple[Argument, ...], int
         "flags": (-1, boundary.FLAGS + 1, 2**32, -(2**63)),
         "signal_dtype": (1 - integers["dtype"], -1, 4, 2**32),
     }
-    for size, name in boundary.LIMITS.get(function, {}).items():
-        wrong[size] += (limit(name) + 1,)
+    if function in boundary.LIMITS:
+        wrong["rank"] += (limit(boundary.LIMITS[function]) + 1,)
     name = rng.choice([name for name in wrong if name in integers or name in pointers])
     if wrong[name]:
         integers[name] = rng.choice(wrong[name])
