@@ -20,6 +20,7 @@ Integers = dict[str, int]
 Limit = Callable[[str], int]
 
 THREADS = (1, 3, 2**63 - 1, 0, -1, -(2**63))
+ISAS = (None, b"avx512", b"avx2", b"portable", b"another")
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 1e-45, 3.14159265)
 PATTERN = 0xA5
 
@@ -121,9 +122,10 @@ def one_call(rng: random.Random, library: ctypes.CDLL, function: str, declared: 
             else:
                 made = inputs[argument.name] = Memory(numbers(rng, count, element))
             arguments.append(ctypes.c_void_p(made.address))
-    threads = rng.choice(THREADS)
+    threads, isa = rng.choice(THREADS), rng.choice(ISAS)
+    library.s4_fast_cpu_use(isa)  # which fails where there is no such one, and then changes nothing
     given = [*inputs, *outputs]
-    print(f"{function}({passed}, {given=}, {threads=}, {wrong=})", flush=True)
+    print(f"{function}({passed}, {given=}, {threads=}, {isa=}, {wrong=})", flush=True)
     failed = getattr(library, f"s4_fast_cpu_{function}")(*arguments, ctypes.c_int64(threads))
     said = library.s4_fast_error().decode() if failed else ""
     watched = inputs | outputs if wrong else inputs
