@@ -13,14 +13,19 @@ from tests.properties import strategies
 from tests.properties.holding import PROFILES, assert_contract, hold
 from tests.properties.strategies import Plan, plans
 
-_DIAGONAL = {
+_CONTINUOUS = {
     **{"batch": 3, "rows": 1, "copies": 1, "n": 1, "L": 1, "channels": 3, "steps": "vector"},
-    **{"bidirectional": True, "time_major": False, "rate": 1.0, "discretization": "zoh"},
+    **{"bidirectional": True, "time_major": False, "rate": 1.0},
 }
-# What has failed once.
-EXAMPLES: dict[str, list[Plan]] = {
-    # The definition lost the gradient of a step over which nothing is left of the state.
-    "diagonal_ssm": [Plan("diagonal_ssm", _DIAGONAL, double=True, decay="strong", seed=1237)],
+# What has failed once, and what is seldom drawn.
+EXAMPLES = {
+    "diagonal_ssm": [
+        # The definition lost the gradient of a step over which nothing is left of the state.
+        Plan("diagonal_ssm", {**_CONTINUOUS, "discretization": "zoh"}, double=True, decay="strong", seed=1237),
+    ],
+    # Carries over so many chunks that there are carries over groups of them.
+    "dplr_scan": [Plan("dplr_scan", {**_CONTINUOUS, "n": 3, "L": 1100, "rank": 1})],
+    "ssm_scan": [Plan("ssm_scan", {"batch": 2, "H": 2, "n": 3, "L": 2112})],
 }
 
 
