@@ -6,6 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,20 +18,33 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
+# In the environment, other processes that this run starts have it too.
+SEED = int(os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32))))
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+# Without a database of failures: what a run draws depends on the seed alone.
+_PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink)
+hypothesis.settings.register_profile(
+    "quick", max_examples=10, deadline=None, database=None, print_blob=True, phases=_PHASES
+)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=200)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", type=read_part, metavar="K/N", help="of the tests that are chosen, the K-th of N parts")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    # In the environment, other processes that this run starts have it too.
-    os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32)))
+    """Hypothesis draws from the session's seed, unless --hypothesis-seed gives it another one."""
+    if config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = str(SEED)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"the same random numbers again: {SEED_VARIABLE}={os.environ[SEED_VARIABLE]}")
+    terminalreporter.write_line(f"the same random numbers again: {SEED_VARIABLE}={SEED}")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -42,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tests[item.nodeid.partition("[")[0]].append(item)
     for test, variants in tests.items():
         if sample := variants[0].get_closest_marker("sample"):
-            chosen = sampled(len(variants), *sample.args, f"{os.environ[SEED_VARIABLE]} {test}")
+            chosen = sampled(len(variants), *sample.args, f"{SEED} {test}")
         else:
             strength = 1 if variants[0].get_closest_marker("each_value") else 2
             chosen = covering([tuple(map(id, variant.callspec.params.values())) for variant in variants], strength)
@@ -65,7 +79,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.fixture(scope="session")
 def session_seed() -> int:
-    return int(os.environ[SEED_VARIABLE])
+    return SEED
 
 
 @pytest.fixture

@@ -154,7 +154,8 @@ extern "C" int s4_fast_cpu_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int6
                                        int64_t threads) {
     const char *const name = "cauchy_mult";
     return for_dtype(
-        name, dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}}, {v, z, w, out}, [&](auto zero) {
+        name, dtype, {{"c", c}, {"H", H}, {"z_rows", z_rows, true}, {"n", n}, {"Lz", Lz}}, {v, z, w, out},
+        [&](auto zero) {
             using T = decltype(zero);
             if (const int code = check_rows(name, z_rows, H)) return code;
             const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
@@ -170,7 +171,8 @@ extern "C" int s4_fast_cpu_cauchy_mult_backward(int64_t dtype, int64_t c, int64_
                                                 void *grad_w, int64_t threads) {
     const char *const name = "cauchy_mult_backward";
     return for_dtype(
-        name, dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}}, {grad, v, z, w}, [&](auto zero) {
+        name, dtype, {{"c", c}, {"H", H}, {"z_rows", z_rows, true}, {"n", n}, {"Lz", Lz}}, {grad, v, z, w},
+        [&](auto zero) {
             using T = decltype(zero);
             if (const int code = check_rows(name, z_rows, H)) return code;
             const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };

@@ -50,12 +50,12 @@ int checked(const char *function, const Continuous &of, std::initializer_list<co
     return for_dtype(function, of.dtype,
                      {{"batch", of.batch},
                       {"H", of.H},
+                      {"copies", of.copies, true},
                       {"n", of.n},
+                      {"dt_states", of.dt_states, true},
                       {"L", of.L},
                       {"c", of.c},
-                      {"rank", of.rank},
-                      {"copies", of.copies},
-                      {"dt_states", of.dt_states}},
+                      {"rank", of.rank}},
                      pointers, [&](auto zero) {
                          const bool half = of.signal_dtype == S4_FAST_BFLOAT16 || of.signal_dtype == S4_FAST_FLOAT16;
                          if (of.signal_dtype != of.dtype && !(half && of.dtype == S4_FAST_FLOAT32)) {
@@ -71,6 +71,11 @@ int checked(const char *function, const Continuous &of, std::initializer_list<co
                          if (of.dt_states != 1 && of.dt_states != of.n) {
                              return fail("%s: dt_states must be 1 or n = %lld, got %lld", function, (long long)of.n,
                                          (long long)of.dt_states);
+                         }
+                         // Where there is P, a feature's chunks have a dense transition.
+                         if (of.P) {
+                             const int code = check_sizes(function, {{"n", of.n}, {"n", of.n}, {"rank", of.rank}});
+                             if (code) return code;
                          }
                          return body(zero);
                      });

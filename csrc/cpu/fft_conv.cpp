@@ -121,19 +121,20 @@ using namespace s4_fast;
 
 extern "C" int s4_fast_cpu_fft_conv(int64_t dtype, int64_t batch, int64_t c, int64_t H, int64_t L, int64_t Lk,
                                     const void *u, const void *k, const void *D, void *y, int64_t threads) {
-    return for_dtype(
-        "fft_conv", dtype, {{"batch", batch}, {"c", c}, {"H", H}, {"L", L}, {"Lk", Lk}}, {u, k, y}, [&](auto zero) {
-            using T = decltype(zero);
-            const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
-            return run_forward(ConvForward<T>{{batch, c, H, L, Lk, real(u), real(k), real(D)}, static_cast<T *>(y)},
-                               threads);
-        });
+    return for_dtype("fft_conv", dtype, {{"batch", batch}, {"c", c}, {"H", H}, {"L", L}, {"Lk", Lk, true}}, {u, k, y},
+                     [&](auto zero) {
+                         using T = decltype(zero);
+                         const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
+                         return run_forward(
+                             ConvForward<T>{{batch, c, H, L, Lk, real(u), real(k), real(D)}, static_cast<T *>(y)},
+                             threads);
+                     });
 }
 
 extern "C" int s4_fast_cpu_fft_conv_backward(int64_t dtype, int64_t batch, int64_t c, int64_t H, int64_t L, int64_t Lk,
                                              const void *grad_y, const void *u, const void *k, const void *D,
                                              void *grad_u, void *grad_k, void *grad_D, int64_t threads) {
-    return for_dtype("fft_conv_backward", dtype, {{"batch", batch}, {"c", c}, {"H", H}, {"L", L}, {"Lk", Lk}},
+    return for_dtype("fft_conv_backward", dtype, {{"batch", batch}, {"c", c}, {"H", H}, {"L", L}, {"Lk", Lk, true}},
                      {grad_y, u, k}, [&](auto zero) {
                          using T = decltype(zero);
                          const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };

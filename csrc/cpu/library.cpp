@@ -39,7 +39,7 @@ int64_t s4_fast_limit(const char *name) {
                   S4_FAST_NAMED(CUDA_DPLR_SCAN_RANK), S4_FAST_NAMED(CUDA_DPLR_SCAN_N)};
 #undef S4_FAST_NAMED
     for (const auto &limit : limits) {
-        if (std::strcmp(limit.name, name) == 0) return limit.value;
+        if (name && std::strcmp(limit.name, name) == 0) return limit.value;
     }
     return -1;
 }

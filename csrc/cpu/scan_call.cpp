@@ -63,7 +63,7 @@ struct Cut {
           line(scan.time_major ? 64 / int64_t(sizeof(T)) : 1),
           pieces(scan.batch, (H + line - 1) / line, scan.L),
           width(line) {
-        while (width > 1 && (width >= 2 * H || (threads > 1 && count() < 2 * threads))) width /= 2;
+        while (width > 1 && (width >= 2 * H || (threads > 1 && count() / 2 < threads))) width /= 2;
     }
 
     int64_t count() const { return (H + width - 1) / width * pieces.parts; }

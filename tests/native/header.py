@@ -1,4 +1,4 @@
-"""The functions that csrc/include/s4_fast.h declares."""
+"""The functions and constants that csrc/include/s4_fast.h declares."""
 
 from __future__ import annotations
 
@@ -15,9 +15,22 @@ class Argument(NamedTuple):
 
 def functions(family: str) -> dict[str, tuple[Argument, ...]]:
     """By name without ``s4_fast_<family>_``, for a family whose functions take a dtype first: the arguments."""
-    text = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/include/s4_fast.h").read_text("utf-8"), flags=re.DOTALL)
-    declared = re.findall(rf"S4_FAST_API int s4_fast_{family}_(\w+)\((int64_t dtype,[^)]*)\);", text)
+    declared = re.findall(rf"S4_FAST_API int s4_fast_{family}_(\w+)\((int64_t dtype,[^)]*)\);", _text())
     return {name: tuple(map(_argument, arguments.split(","))) for name, arguments in declared}
+
+
+def constants() -> dict[str, int]:
+    """Its numbers, by name without ``S4_FAST_``."""
+    return {name: int(value) for name, value in re.findall(r"\bS4_FAST_(\w+) = (\d+)", _text())}
+
+
+def limits() -> dict[str, int]:
+    """Those of its constants that bound a size."""
+    return {name: value for name, value in constants().items() if name.startswith(("CPU_", "CUDA_"))}
+
+
+def _text() -> str:
+    return re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/include/s4_fast.h").read_text("utf-8"), flags=re.DOTALL)
 
 
 def _argument(text: str) -> Argument:

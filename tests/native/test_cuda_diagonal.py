@@ -100,8 +100,7 @@ def test_phases_far_out(library: Library, generator: Generator, form: str) -> No
     leaves = [None if t is None else widened(t) for t in layer.tensors.values()]
     _, dt, A_real, A_imag, B, C = (t for t in leaves[:6] if t is not None)
     step = layer.form.rate * dt
-    z = step * torch.complex(A_real, A_imag)
-    x, B_bar = (reference.bilinear if form == "bilinear" else reference.zoh)(z, step * B)
+    x, B_bar = (reference.bilinear if form == "bilinear" else reference.zoh)(step, torch.complex(A_real, A_imag), B)
     l = torch.arange(30000, dtype=torch.float64)
     expected = 2 * torch.einsum("hn,hnl->hl", C[0] * B_bar, torch.exp(x[..., None] * l)).real
     close("y", y[0, 0, :, -3000:], expected[:, -3000:], FORWARD)

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 import s4_fast
 from s4_fast import dispatch, native_library
 from tests.helpers import DTYPES, FORWARD, Tensors, assert_contract, evaluate, log_nodes, log_uniform, normal, uniform
+from tests.native import header
 from tests.native.emulated import Library, needs_device
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -129,8 +130,7 @@ def test_dplr_step(dtype: torch.dtype, device: torch.device, generator: Generato
 
 @pytest.mark.parametrize(("shape", "message"), [({"rank": 9}, "a rank of at most 8"), ({"n": 257}, "n of at most 256")])
 def test_what_a_dplr_scan_refuses(shape: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"cuda_dplr_scan_rank": 8, "cuda_dplr_scan_n": 256}
-    monkeypatch.setattr(native_library, "limit", limits.__getitem__)
+    monkeypatch.setattr(native_library, "limit", lambda name: header.limits()[name.upper()])
     monkeypatch.setattr(native_library, "refusal", lambda device: None)
     refuses = dispatch._implementations["dplr_scan"]["native"].refuses
     call = dispatch.Call("dplr_scan", "cuda", torch.complex64, {"rank": 8, "n": 256})

@@ -271,8 +271,8 @@ def test_small_and_large_steps(size: float, dtype: torch.dtype, bilinear: bool, 
     angle = uniform(generator, 0.5 * math.pi, 1.5 * math.pi, 1, 4)
     tensors["A_real"].copy_(2 * size * angle.cos()), tensors["A_imag"].copy_(2 * size * angle.sin())
     with (
-        mock.patch.object(reference, "zoh", lambda z, B: zoh_diagonal(z, B, 1.0)),
-        mock.patch.object(reference, "bilinear", lambda z, B: bilinear_diagonal(z, B, 1.0)),
+        mock.patch.object(reference, "zoh", lambda step, A, B: zoh_diagonal(A, B, step)),
+        mock.patch.object(reference, "bilinear", lambda step, A, B: bilinear_diagonal(A, B, step)),
     ):
         check_tensors(case, tensors, generator)
 

@@ -32,7 +32,6 @@ from tests.helpers import (
     parts,
     threads,
 )
-from tests.native import header
 
 ISAS = ("avx512", "avx2", "portable")
 OPS = (
@@ -275,81 +274,6 @@ def test_lengths_beyond_32_bits_are_served() -> None:
     assert explain("log_vandermonde_transpose", u, X[:1], X[:1], L, backend="native").backend == "native"
     assert explain("log_vandermonde", X, X, L, backend="native").backend == "native"
     assert explain("cauchy_bilinear", X, X, L, backend="native").backend == "native"
-
-
-CPU_FUNCTIONS = header.functions("cpu")
-# By the names of arguments: integers that are not sizes, and pointers that may be NULL, as every gradient may, but for
-# those that a function must be given all the same.
-OTHER_INTEGERS = ("time_major", "flags", "signal_dtype", "symmetric")
-OPTIONAL = {"first", "D", "state", "ahead", "final", "grad_y", "grad_next", "grad_final"}
-GIVEN = {
-    "fft_conv_backward": {"grad_y"},
-    "scan_backward": {"grad_y", "grad_u"},
-    "step": {"state"},
-    "step_backward": {"state"},
-    "dplr_spectrum_backward": {"grad_v"},
-    "dplr_step": {"state"},
-    "dplr_step_backward": {"state"},
-}
-
-
-def may_be_null(function: str, argument: str) -> bool:
-    if argument in GIVEN.get(function, ()) or argument == "grad_spectrum":
-        return False
-    continuous = function.startswith(("diagonal", "dplr_scan")) and argument == "B"
-    return argument in OPTIONAL or argument.startswith("grad_") or continuous
-
-
-def test_the_header_declares_every_function_that_is_called() -> None:
-    called = {"fft_conv_backward", "vandermonde", "moments", "scan_backward", "step_backward", "dplr_step_backward"}
-    called |= {f"cauchy_{form}{adjoint}" for form in ("mult", "bilinear") for adjoint in ("", "_backward")}
-    assert called <= CPU_FUNCTIONS.keys()
-    assert all(f[-1] == ("threads", "int64_t") for f in CPU_FUNCTIONS.values())
-
-
-@pytest.mark.parametrize("name", CPU_FUNCTIONS)
-def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
-    handle, declared = native_library._handle(), CPU_FUNCTIONS[name][1:-1]
-    function = getattr(handle, f"s4_fast_cpu_{name}")
-    memory = [ctypes.create_string_buffer(1024) for _ in declared]
-
-    def good(i: int, dtype: int) -> object:
-        argument = declared[i]
-        if argument.type == "int64_t":
-            integers = {"signal_dtype": dtype, "time_major": 0, "flags": 0, "symmetric": 0}
-            return ctypes.c_int64(integers.get(argument.name, 1))
-        return ctypes.c_double(1) if argument.type == "double" else memory[i]
-
-    def refusal(dtype: int = 0, at: int = -1, value: object = None) -> str:
-        arguments = [value if i == at else good(i, dtype) for i in range(len(declared))]
-        failed = function(ctypes.c_int64(dtype), *arguments, ctypes.c_int64(1))
-        return native_library._error(handle) if failed else ""
-
-    assert refusal() == refusal(dtype=1) == ""
-    for dtype in (-1, 2, 2**32):
-        assert refusal(dtype=dtype) == f"{name}: unknown dtype {dtype}"
-    for i, argument in enumerate(declared):
-        if argument.type == "int64_t" and argument.name not in OTHER_INTEGERS:
-            for size in (0, -1, -(2**32) + 1):
-                assert refusal(at=i, value=ctypes.c_int64(size)).endswith(f" must be at least 1, got {size}")
-        elif argument.type.endswith("*"):
-            missing = "" if may_be_null(name, argument.name) else f"{name}: an argument that must be given is NULL"
-            assert refusal(at=i) == missing, argument.name
-
-
-def test_limits_are_those_that_the_library_enforces() -> None:
-    handle = native_library._handle()
-    memory = [ctypes.create_string_buffer(4096) for _ in range(20)]
-    for name, limit in (("dplr_step", "cpu_dplr_step_rank"), ("dplr_spectrum", "cpu_dplr_rank")):
-        declared = CPU_FUNCTIONS[name]
-        for more in (0, 1):
-            values = {"rank": native_library.limit(limit) + more, "dtype": 0}
-            arguments = [
-                ctypes.c_int64(values.get(a.name, 1)) if a.type == "int64_t" else m
-                for a, m in zip(declared, memory, strict=False)
-            ]
-            assert bool(getattr(handle, f"s4_fast_cpu_{name}")(*arguments)) == bool(more)
-    assert handle.s4_fast_limit(b"CPU_DPLR") == -1
 
 
 def test_a_prepared_call_takes_what_was_left_open(generator: Generator) -> None:

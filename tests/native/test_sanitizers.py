@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,12 +41,11 @@ def _needs(build_native: ModuleType, options: list[str], folder: Path) -> list[s
     return compiler
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_kernels_under(sanitizer: str, tmp_path: Path) -> None:
+def _objects(sanitizer: str, folder: Path) -> tuple[list[str], list[str]]:
+    """The command that links, and the objects of the library and the driver."""
     build_native = trees.build_native()
-    options, environment, which, argument = SANITIZERS[sanitizer]
-    compiler = _needs(build_native, options, tmp_path)
+    options, _, which, _ = SANITIZERS[sanitizer]
+    compiler = _needs(build_native, options, folder)
     isas = (
         list(build_native.ISAS) if build_native.platform.machine() == "x86_64" and which != "portable" else ["portable"]
     )
@@ -57,9 +57,35 @@ def test_kernels_under(sanitizer: str, tmp_path: Path) -> None:
 
     commands = [(name, file, checked(command)) for name, file, command in build_native._cpu_commands(compiler, isas)]
     driver = checked([*compiler, *build_native.CXX_FLAGS])
-    program = tmp_path / "sanitize"
     with trees.kept_objects(f"sanitizers/{sanitizer.split(',')[0]}") as objects:
         files = build_native._compile([*commands, ("driver", DRIVER, driver)], objects)
-        subprocess.run([*compiler, *options, *map(str, files), "-o", str(program), "-lpthread"], check=True)
+    return [*compiler, *options, "-lpthread"], list(map(str, files))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels_under(sanitizer: str, tmp_path: Path) -> None:
+    _, environment, _, argument = SANITIZERS[sanitizer]
+    linker, files = _objects(sanitizer, tmp_path)
+    program = tmp_path / "sanitize"
+    subprocess.run([*linker, *files, "-o", str(program)], check=True)
     result = subprocess.run([str(program), argument], capture_output=True, text=True, env=os.environ | environment)
     assert (result.returncode, result.stdout) == (0, "0 failures\n"), result.stderr[-20000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [1500, 100_000])
+def test_random_calls(calls: int, tmp_path: Path, seed: int) -> None:
+    linker, files = _objects("address, undefined behaviour", tmp_path)
+    library = tmp_path / "libchecked.so"
+    subprocess.run([*linker, "-shared", *files, "-o", str(library)], check=True)
+    runtime = subprocess.run([linker[0], "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not Path(runtime.stdout.strip()).is_file():
+        pytest.skip(f"{linker[0]} has no runtime of its own to load before Python")
+    # Python does not free what it has at its end.
+    options = {"ASAN_OPTIONS": MEMORY[1]["ASAN_OPTIONS"] + ":detect_leaks=0", "LD_PRELOAD": runtime.stdout.strip()}
+    command = [sys.executable, "-m", "tests.native.fuzz", str(library), str(seed), str(calls)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | MEMORY[1] | options, cwd=trees.ROOT
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-10000:]

@@ -34,9 +34,9 @@ def diagonal_ssm(
     copies = u.shape[1] // len(A_real)
     step = form.rate * (dt.exp() if form.log_dt else dt)
     A = torch.complex(-A_real.exp() if form.log_decay else A_real, -A_imag if form.conjugate else A_imag)
-    z = step * A.repeat(copies, 1)
-    weight = torch.ones_like(z) if B is None else torch.view_as_complex(B).repeat(copies, 1)
-    x, B_bar = (bilinear if form.bilinear else zoh)(z, step * weight)
+    A = A.repeat(copies, 1)
+    weight = torch.ones_like(A) if B is None else torch.view_as_complex(B).repeat(copies, 1)
+    x, B_bar = (bilinear if form.bilinear else zoh)(step, A, weight)
     outputs, nothing = torch.view_as_complex(C), u.new_empty(0)
     rows = [D_j for D_j in D] if D is not None else [nothing] * form.channels(len(C))
     begin = nothing if state is None else state
@@ -53,14 +53,18 @@ def diagonal_ssm(
     return y.permute(0, 3, 1, 2) if form.time_major else y, after
 
 
-def zoh(z: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """``x = z`` and ``B (exp(z) - 1) / z``, by its series where that cancels (S4D, section 2)."""
+def zoh(step: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """``x = z = step A`` and ``B (exp(z) - 1) / A``, by its series where that cancels (S4D, section 2).
+
+    Not ``step B (exp(z) - 1) / z``, in whose gradient of the step ``exp(z)`` would be a difference of two ``1 / z``.
+    """
+    z = step * A
     small = z.abs() < 1e-3
-    far = torch.where(small, 1, z)
-    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5)))
-    return z, B * torch.where(small, series, (torch.exp(far) - 1) / far)
+    series = step * (1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5))))
+    return z, B * torch.where(small, series, (torch.exp(z) - 1) / torch.where(small, 1, A))
 
 
-def bilinear(z: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """``x = log((2 + z) / (2 - z))`` and ``B / (1 - z/2)`` (S4, equation 3, for a diagonal A)."""
-    return torch.log((2 + z) / (2 - z)), B / (1 - z / 2)
+def bilinear(step: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """``x = log((2 + z) / (2 - z))`` and ``step B / (1 - z/2)``, z = step A (S4, equation 3, for a diagonal A)."""
+    z = step * A
+    return torch.log((2 + z) / (2 - z)), step * B / (1 - z / 2)
