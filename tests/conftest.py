@@ -19,7 +19,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
 # In the environment, other processes that this run starts have it too.
-SEED = int(os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(2**32))))
+if not os.environ.get(SEED_VARIABLE):
+    os.environ[SEED_VARIABLE] = str(random.SystemRandom().randrange(2**32))
+SEED = int(os.environ[SEED_VARIABLE])
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
