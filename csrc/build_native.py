@@ -87,7 +87,10 @@ def build(folder: Path | None = None) -> bool:
         if library.exists():
             content = library.read_bytes()
             record |= {"library": library.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        description.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            unfinished = Path(scratch, description.name)
+            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(description)
         print(_summary(record), flush=True)
     return library.exists()
 
