@@ -93,6 +93,10 @@ def fix(cuda: bool = False) -> str:
     # The variable is named because the environment may have it as none.
     mode = f"S4_FAST_BUILD={'cuda' if cuda else 'auto'}"
     command = f"{mode} {shlex.join([sys.executable, str(sources / 'build_native.py')])}"
+    causes = [loaded] if isinstance(loaded, str) else loaded[1].missing.values()
+    settings = {name for cause in causes for name in re.findall(r"(?:environment has|,) ([A-Z_]+)=[\"']", cause)}
+    if settings:
+        return " ".join(["env", *(f"-u {name}" for name in sorted(settings)), command])
     no_compiler = isinstance(loaded, str) and "there is no C++ compiler" in loaded
     return f"apt-get install g++ && {command}" if no_compiler and sys.platform == "linux" else command
 

@@ -226,6 +226,28 @@ def test_what_may_not_be_read_has_a_fix(
     )
 
 
+@pytest.mark.parametrize(
+    ("cause", "fix"),
+    [
+        ("there is no C++ compiler: none is on the PATH", "apt-get install g++ && "),
+        ("CXX does not work: there is no 'g+'; the environment has CXX='g+', LDFLAGS='-s'", "env -u CXX -u LDFLAGS "),
+        ("NVCC is no list of words; the environment has NVCC=\"'\", CUDA_HOME='/no'", "env -u CUDA_HOME -u NVCC "),
+        ("g++ failed with exit code 1: error", ""),
+    ],
+)
+def test_the_fix_leaves_out_settings_that_do_not_work(
+    cause: str, fix: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "_native"
+    shutil.copytree(built, folder)
+    _later_sources(folder)
+    _described(folder, library=None, missing={"cpu": cause})
+    monkeypatch.setattr(native_library, "_FOLDER", folder)
+    monkeypatch.setattr(native_library, "_loaded", functools.cache(native_library._loaded.__wrapped__))
+    build = f"S4_FAST_BUILD=auto {sys.executable} {folder / 'csrc' / 'build_native.py'}"
+    assert native_library.fix() == fix + build
+
+
 def test_a_library_of_another_version_is_refused(
     other_version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
