@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import base64
+import csv
 import ctypes
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -351,6 +354,41 @@ print(native_library.cause() or "usable")
     assert cause == "it was not built: there is no C++ compiler: neither g++ nor clang++ nor c++ is on the PATH"
     assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=auto ") or sys.platform != "linux"
     assert later == "usable"
+    assert recorded_files(tmp_path / "site") == {
+        str(file.relative_to(tmp_path / "site"))
+        for file in (tmp_path / "site").rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+
+
+def recorded_files(site: Path) -> set[str]:
+    """What an uninstall finds, with the checksums that it has."""
+    (record,) = site.glob("*.dist-info/RECORD")
+    names = set()
+    with record.open(newline="") as lines:
+        for name, digest, size in csv.reader(lines):
+            content = (site / name).read_bytes()
+            found = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+            assert name not in names and (not digest or (digest, size) == (f"sha256={found}", str(len(content))))
+            names.add(name)
+    return names
+
+
+@needs_cxx
+@pytest.mark.slow
+def test_an_uninstall_takes_what_was_built_later(tree: Path, cxx: Path, empty: Path, tmp_path: Path) -> None:
+    wheel = package(tree, empty, "wheel")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, stdout=subprocess.DEVNULL)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    build = [python, "-I", "-S", site / "s4_fast/_native/csrc/build_native.py"]
+    for mode in ("auto", "none", "cpu"):
+        subprocess.run(build, check=True, env=trees.environment(cxx, S4_FAST_BUILD=mode), stdout=subprocess.DEVNULL)
+    assert (site / "s4_fast/_native/libs4_fast.so").exists()
+    subprocess.run([*pip, "uninstall", "--yes", "s4_fast"], check=True, stdout=subprocess.DEVNULL)
+    assert not list(site.glob("s4_fast*"))
 
 
 def test_leaving_it_out_after_a_build_leaves_it_out(tree: Path, cxx: Path) -> None:
