@@ -21,3 +21,9 @@ def wanted(error: BaseException) -> str:
     """How much was asked for at once, such as "1024 bytes", or the empty string."""
     found = _WANTED.search(str(error))
     return found[1] if found else ""
+
+
+def explained(error: RuntimeError | MemoryError, what: str) -> RuntimeError | MemoryError:
+    """An error of the same kind that says what there was too little memory for."""
+    said = (str(error).splitlines() or [""])[0]
+    return type(error)(f"{what}: too little memory" + (f": {said}" if said else ""))
