@@ -431,9 +431,21 @@ def _exchange(text: bytes, group: dist.ProcessGroup | None) -> list[dict[str, An
     return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
 
 
+def _together(collective: Callable[..., Any], *tensors: Tensor, group: dist.ProcessGroup | None) -> None:
+    """A collective call, whose failure says what it means."""
+    try:
+        collective(*tensors, group=group)
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise RuntimeError(
+            f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited for another in vain, which has ended, "
+            f"or failed on the way; see its own output. torch.distributed says: {said}"
+        ) from error
+
+
 def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = own.new_empty(dist.get_world_size(group), own.numel())
-    getattr(dist, _GATHER)(out.view(-1), own.reshape(-1), group=group)
+    _together(getattr(dist, _GATHER), out.view(-1), own.reshape(-1), group=group)
     return out.view(-1, *own.shape)
 
 
@@ -449,7 +461,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         own = grad.new_empty(grad.shape[1:])
-        getattr(dist, _REDUCE_SCATTER)(own.view(-1), grad.reshape(-1), group=ctx.group)
+        _together(getattr(dist, _REDUCE_SCATTER), own.view(-1), grad.reshape(-1), group=ctx.group)
         return own, None
 
 
@@ -469,7 +481,7 @@ class _Sum(torch.autograd.Function):
 
 def _reduced(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(out, group=group)
+    _together(dist.all_reduce, out, group=group)
     return out
 
 
