@@ -38,7 +38,7 @@ class BuildNative(Command):
             shutil.copytree(native.CSRC, folder / "csrc", ignore=shutil.ignore_patterns("__pycache__"))
         try:
             self.built = native.build(folder)
-        except native.BuildError as error:
+        except (native.BuildError, OSError) as error:
             native.show(error)
             raise CompileError(str(error)) from None
 

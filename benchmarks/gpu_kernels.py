@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from s4_fast import dispatch
+from s4_fast import dispatch, files
 from s4_fast.bench import accuracy, evaluate, machine, measure, plot
 from s4_fast.bench.cases import Case
 from s4_fast.bench.inputs import Arguments, arguments
@@ -99,7 +99,8 @@ def write_plot(path: Path, rows: list[dict[str, Any]], gpu: str) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(gpu)
-    figure.savefig(path, dpi=130)
+    with files.writing(path) as file:
+        figure.savefig(file, dpi=130, format=path.suffix[1:])
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ def main() -> None:
                 rows.append(copy_row(case, inputs, options.seconds))
                 print("\n".join(json.dumps(r) for r in rows[-len(functions) - 1 :]), flush=True)
                 text = json.dumps({"machine": described, "rows": rows}, indent=1)
-                (options.out / "gpu_kernels.json").write_text(text + "\n")
+                files.write(options.out / "gpu_kernels.json", text + "\n")
     if not plot.matplotlib_missing():
         write_plot(options.out / "gpu_kernels.png", rows, described["gpu"])
     if any("error" in r or r.get("verdict") == accuracy.FAIL for r in rows if r["implementation"] in KERNELS):

@@ -14,6 +14,8 @@ The result is the library and build.json, which says what the library is or why 
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import json
 import os
@@ -87,9 +89,33 @@ def build(folder: Path | None = None) -> bool:
         if library.exists():
             content = library.read_bytes()
             record |= {"library": library.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        description.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            unfinished = Path(scratch, description.name)
+            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(description)
+        if INSTALLED:
+            _record(library, description)
         print(_summary(record), flush=True)
     return library.exists()
+
+
+def _record(*files: Path) -> None:
+    """Write what was built into the RECORD of the install: what is not there outlives it, and is a package still."""
+    for record in PACKAGE.parent.glob("s4_fast-*.dist-info/RECORD"):
+        names = {file.relative_to(PACKAGE.parent).as_posix(): file for file in files}
+        with record.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.reader(lines) if row and row[0] not in names]
+        for name, file in names.items():
+            if file.exists():
+                content = file.read_bytes()
+                digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+                rows.append([name, f"sha256={digest}", str(len(content))])
+        with tempfile.TemporaryDirectory(dir=record.parent) as scratch:
+            unfinished = Path(scratch, record.name)
+            with unfinished.open("w", newline="", encoding="utf-8") as lines:
+                csv.writer(lines, lineterminator="\n").writerows(rows)
+            shutil.copymode(record, unfinished)
+            unfinished.replace(record)
 
 
 def version() -> str:
@@ -120,11 +146,12 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         cpu = _compile(_cpu_commands(compiler, isas), objects)
         _link(compiler, cpu, library)
         record["isas"] = isas
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError) as cause:
+        error = _with_settings(cause, "CXX", "CXXFLAGS", "LDFLAGS")
         missing["cpu"] = str(error)
         missing["cuda"] = "it needs the C++ part, which could not be built"
         if mode != "auto":
-            raise
+            raise error from cause
         show(error)
         return
     if mode == "cpu":
@@ -137,24 +164,39 @@ def _build_parts(mode: str, chosen: list[str], objects: Path, library: Path, rec
         cuda = _compile(_cuda_commands(nvcc, architectures), objects)
         _link([*nvcc, "-cudart=static"], [*cpu, *cuda], library)
         record |= {"architectures": architectures, "ptx": _ptx(architectures)}
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError) as cause:
+        error = _with_settings(cause, "NVCC", "NVCC_CCBIN", "CUDA_HOME", "CUDA_PATH", "CXX", "LDFLAGS")
         missing["cuda"] = str(error)
         if mode != "auto":
-            raise
+            raise error from cause
         show(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ compilers
 
 
+def _with_settings(error: BuildError | OSError, *names: str) -> BuildError:
+    """The error with the settings of the environment that it may be due to; native_library.py reads their names."""
+    settings = ", ".join(f"{name}={os.environ[name]!r}" for name in names if os.environ.get(name, "").strip())
+    output = error.output if isinstance(error, BuildError) else ""
+    return BuildError(f"{error}; the environment has {settings}" if settings else str(error), output)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a setting, none where it is empty."""
+    try:
+        return shlex.split(os.environ.get(name, ""))
+    except ValueError as error:
+        raise BuildError(f"{name} is no list of words: {str(error).lower()}") from error
+
+
 def _compiler() -> list[str]:
     if sys.platform == "win32":
         raise BuildError("the native library is not built on Windows")
-    named = os.environ.get("CXX")
-    if named:
-        command = shlex.split(named)
+    command = _words("CXX")
+    if command:
         if not shutil.which(command[0]):
-            raise BuildError(f"there is no C++ compiler {command[0]!r}, which CXX names")
+            raise BuildError(f"CXX does not work: there is no {command[0]!r}")
     else:
         found = next(filter(shutil.which, ("g++", "clang++", "c++")), None)
         if not found:
@@ -165,19 +207,22 @@ def _compiler() -> list[str]:
 
 
 def _nvcc() -> list[str]:
-    named, home = os.environ.get("NVCC"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if named:
-        found = shutil.which(named)
-        if not found:
-            raise BuildError(f"there is no {named!r}, which NVCC names")
+    command, home = _words("NVCC"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if command:
+        if not shutil.which(command[0]):
+            raise BuildError(f"NVCC does not work: there is no {command[0]!r}")
     else:
         found = (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None) or shutil.which("nvcc")
         if not found:
-            raise BuildError("nvcc is not on the PATH, and neither NVCC nor CUDA_HOME names it")
-    host = os.environ.get("CXX")
+            home_lacks = "nvcc is not on the PATH, and not in the folder bin of CUDA_HOME or CUDA_PATH"
+            none_names = "nvcc is not on the PATH, and neither NVCC nor CUDA_HOME names it"
+            raise BuildError(home_lacks if home else none_names)
+        command = [found]
+    # Before it may stand a launcher, after it options.
+    host = [word for word in _words("CXX") if not word.startswith("-")]
     if host and not os.environ.get("NVCC_CCBIN"):
-        return [found, f"-ccbin={shlex.split(host)[-1]}"]
-    return [found]
+        return [*command, f"-ccbin={host[-1]}"]
+    return command
 
 
 def _version_line(command: Sequence[str]) -> str:
@@ -221,7 +266,7 @@ def _number(architecture: str) -> int:
 
 def _cpu_commands(compiler: Sequence[str], isas: Sequence[str]) -> Iterator[tuple[str, Path, list[str]]]:
     """An object's name, its source and the command without the files."""
-    base = [*compiler, *shlex.split(os.environ.get("CXXFLAGS", "")), *CXX_FLAGS]
+    base = [*compiler, *_words("CXXFLAGS"), *CXX_FLAGS]
     ordinary = [f"-DS4_FAST_HAS_{isa.upper()}" for isa in isas if isa != "portable"]
     ordinary.append(f'-DS4_FAST_VERSION="{version()}"')
     for source in sorted(CSRC.glob("cpu/*.cpp")):
@@ -289,7 +334,7 @@ def _link(linker: Sequence[str], objects: Sequence[Path], library: Path) -> None
         for option in (f"--version-script={CSRC / 'symbols.map'}", "-z", "defs"):
             options += ["-Xlinker", option]
         options.append("-lpthread")
-    for flag in shlex.split(os.environ.get("LDFLAGS", "")):
+    for flag in _words("LDFLAGS"):
         options += ["-Xcompiler", flag.replace(",", r"\,")] if "-cudart=static" in linker else [flag]
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         unfinished = Path(scratch, library.name)

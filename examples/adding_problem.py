@@ -29,7 +29,17 @@ from train_mini_s4d import MiniS4D
 
 import s4_fast
 from s4_fast import BackendUnavailableError
-from shared import COUNT, SEED, load_tensors, make_folder, positive, run_command, save_tensors, usable_device
+from shared import (
+    COUNT,
+    SEED,
+    load_tensors,
+    make_folder,
+    positive,
+    run_command,
+    save_figure,
+    save_tensors,
+    usable_device,
+)
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 42, 43, 44
 HELD_OUT = 1000  # sequences for validation, and as many for the test
@@ -203,7 +213,7 @@ def draw(path: Path, history: list[Epoch], tolerance: float, seq_len: int) -> No
         axes.grid(color="#e4e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"The adding problem over {seq_len} steps", fontweight="bold")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure, dpi=120)
 
 
 def use_backend(model: AddingModel, backend: str, device: str) -> None:

@@ -40,6 +40,7 @@ from shared import (
     positive,
     run_command,
     save_checkpoint,
+    save_figure,
     usable_device,
 )
 
@@ -182,7 +183,7 @@ def draw(path: Path, runs: list[Run]) -> None:
         axes.grid(color="#e4e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Handwritten digits as sequences of 64 pixels", fontweight="bold")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure, dpi=120)
 
 
 def table(runs: list[Run], data: Split) -> Table:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from s4_fast import S4SequenceModel
+from s4_fast import S4SequenceModel, files, weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file. An interruption leaves the old one or the new one, never half of one."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+def save_figure(path: Path, figure: Figure, dpi: int) -> None:
+    with files.writing(path) as file:
+        figure.savefig(file, dpi=dpi, format=path.suffix[1:])
 
 
 def build(arguments: dict[str, Any]) -> S4SequenceModel:
@@ -41,7 +39,7 @@ def build(arguments: dict[str, Any]) -> S4SequenceModel:
 
 def save_checkpoint(path: Path, model: S4SequenceModel, arguments: dict[str, Any]) -> None:
     """Write the weights, and as metadata the arguments that build the model."""
-    replace_file(path, save(model.state_dict(), metadata={"model": json.dumps(arguments)}))
+    weights.write(path, model.state_dict(), {"model": json.dumps(arguments)}, force=True)
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
@@ -54,9 +52,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> S4SequenceModel:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a ``state_dict`` as ``torch.save`` does."""
-    buffer = io.BytesIO()
-    torch.save(dict(tensors), buffer)
-    replace_file(path, buffer.getvalue())
+    with files.writing(path) as file:
+        torch.save(dict(tensors), file)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ import s4_fast
 from c_step import RunInC, run_in_c
 from s4_fast import S4SequenceModel, log_vandermonde, ssm_scan
 from s4_fast.layers import ModelState
-from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint
+from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint, save_figure
 
 RATE = 16_000  # samples per second
 NOTE = 12_000  # samples per sound
@@ -330,7 +330,7 @@ def draw(path: Path, evaluation: Evaluation, blocks: list[Block], played: Played
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("A learnt audio effect, from state to state", fontweight="bold")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure, dpi=120)
 
 
 def fit(model: S4SequenceModel, checkpoint: Path, arguments: dict[str, Any], console: Console, **settings: Any) -> None:

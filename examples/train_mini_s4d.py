@@ -19,15 +19,15 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, mse_loss
 
 import s4_fast
-from s4_fast import DropoutNd, fft_conv, log_vandermonde
+from s4_fast import DropoutNd, fft_conv, log_vandermonde, weights
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import zoh_diagonal
-from shared import COUNT, SEED, make_folder, positive, replace_file, run_command, save_tensors, usable_device
+from shared import COUNT, SEED, make_folder, positive, run_command, save_figure, save_tensors, usable_device
 
 VARIANTS = ("full", "minimal")
 SMOOTHEST = 0.95
@@ -178,7 +178,7 @@ def train(model: MiniS4D, steps: int, lr: float, batch: int, generator: Generato
 
 def show_export(model: MiniS4D, path: Path, u: Tensor, console: Console) -> None:
     """Write the plain arrays, and compare what they give with the model."""
-    replace_file(path, save({name: t.cpu() for name, t in export_minimal(model).items()}))
+    weights.write(path, export_minimal(model), {}, force=True)
     arrays = load_file(path, device=str(u.device))
     with torch.no_grad():
         expected, linear = model(u), fft_conv(u, model.kernel_gen(model.L)).flatten(1)
@@ -217,7 +217,7 @@ def draw(path: Path, model: MiniS4D, losses: list[float], chance: float) -> None
         axes.grid(color="#e4e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"MiniS4D, {model.variant}", fontweight="bold")
-    figure.savefig(path, dpi=100)
+    save_figure(path, figure, dpi=100)
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})

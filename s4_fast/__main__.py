@@ -8,13 +8,12 @@ from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 import s4_fast
-from s4_fast import dispatch, doctor, export
+from s4_fast import dispatch, doctor, export, terminal
 from s4_fast.bench import checkouts, files, machine, plot, registry, report, runner
 from s4_fast.bench.results import Row, compare
 from s4_fast.state_spaces import convert, inspection
@@ -53,13 +52,7 @@ def _device(context: click.Context, parameter: click.Parameter, value: str | Non
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    # A pipe has no width: do not fold the tables to 80 columns.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=terminal.Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(s4_fast.__version__, package_name="s4_fast")
 def main() -> None:
     """Fast kernels for structured state space models: check this installation, measure it, convert checkpoints,
@@ -74,7 +67,7 @@ def doctor_command() -> None:
     1 when one misses the accuracy contract. Takes about ten seconds, and a minute where PyKeOps is installed and has
     not compiled its formulas yet.
     """
-    raise SystemExit(doctor.examine(_console()))
+    raise SystemExit(doctor.examine(terminal.console()))
 
 
 def _checkout(context: click.Context, parameter: click.Parameter, value: Path | None) -> checkouts.Checkout | None:
@@ -155,7 +148,7 @@ def bench(
     rows, interrupted = _measure(jobs, device, seconds, default_allocator, checkout)
     results = compare(rows)
     described = machine.describe(device)
-    _console().print(report.table(results))
+    terminal.console().print(report.table(results))
     if csv_file is not None:
         files.write_csv(csv_file, results)
     if json_file is not None:
@@ -166,12 +159,6 @@ def bench(
     if interrupted:
         raise click.Abort
     raise SystemExit(1 if any(result.failed for result in results) else 0)
-
-
-class _Refused(click.ClickException):
-    """Shown in one line, without the command's usage."""
-
-    exit_code = 2
 
 
 @main.command("convert")
@@ -189,18 +176,16 @@ def convert_command(old: Path, new: Path, prefix: str | None, force: bool) -> No
     Shows what becomes of every name: they are the ones that the layers of s4_fast.state_spaces load. Nothing in OLD is
     executed; a file that holds more than tensors and plain values is refused, with exit code 2.
     """
-    try:
+    with terminal.refusing():
         found = convert.convert(old, new, prefix, force=force)
-    except (ValueError, OSError) as error:
-        raise _Refused(_shown(str(error))) from error
     table = Table("checkpoint", "written as", "shape", "dtype", "")
     for entry in found:
         tensor = entry.value if isinstance(entry.value, torch.Tensor) else None
         shape, dtype = ("", "") if tensor is None else (str(tuple(tensor.shape)), str(tensor.dtype)[len("torch.") :])
-        table.add_row(*map(Text, (_shown(entry.old), _shown(entry.new or ""), shape, dtype, entry.note)))
-    _console().print(table)
+        table.add_row(*map(_cell, (entry.old, entry.new or "", shape, dtype, entry.note)))
+    terminal.console().print(table)
     written = sum(entry.new is not None for entry in found)
-    click.echo(f"{new}: {written} tensors written, {len(found) - written} entries left out")
+    click.echo(f"{terminal.shown(new)}: {written} tensors written, {len(found) - written} entries left out")
 
 
 @main.command("inspect")
@@ -212,21 +197,19 @@ def inspect_command(checkpoint: Path, no_time: bool) -> None:
     The speed-up is that of forward and backward pass on this machine and random input, over the formulas that the
     original falls back to. Nothing in CHECKPOINT is executed. The exit code is 2 where it cannot be read.
     """
-    try:
+    with terminal.refusing():
         found = inspection.inspect(checkpoint, time=not no_time)
-    except (ValueError, OSError) as error:
-        raise _Refused(_shown(str(error))) from error
     if not found:
-        click.echo(f"{checkpoint}: no S4 or S4D layer")
+        click.echo(f"{terminal.shown(checkpoint)}: no S4 or S4D layer")
         return
     table = Table("layer", "what", "release", "sizes", "" if no_time else "speed-up")
     for layer in found:
         sizes = ", ".join(f"{name} {size}" for name, size in layer.sizes.items())
         speedup = "" if layer.speedup is None else f"{layer.speedup:.1f} x at {layer.shape}"
-        table.add_row(*map(Text, (_shown(layer.name) or "(the whole)", layer.what, layer.release, sizes, speedup)))
-    _console().print(table)
+        table.add_row(*map(_cell, (layer.name or "(the whole)", layer.what, layer.release, sizes, speedup)))
+    terminal.console().print(table)
     for route, changes in dict.fromkeys((layer.route, layer.changes) for layer in found):
-        click.echo(_shown(route) + (f"\n    {changes}" if changes else ""))
+        click.echo(terminal.shown(route) + (f"\n    {terminal.shown(changes)}" if changes else ""))
 
 
 _TARGETS = ("onnx", "c")
@@ -258,7 +241,7 @@ def export_command(
     MODEL holds the state_dict of an S4SequenceModel, S4DBlock, S4DLayer or S4Layer, as safetensors or a file of
     torch.save. What cannot be exported is refused in one line, with exit code 2; nothing in MODEL is executed.
     """
-    try:
+    with terminal.refusing():
         if target not in _TARGETS:
             raise ValueError(f"unknown target {target!r}; expected --to {' or '.join(_TARGETS)}")
         if (stray := {"onnx": name, "c": graph}[target]) is not None:
@@ -272,18 +255,15 @@ def export_command(
             facts = export.to_onnx(found, out, graph=graph or "step", rate=rate, force=force)
         else:
             facts = export.to_c(found, out, name=name, rate=rate, force=force)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise _Refused(_shown(str(error))) from error
     task = f", {facts['task']}" if "task" in facts else ""
     click.echo(
-        f"{out}: {facts['model']}{task}, {facts['inputs']} inputs, {facts['outputs']} outputs, "
+        f"{terminal.shown(out)}: {facts['model']}{task}, {facts['inputs']} inputs, {facts['outputs']} outputs, "
         f"a state of {facts['state_size']} numbers, {out.stat().st_size:,} bytes"
     )
 
 
-def _shown(text: str) -> str:
-    """``text`` of a file that may be anyone's: what steers a terminal is written out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def _cell(text: str) -> Text:
+    return Text(terminal.shown(text))
 
 
 def _refuse_unusable(backends: tuple[str, ...]) -> None:
@@ -300,7 +280,7 @@ def _measure(
     """The rows, and whether the user stopped the run before the last."""
     rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
         peer = None if checkout is None else checkout.path
         measured = runner.run(jobs, device, seconds, default_allocator=default_allocator, peer=peer)

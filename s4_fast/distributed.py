@@ -130,9 +130,9 @@ def scan(
         "distributed.scan",
         describe,
         group,
-        length=u.shape[-1] if u.ndim else 0,
+        length=lambda: u.shape[-1],
         state=state is not None,
-        needs_grad=any(t is not None and t.requires_grad for t in (u, x, B, state)),
+        needs_grad=lambda: any(t is not None and t.requires_grad for t in (u, x, B, state)),
         reverse=reverse,
     )
     wide, L = x.to(torch.complex128), u.shape[-1]
@@ -231,23 +231,33 @@ class TimeSplit:
         u: Tensor,
         lengths: Any,
         *,
-        length: int,
+        length: Callable[[], int],
         state: bool,
-        needs_grad: bool,
-        **same: Any,
+        needs_grad: Callable[[], bool],
+        same: Callable[[], dict[str, Any]],
     ) -> Slices:
-        """:func:`agree` on inputs u of ``length`` samples that ``check`` finds right, without ``lengths``.
+        """:func:`agree` on inputs u of ``length()`` samples that ``check`` finds right, without ``lengths``.
 
-        ``same`` are what must be the same on all ranks, beside what u has.
+        ``same()`` must be the same on all ranks, beside what u has.
         """
 
         def describe() -> dict[str, Any]:
             if lengths is not None:
                 raise ValueError("lengths= cannot be combined with split_time: rows would end in different slices")
             check()
-            return {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, **same}
+            return {"batch": u.shape[0], "dtype": str(u.dtype), "device": u.device.type, **same()}
 
         return agree(op, describe, self.group, length=length, state=state, needs_grad=needs_grad)
+
+    @torch.compiler.disable
+    def fail(self, op: str, error: BaseException) -> NoReturn:
+        """Take part in the other ranks' :meth:`agree` with ``error``, and raise it."""
+
+        def describe() -> dict[str, Any]:
+            raise error
+
+        agree(op, describe, self.group, length=int)
+        raise error
 
     @torch.compiler.disable
     def from_first(self, t: Tensor) -> Tensor:
@@ -328,9 +338,9 @@ def agree(
     describe: Callable[[], dict[str, Any]],
     group: dist.ProcessGroup | None = None,
     *,
-    length: int,
+    length: Callable[[], int],
     state: bool = False,
-    needs_grad: bool = False,
+    needs_grad: Callable[[], bool] = lambda: False,
     reverse: bool = False,
 ) -> Slices:
     """Exchange what the ranks of ``group`` have, before anything is computed. Every rank calls it.
@@ -339,25 +349,30 @@ def agree(
         op: the caller's name, for messages.
         describe: checks this rank's arguments and returns, by name, what must be the same on all ranks.
         group: None for all processes.
-        length: that of this rank's slice.
+        length: that of this rank's slice; called after ``describe``, as what wrong arguments raise must not be raised
+            before the exchange.
         state: whether this rank has an initial state; then the first one, the last with ``reverse``, must have one.
         needs_grad: whether the own part of a state that travels needs a gradient, if gradients are recorded.
 
     Raises:
         RuntimeError: torch.distributed is not available, or no process group is initialised.
         ValueError: this process is not in ``group``; or, on all ranks, the ranks differ, or ``describe`` failed on one.
-        Exception: what ``describe`` raised on this rank.
+        BaseException: what was raised on this rank, an interruption too.
     """
     rank = _rank(op, group)
-    record: dict[str, Any] = {"length": length, "state": state, "grad": needs_grad if torch.is_grad_enabled() else None}
     failure = None
     try:
-        record["same"] = {"call": op, **describe()}
-    except (TypeError, ValueError, RuntimeError) as error:
+        same = {"call": op, **describe()}
+        grad = needs_grad() if torch.is_grad_enabled() else None
+        text = json.dumps({"same": same, "length": length(), "state": state, "grad": grad}).encode()
+        if len(text) > _RECORD:
+            raise ValueError(f"{op}: what the ranks agree on takes {len(text)} bytes of {_RECORD}: {text.decode()}")
+    except BaseException as error:  # whatever it is: the other ranks wait
         failure = error
-        text = f"{type(error).__name__}: {error}".encode("ascii", "replace").decode()
-        record["error"] = text[: _RECORD // 3]  # what JSON escapes takes two bytes
-    records = _exchange(record, group)
+        said = f"{type(error).__name__}: {error}"
+        said = "".join(c if (c.isascii() and c.isprintable()) or c == "\n" else "?" for c in said)
+        text = json.dumps({"error": said[: _RECORD // 3]}).encode()  # what JSON escapes takes two bytes
+    records = _exchange(text, group)
     if failure is not None:
         raise failure
     _check(op, records, len(records) - 1 if reverse else 0)
@@ -404,22 +419,33 @@ def _check(op: str, records: list[dict[str, Any]], first: int) -> None:
         raise ValueError(f"{op}: ranks {states} have an initial state, but not rank {first}, whose state is used")
 
 
-def _exchange(record: dict[str, Any], group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
-    """Every rank's record."""
+def _exchange(text: bytes, group: dist.ProcessGroup | None) -> list[dict[str, Any]]:
+    """Every rank's record, written as JSON."""
     if dist.get_world_size(group) == 1:
-        return [record]
+        return [json.loads(text)]
     # A mismatch of the tensors' devices must not fail here: what the group serves, not where the tensors are.
     devices = [entry.split(":")[0] for entry in dist.get_backend_config(group).split(",")]
-    text = json.dumps(record).encode()
     own = torch.zeros(_RECORD, dtype=torch.uint8)
     own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     rows = _all_gather(own.to("cpu" if "cpu" in devices else devices[0]), group).cpu()
     return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
 
 
+def _together(collective: Callable[..., Any], *tensors: Tensor, group: dist.ProcessGroup | None) -> None:
+    """A collective call, whose failure says what it means."""
+    try:
+        collective(*tensors, group=group)
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise RuntimeError(
+            f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited for another in vain, which has ended, "
+            f"or failed on the way; see its own output. torch.distributed says: {said}"
+        ) from error
+
+
 def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = own.new_empty(dist.get_world_size(group), own.numel())
-    getattr(dist, _GATHER)(out.view(-1), own.reshape(-1), group=group)
+    _together(getattr(dist, _GATHER), out.view(-1), own.reshape(-1), group=group)
     return out.view(-1, *own.shape)
 
 
@@ -435,7 +461,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         own = grad.new_empty(grad.shape[1:])
-        getattr(dist, _REDUCE_SCATTER)(own.view(-1), grad.reshape(-1), group=ctx.group)
+        _together(getattr(dist, _REDUCE_SCATTER), own.view(-1), grad.reshape(-1), group=ctx.group)
         return own, None
 
 
@@ -455,7 +481,7 @@ class _Sum(torch.autograd.Function):
 
 def _reduced(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(out, group=group)
+    _together(dist.all_reduce, out, group=group)
     return out
 
 

@@ -17,6 +17,7 @@ from s4_fast.bench import evaluate, machine
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, Errors, errors, reference, tolerances, verdict
 from s4_fast.bench.cases import Case
 from s4_fast.bench.inputs import OPS, Arguments, arguments
+from s4_fast.terminal import shown
 
 _SIZES = {"dplr_kernel": (4, 32, 1024), "fft_conv": (8, 1, 1000), "ssm_step": (8, 32, 1), "dplr_step": (8, 32, 1)}
 CASES = (
@@ -55,7 +56,7 @@ def examine(console: Console) -> int:
     console.print(_pairs(native_library.describe()))
     forced = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
     if forced:
-        console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={forced} asks for a backend", style="yellow")
+        console.print(f"{dispatch.ENVIRONMENT_VARIABLE}={shown(forced)} asks for a backend", style="yellow")
     with console.status("measuring"):
         findings = [finding for device in devices for case in CASES for finding in check(case, device)]
     console.print(_accuracy(findings))

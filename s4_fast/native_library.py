@@ -10,7 +10,9 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import shlex
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +84,20 @@ def fix(cuda: bool = False) -> str:
     loaded = _loaded()
     if sys.platform == "win32" or (cuda and not isinstance(loaded, str) and loaded[1].architectures):
         return ""
+    if isinstance(loaded, str) and (
+        unreadable := re.fullmatch(r"(.+) cannot be (?:read|loaded): .*Permission denied.*", loaded)
+    ):
+        return f"chmod -R a+rX {shlex.quote(unreadable[1])}"
     sources = _sources(_FOLDER)
     if sources is None:
         return "pip install --force-reinstall --no-deps --no-cache-dir s4_fast"
     # The variable is named because the environment may have it as none.
     mode = f"S4_FAST_BUILD={'cuda' if cuda else 'auto'}"
     command = f"{mode} {shlex.join([sys.executable, str(sources / 'build_native.py')])}"
+    causes = [loaded] if isinstance(loaded, str) else loaded[1].missing.values()
+    settings = {name for cause in causes for name in re.findall(r"(?:environment has|,) ([A-Z_]+)=[\"']", cause)}
+    if settings:
+        return " ".join(["env", *(f"-u {name}" for name in sorted(settings)), command])
     no_compiler = isinstance(loaded, str) and "there is no C++ compiler" in loaded
     return f"apt-get install g++ && {command}" if no_compiler and sys.platform == "linux" else command
 
@@ -314,30 +324,64 @@ def _device_cause(device: int) -> str:
 
 
 def _sources(folder: Path) -> Path | None:
-    """``csrc``, which an installed package has in its _native folder, and a project beside the package."""
+    """``csrc``, which an installed package has in its _native folder, and a project beside the package.
+
+    One that may not be looked into is there: whether the library is older cannot be known then.
+    """
     places = (folder / "csrc", folder.parents[1] / "csrc")
-    return next((place for place in places if (place / "build_native.py").is_file()), None)
+    return next((place for place in places if _is_there(place / "build_native.py")), None)
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _sources_digest(sources: Path) -> str:
-    """As csrc/build_native.py computes it."""
-    digest = hashlib.sha256()
-    for file in sorted(sources.glob("[ci]*/*")):
-        if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
-            digest.update(file.read_bytes())
+    """As csrc/build_native.py computes it, but for folders that cannot be read, over which glob passes."""
+    try:
+        folders = [folder for folder in sources.iterdir() if folder.name[0] in "ci" and folder.is_dir()]
+        files = sorted(file for folder in folders for file in folder.iterdir())
+        digest = hashlib.sha256()
+        for file in files:
+            if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
+                digest.update(file.read_bytes())
+    except OSError as error:
+        raise _UnusableError(f"{error.filename} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
 def _read(folder: Path) -> _Description:
     file = folder / "build.json"
     try:
-        return _Description(**json.loads(file.read_text("utf-8")))
+        found = _Description(**json.loads(file.read_text("utf-8")))
     except FileNotFoundError:
         raise _UnusableError(f"it was not built: there is no {file}") from None
     except OSError as error:
         raise _UnusableError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise _UnusableError(f"{file} is damaged, or of another version of s4_fast") from error
+    if not _is_valid(found):
+        raise _UnusableError(f"{file} is damaged, or of another version of s4_fast")
+    return found
+
+
+def _is_valid(found: _Description) -> bool:
+    """Whether every entry has its type; the library's name is one in the same folder."""
+    missing = found.missing
+    texts = [found.version, found.machine, found.sources, found.sha256, found.compiler, found.nvcc, found.ptx]
+    return (
+        isinstance(found.isas, list)
+        and isinstance(found.architectures, list)
+        and isinstance(missing, dict)
+        and all(isinstance(text, str) for text in (*texts, *found.isas, *found.architectures, *missing.values()))
+        and found.library in (None, "libs4_fast.so", "libs4_fast.dylib")
+        and isinstance(found.size, int)
+    )
 
 
 def _open(folder: Path, description: _Description) -> ctypes.CDLL:
@@ -353,9 +397,9 @@ def _open(folder: Path, description: _Description) -> ctypes.CDLL:
     if description.machine != platform.machine():
         raise _UnusableError(f"{path} was built for {description.machine}, and this is {platform.machine()}")
     sources = _sources(folder)
+    if sources and _sources_digest(sources) != description.sources:
+        raise _UnusableError(f"{path} is older than its sources: what is in {sources} has changed since")
     try:
-        if sources and _sources_digest(sources) != description.sources:
-            raise _UnusableError(f"{path} is older than its sources: what is in {sources} has changed since")
         content = path.read_bytes()
         if len(content) != description.size:
             raise _UnusableError(f"{path} is damaged: it has {len(content)} bytes of {description.size}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
@@ -10,10 +11,23 @@ if TYPE_CHECKING:
     from s4_fast.distributed import TimeSplit
 
 
+T = TypeVar("T")
+
+
 class TimeSplittable(nn.Module):
     """A module that does something else where its input is a slice."""
 
     time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it
+
+    def given(self, read: Callable[[], T]) -> T:
+        """``read()`` of what the caller gave. What it raises, the ranks that wait for this one raise too."""
+        if self.time_split is None:
+            return read()
+        try:
+            return read()
+        except BaseException as error:
+            self.time_split.fail(type(self).__name__, error)
+            raise
 
 
 class SplittableSequence(TimeSplittable):

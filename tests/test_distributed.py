@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from s4_fast import dispatch, distributed
+from s4_fast import S4DLayer, S4SequenceModel, dispatch, distributed
 from tests.helpers import (
     FORWARD,
     GRADIENT,
@@ -319,6 +319,49 @@ def test_what_one_rank_has_wrong_is_an_error_on_all(
     kind: type[Exception], rank: int, name: str, change: Any, message: str, groups: dict[int, Ranks]
 ) -> None:
     groups[3].run(refused, kind, rank, name, change, message)
+
+
+FAILURES = (AttributeError("of no tensor"), KeyError("absent"), AssertionError(), KeyboardInterrupt(), MemoryError())
+
+
+def failing_description(failure: BaseException) -> None:
+    def describe() -> dict[str, Any]:
+        if dist.get_rank() == 1:
+            raise failure
+        return {}
+
+    with pytest.raises(type(failure) if dist.get_rank() == 1 else ValueError) as caught:
+        distributed.agree("op", describe, length=lambda: 1)
+    if dist.get_rank() != 1:
+        said = f"{type(failure).__name__}: {failure}".replace("\x1b\0\x07", "???")
+        assert str(caught.value) == f"op: failed on rank 1: {said[:341]}"
+
+
+def unwritable(same: Any) -> None:
+    mine = {"same": same} if dist.get_rank() == 0 else {}
+    with pytest.raises((ValueError, TypeError), match="op: failed on rank 0" if dist.get_rank() else "JSON|bytes of"):
+        distributed.agree("op", lambda: mine, length=lambda: 1)
+
+
+def wrong_arguments() -> None:
+    inputs = scan_inputs(1, 20, "weak", torch.complex64)
+    for name in ("u", "x", "B", "C", "D", "state"):
+        wrong = inputs | ({name: "no tensor"} if dist.get_rank() == 2 else {})
+        with pytest.raises(Exception, match=None if dist.get_rank() == 2 else "failed on rank 2"):
+            distributed.scan(**wrong)
+    for module in (S4DLayer(4, 8), S4SequenceModel(4, 4, 2, 1, 8)):
+        distributed.split_time(module)
+        for u in (None, "no tensor", torch.tensor(1.0)):
+            with pytest.raises(Exception, match=None if dist.get_rank() == 2 else "failed on rank 2"):
+                module(u if dist.get_rank() == 2 else torch.ones(2, 5, 4))
+
+
+def test_whatever_one_rank_raises_is_an_error_on_all(groups: dict[int, Ranks]) -> None:
+    for failure in (*FAILURES, RuntimeError("\x1b\0\x07?" * 500)):
+        groups[3].run(failing_description, failure)
+    for same in (b"bytes", "long" * 300):
+        groups[3].run(unwritable, same)
+    groups[3].run(wrong_arguments)
 
 
 def differing_gradient_mode() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s4_fast import files
 from s4_fast.bench.measure import Time
 from s4_fast.bench.results import Result
 
@@ -55,14 +57,15 @@ def flat(result: Result) -> dict[str, Any]:
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """One line per row, with a header."""
     lines = [flat(result) for result in results]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else [])
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows(lines)
+    files.write(path, text.getvalue())
 
 
 def write_json(path: Path, results: Sequence[Result], machine: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """The machine, the settings of the run and the rows, with the same keys as the CSV and the goals."""
     rows = [{**flat(result), "goals": dict(result.row.case.goals), "goals_met": result.goals_met} for result in results]
     document = {"machine": dict(machine), "settings": dict(settings), "rows": rows}
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    files.write(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s4_fast import files
 from s4_fast.bench.evaluate import DIRECT
 from s4_fast.bench.results import Result
 
@@ -86,7 +87,8 @@ def write_plot(path: Path, results: Sequence[Result], machine: Mapping[str, str]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK)
     where = machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads")
     figure.suptitle(f"s4_fast on {where}, PyTorch {machine['torch']}", color=_INK, fontsize=13, fontweight="bold")
-    figure.savefig(path, dpi=150)
+    with files.writing(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix[1:])
 
 
 def _gains(axes: Axes, result: Result, centre: float, height: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from s4_fast.export import files
+from s4_fast import files
 from s4_fast.export.c_source import source
 from s4_fast.export.reading import read
 from s4_fast.export.refusals import ExportError
@@ -50,5 +50,5 @@ def to_c(
     files.refuse_existing(path, force)
     program = read(model, rate)
     facts = {key: str(value) for key, value in program.facts.items()}
-    files.write(path, source(program, name).encode(), force)
+    files.write(path, source(program, name), force)
     return facts

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from s4_fast.export import files
+from s4_fast import memory
+from s4_fast import weights as weights_file
 from s4_fast.export.refusals import ExportError, refuse_changed
 from s4_fast.layers import S4DBlock, S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.layers.model import TASKS
@@ -32,20 +33,17 @@ def save_model(model: nn.Module, path: str | Path, *, force: bool = False) -> No
             weights holds.
         OSError: the file exists and not ``force``, or cannot be written.
     """
-    from safetensors.torch import save
-
     if type(model) not in (S4SequenceModel, S4DBlock, S4DLayer, S4Layer):
         raise ExportError(f"a {type(model).__name__} is no model whose arguments are known")
     refuse_changed(model, whole_sequences=True)
-    weights = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    weights = dict(model.state_dict())
     _, arguments = _arguments(weights)
     arguments.pop("dtype")  # the tensors say it
     if isinstance(model, S4SequenceModel):
         arguments["task"] = model.task
     if discretizations := {own.discretization for own in model.modules() if hasattr(own, "discretization")}:
         arguments["discretization"] = discretizations.pop()
-    content = save(weights, metadata={"format": "pt", _METADATA: json.dumps(arguments)})
-    files.write(Path(path), content, force)
+    weights_file.write(Path(path), weights, {"format": "pt", _METADATA: json.dumps(arguments)}, force)
 
 
 def load_model(path: str | Path, *, task: str | None = None, discretization: str | None = None) -> nn.Module:
@@ -84,6 +82,8 @@ def load_model(path: str | Path, *, task: str | None = None, discretization: str
         model = kind(**arguments)
         model.load_state_dict(content)
     except (RuntimeError, TypeError, ValueError) as error:
+        if memory.ran_out(error):
+            raise
         problems = [line.strip() for line in str(error).splitlines()]
         raise ExportError(f"{path}: {' '.join(problems[:2])}") from error
     return model.eval()

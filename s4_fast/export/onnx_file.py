@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from s4_fast.export import files
+from s4_fast import files
 from s4_fast.export.program import Program
 from s4_fast.export.reading import read
 from s4_fast.export.refusals import ExportError

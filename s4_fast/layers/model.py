@@ -119,8 +119,8 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             TypeError: u or the state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        slices = None
-        u = signal("u", u, self)
+        slices, given = None, u
+        u = self.given(lambda: signal("u", given, self))
         if self.time_split is None:
             self._check_sequence(u, state)
         else:
@@ -256,17 +256,20 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         self, split: TimeSplit, u: Tensor, state: ModelState | None, lengths: Lengths | None, return_state: bool
     ) -> Slices:
         """The slices of which u is this rank's, checked on all ranks."""
-        same = {"presence of a state": state is not None, "task": self.task, "layers": len(self.blocks)}
         slices = split.agree(
             type(self).__name__,
             lambda: self._check_sequence(u, state, least=0),
             u,
             lengths,
-            length=u.shape[1] if u.ndim > 1 else 0,
+            length=lambda: u.shape[1],
             state=state is not None,
-            needs_grad=any(t.requires_grad for t in (u, *self.parameters())),
-            return_state=return_state,
-            **same,
+            needs_grad=lambda: any(t.requires_grad for t in (u, *self.parameters())),
+            same=lambda: {
+                "presence of a state": state is not None,
+                "task": self.task,
+                "layers": len(self.blocks),
+                "return_state": return_state,
+            },
         )
         if not any(slices.lengths):
             raise ValueError("expected at least one sample on any rank, got empty slices")

@@ -41,16 +41,20 @@ class SequenceModule(SplittableSequence, AllOrNothing):
             lengths = None if rows is None else rows.lengths
             return through(model, u, D, way, state=state, lengths=lengths, return_state=return_state)
         tied: tuple[Any, ...] = (*self.parameters(),)
-        same = {"return_state": return_state, **model.sizes(), "bidirectional": way.bidirectional, "rate": way.rate}
         slices = self.time_split.agree(
             type(self).__name__,
             lambda: check(0),
             u,
             rows,
-            length=u.shape[1 if way.time_major else 2] if u.ndim == 3 else 0,
+            length=lambda: u.shape[1 if way.time_major else 2],
             state=state is not None,
-            needs_grad=any(t is not None and t.requires_grad for t in (u, state, *tied)),
-            **same,
+            needs_grad=lambda: any(t is not None and t.requires_grad for t in (u, state, *tied)),
+            same=lambda: {
+                "return_state": return_state,
+                **model.sizes(),
+                "bidirectional": way.bidirectional,
+                "rate": way.rate,
+            },
         )
         return through_slice(model, slices, u, D, way, state=state, return_state=return_state, tied=tied)
 

@@ -65,8 +65,9 @@ class SSMLayer(SequenceModule):
             TypeError: u or state has the wrong dtype, or lengths are not integers.
             ValueError: u, state or lengths has the wrong shape, lies on another device, or is out of range.
         """
-        u = as_autocast(signal("u", u, self))
-        rows = padding.rows(lengths, u)
+        given = u
+        u = self.given(lambda: as_autocast(signal("u", given, self)))
+        rows = self.given(lambda: padding.rows(lengths, u))
         if rows is not None:
             u = rows.cut(u)
         way = Way(bidirectional=self.bidirectional, path=self.path)

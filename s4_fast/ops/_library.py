@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4_fast import dispatch
+from s4_fast import dispatch, memory
 from s4_fast.ops._derivatives import pulled_back, pulled_back_twice
 from s4_fast.ops.direct import is_recorded, is_transformed, only_autograd_sees, operations_are_seen, plain
 
@@ -92,10 +92,18 @@ class Op:
 
     def _run(self, function: str, args: Sequence[Any], backend: str, device: str) -> tuple[Tensor, ...]:
         run = getattr(dispatch.load(self.name, backend), function)
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return _split(run(*args))
-        return _split(run(*args))
+        try:
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return _split(run(*args))
+            return _split(run(*args))
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            names = [*self.tensors, *(scalar.split()[-1] for scalar in self.scalars)]
+            given = zip(names, args[0 if function == self.name else len(self.complex_outputs) :], strict=False)
+            sizes = ", ".join(f"{name} {_size(value)}" for name, value in given if value is not None)
+            raise memory.explained(error, f"{function} by {backend} of {sizes}") from error
 
     def _run_forward(self, tensors: Sequence[Tensor | None], scalars: Sequence[Any], backend: str) -> list[Tensor]:
         first = tensors[0]
@@ -218,6 +226,10 @@ class _Recorded(torch.autograd.Function):
             found = op._run(f"{op.name}_backward", args, ctx.backend, tensors[0].device.type)
             found = [g.contiguous() if n else None for g, n in zip(found, needs, strict=True)]
         return None, None, None, *found
+
+
+def _size(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else value
 
 
 def _plain(t: Tensor | None) -> Tensor | None:

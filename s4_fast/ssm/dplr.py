@@ -77,9 +77,10 @@ def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
-    """The plain C of what :func:`truncated` makes of it."""
+    """The plain C of what :func:`truncated` makes of it; NaN in a feature that has none, as where its step is 0."""
     eye = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
-    return _unrow(torch.linalg.solve(eye - torch.linalg.matrix_power(A_bar, length), _row(C), left=False))
+    row, singular = torch.linalg.solve_ex(eye - torch.linalg.matrix_power(A_bar, length), _row(C), left=False)
+    return _unrow(torch.where((singular != 0)[:, None, None], torch.nan, row))
 
 
 class DPLRModel(SSMModel):

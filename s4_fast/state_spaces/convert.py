@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from s4_fast import memory, weights
 from s4_fast.state_spaces.releases import Change, Older, older_parts
 
 # Where training scripts keep the state_dict in a checkpoint of more than that; the first is Lightning's.
@@ -69,7 +68,8 @@ def convert(old: Path, new: Path, prefix: str | None = None, *, force: bool = Fa
     if new.exists() and (not force or new.samefile(old)):
         raise FileExistsError(f"{new} exists" if not force else f"{new} is the checkpoint itself")
     found = entries(read(old), prefix)
-    _write(new, {entry.new: entry.value for entry in found if entry.new is not None})
+    tensors = {entry.new: entry.value for entry in found if entry.new is not None}
+    weights.write(new, tensors, {"format": "pt"}, force)
     return found
 
 
@@ -77,20 +77,23 @@ def read(path: Path) -> Mapping[str, Any]:
     """The content of a PyTorch checkpoint or of a safetensors file on the CPU, of which nothing is executed.
 
     Raises:
+        MemoryError: there is too little memory for it.
         OSError: the file cannot be read.
         ValueError: it holds no mapping, or more than tensors and plain values.
     """
     with path.open("rb") as file:
         try:
             if path.suffix == ".safetensors":
-                from safetensors.torch import load
+                from safetensors.torch import load_file
 
-                return load(file.read())
+                return load_file(path)
             with warnings.catch_warnings():  # of what the error says
                 warnings.simplefilter("ignore")
                 content = torch.load(file, map_location="cpu", weights_only=True)
         # Arbitrary bytes fail in the unpickler with errors of any kind.
         except Exception as error:
+            if memory.ran_out(error):
+                raise MemoryError(*error.args) from error
             raise ValueError(f"{path} is no plain PyTorch checkpoint: {_cause(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds no state_dict, but an object of type {type(content).__name__}")
@@ -116,8 +119,6 @@ def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[En
     written = Counter(entry.new for entry in found if entry.new is not None)
     if twice := [name for name, count in written.items() if count > 1]:
         raise ValueError(f"{', '.join(twice)}: entries of two releases would be written under one name")
-    if "__metadata__" in written:
-        raise ValueError("__metadata__: safetensors cannot hold a tensor of this name")
     return found
 
 
@@ -185,18 +186,3 @@ def _cause(error: Exception) -> str:
     if forbidden:
         return f"it holds {forbidden[1]}; where you trust the file, save its state_dict alone"
     return f"damaged, or of another kind ({type(error).__name__})"
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    # safetensors refuses tensors that share memory, as tied weights do.
-    content = save({name: t.contiguous().clone() for name, t in tensors.items()}, metadata={"format": "pt"})
-    # Whoever finds the file under its name finds all of it.
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    try:
-        with part.open("xb") as file:  # no file or link of that name that is there
-            file.write(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -111,8 +111,9 @@ class FFTConv(SequenceModule):
             TypeError: lengths are not integers, or x or the state has the wrong dtype.
             ValueError: x, lengths or the state has the wrong shape or is out of range.
         """
-        x = as_autocast(signal("x", x, self))
-        rate = check_rate(rate)
+        given, asked = x, rate
+        x = self.given(lambda: as_autocast(signal("x", given, self)))
+        rate = self.given(lambda: check_rate(asked))
         rows = None
         if lengths is not None:
             check_shape(x, self.d_model, self.transposed)
@@ -128,7 +129,7 @@ class FFTConv(SequenceModule):
             taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
             change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
         )
-        before = None if state is None else kernel.read_state(state, len(x))
+        before = None if state is None else self.given(lambda: kernel.read_state(state, len(x)))
         y, after = self._through(
             kernel,
             x,

@@ -147,7 +147,8 @@ class S4D(SequenceModule):
             ValueError: u has the wrong shape.
         """
         refuse_requests(kwargs, "S4D takes u alone and has no state to pass")
-        u = as_autocast(signal("u", u, self))
+        given = u
+        u = self.given(lambda: as_autocast(signal("u", given, self)))
         single = u.ndim == 2
         batch = u[None] if single else u
         way = Way(time_major=not self.transposed)

@@ -98,8 +98,8 @@ class TruncatedDPLRModel(DPLRModel):
             C is not None
             and C.requires_grad
             and torch.is_grad_enabled()
-            and self.__dict__["_own"] == id(C)
             and not operations_are_seen()
+            and self.__dict__["_own"] == id(C)  # a graph that asks it keeps a weak reference, and C cannot be swapped
             and not C.is_meta
             and not torch_private.is_sharded(self)
             and not _among_others()

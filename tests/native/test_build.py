@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import base64
+import csv
 import ctypes
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -85,10 +88,42 @@ def test_without_a_compiler(tree: Path, empty: Path, mode: str) -> None:
     assert trees.description(tree)["missing"]["cpu"] == cause
 
 
-def test_a_compiler_that_is_named_and_not_there(tree: Path, cxx: Path) -> None:
-    assert trees.build(tree, cxx, CXX="no-such-compiler -O1").returncode == 0
-    expected = "there is no C++ compiler 'no-such-compiler', which CXX names"
-    assert trees.description(tree)["missing"]["cpu"] == expected
+WRONG_SETTINGS = {
+    "no compiler": ({"CXX": "no-such-compiler -O1"}, "cpu", "CXX does not work: there is no 'no-such-compiler'"),
+    "an open quote": ({"CXX": "g++ 'a"}, "cpu", "CXX is no list of words: no closing quotation"),
+    "no compiler by that name": ({"CXX": "false"}, "cpu", "false failed with exit code 1"),
+    "an open quote in flags": ({"CXXFLAGS": '-DA="'}, "cpu", "CXXFLAGS is no list of words: no closing quotation"),
+    "unknown flags": ({"CXXFLAGS": "-fno-such-flag"}, "cpu", "no-such-flag"),
+    "an open quote for the linker": ({"LDFLAGS": "'"}, "cpu", "LDFLAGS is no list of words: no closing quotation"),
+    "no nvcc": ({"NVCC": "/no/nvcc"}, "cuda", "NVCC does not work: there is no '/no/nvcc'"),
+    "an open quote for nvcc": ({"NVCC": '"nvcc'}, "cuda", "NVCC is no list of words: no closing quotation"),
+    "no home of CUDA": ({"CUDA_HOME": "/no/cuda"}, "cuda", "not in the folder bin of CUDA_HOME or CUDA_PATH"),
+}
+
+
+@needs_cxx
+@pytest.mark.parametrize("mode", ["auto", pytest.param("cuda", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", WRONG_SETTINGS)
+def test_a_setting_that_does_not_work_is_named_and_fails_no_auto(name: str, mode: str, tree: Path, cxx: Path) -> None:
+    settings, part, said = WRONG_SETTINGS[name]
+    (cxx / "false").symlink_to(shutil.which("false") or "/bin/false")
+    result = trees.build(tree, cxx, S4_FAST_BUILD=mode, **settings)
+    assert (result.returncode == 0) == (mode == "auto")
+    assert "Traceback" not in result.stderr
+    ((variable, value),) = settings.items()
+    cause = trees.description(tree)["missing"][part]
+    assert said in cause
+    assert cause.endswith(f"; the environment has {variable}={value!r}")
+    assert cause in (result.stdout if mode == "auto" else result.stderr)
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_setting_is_none(value: str, tree: Path, empty: Path) -> None:
+    names = ("CXX", "CXXFLAGS", "LDFLAGS", "NVCC", "NVCC_CCBIN", "CUDA_HOME", "S4_FAST_CUDA_ARCHITECTURES")
+    result = trees.build(tree, empty, **dict.fromkeys(names, value), S4_FAST_BUILD="")
+    assert result.returncode == 0, result.stderr
+    cause = "there is no C++ compiler: neither g++ nor clang++ nor c++ is on the PATH"
+    assert trees.description(tree)["missing"]["cpu"] == cause
 
 
 @pytest.mark.parametrize("body", [FAILS, FAILS_LATER])
@@ -322,6 +357,41 @@ print(native_library.cause() or "usable")
     assert cause == "it was not built: there is no C++ compiler: neither g++ nor clang++ nor c++ is on the PATH"
     assert fix.startswith("apt-get install g++ && S4_FAST_BUILD=auto ") or sys.platform != "linux"
     assert later == "usable"
+    assert recorded_files(tmp_path / "site") == {
+        str(file.relative_to(tmp_path / "site"))
+        for file in (tmp_path / "site").rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+
+
+def recorded_files(site: Path) -> set[str]:
+    """What an uninstall finds, with the checksums that it has."""
+    (record,) = site.glob("*.dist-info/RECORD")
+    names = set()
+    with record.open(newline="") as lines:
+        for name, digest, size in csv.reader(lines):
+            content = (site / name).read_bytes()
+            found = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+            assert name not in names and (not digest or (digest, size) == (f"sha256={found}", str(len(content))))
+            names.add(name)
+    return names
+
+
+@needs_cxx
+@pytest.mark.slow
+def test_an_uninstall_takes_what_was_built_later(tree: Path, cxx: Path, empty: Path, tmp_path: Path) -> None:
+    wheel = package(tree, empty, "wheel")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, stdout=subprocess.DEVNULL)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    build = [python, "-I", "-S", site / "s4_fast/_native/csrc/build_native.py"]
+    for mode in ("auto", "none", "cpu"):
+        subprocess.run(build, check=True, env=trees.environment(cxx, S4_FAST_BUILD=mode), stdout=subprocess.DEVNULL)
+    assert (site / "s4_fast/_native/libs4_fast.so").exists()
+    subprocess.run([*pip, "uninstall", "--yes", "s4_fast"], check=True, stdout=subprocess.DEVNULL)
+    assert not list(site.glob("s4_fast*"))
 
 
 def test_leaving_it_out_after_a_build_leaves_it_out(tree: Path, cxx: Path) -> None:

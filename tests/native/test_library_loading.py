@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,32 @@ def _later_sources(folder: Path) -> None:
     (folder / "csrc/cpu/scan.cpp").write_text("int scan(long);")
 
 
+def _replaced(name: str, by: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        by(path)
+
+    return replace
+
+
+def _unreadable(name: str) -> Callable[[Path], None]:
+    def lock(folder: Path) -> None:
+        if name.startswith("csrc"):
+            _later_sources(folder)
+        (folder / name).chmod(0)
+
+    return lock
+
+
+def _into_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _to_nothing(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
 # What is done to the folder, and what is said about it.
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "none": (lambda folder: None, ""),
@@ -117,6 +144,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         f"was built for sparc64, and this is {platform.machine()}",
     ),
     "sources": (_later_sources, "libs4_fast.so is older than its sources: what is in "),
+    "no folder may be read": (_unreadable("."), "build.json cannot be read: Permission denied"),
+    "no description may be read": (_unreadable("build.json"), "build.json cannot be read: Permission denied"),
+    "no library may be read": (_unreadable("libs4_fast.so"), "Permission denied"),
+    "no sources may be read": (_unreadable("csrc"), "csrc cannot be read: Permission denied"),
+    "no folder of sources may be read": (_unreadable("csrc/cpu"), "csrc/cpu cannot be read: Permission denied"),
+    "no source may be read": (_unreadable("csrc/cpu/scan.cpp"), "scan.cpp cannot be read: Permission denied"),
+    "a file for the folder": (_replaced(".", Path.touch), "build.json cannot be read: Not a directory"),
+    "a file for the sources": (_replaced("csrc", Path.touch), ""),
+    "sources that are a broken link": (_replaced("csrc", _to_nothing), ""),
+    "sources that are a circle": (_replaced("csrc", _into_itself), ""),
+    "a library that is a broken link": (_replaced("libs4_fast.so", _to_nothing), "libs4_fast.so is missing"),
+    "a library that is a circle": (_replaced("libs4_fast.so", _into_itself), "libs4_fast.so cannot be loaded: "),
+    "a description that is a circle": (_replaced("build.json", _into_itself), "build.json cannot be read: "),
+    "a description that is a folder": (_replaced("build.json", Path.mkdir), "build.json cannot be read: "),
+    "a deep description": (lambda folder: (folder / "build.json").write_text("[" * 99999), "build.json is damaged"),
+    "no number": (lambda folder: _described(folder, size="many"), "build.json is damaged"),
+    "no name": (lambda folder: _described(folder, library=5), "build.json is damaged"),
+    "a name elsewhere": (lambda folder: _described(folder, library="../libs4_fast.so"), "build.json is damaged"),
+    "no list": (lambda folder: _described(folder, isas=None), "build.json is damaged"),
+    "no causes": (lambda folder: _described(folder, missing=None), "build.json is damaged"),
+    "an unknown entry": (lambda folder: _described(folder, later=1), "build.json is damaged"),
     "left out": (
         lambda folder: _described(folder, library=None, missing={"cpu": "it was left out"}),
         "it was not built: it was left out",
@@ -130,21 +178,74 @@ def _damaged(built: Path, folder: Path, name: str) -> str:
     return str(folder)
 
 
-def test_what_cannot_be_loaded_is_refused_with_the_cause(built: Path, tmp_path: Path) -> None:
-    """In a process of its own, in whose death a crash would show."""
-    folders = [_damaged(built, tmp_path / str(index), name) for index, name in enumerate(DAMAGE)]
+def test_what_cannot_be_loaded_is_refused_with_the_cause(built: Path) -> None:
+    """In a process of its own, in whose death a crash would show, and that may not read all: root would."""
     code = """
-import pathlib, sys
-from s4_fast import native_library
+import os, pathlib, sys
+from s4_fast import dispatch, native_library
+if os.geteuid() == 0:
+    os.setuid(65534)
 for folder in sys.argv[1:]:
     native_library._FOLDER = pathlib.Path(folder)
     native_library._loaded.cache_clear()
+    native_library.fix(), native_library.describe(), native_library.refusal("cpu")
     print(native_library.cause())
 """
-    causes = _run(code, *folders).splitlines()
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        folders = [_damaged(built, Path(scratch, str(index), "_native"), name) for index, name in enumerate(DAMAGE)]
+        causes = _run(code, *folders).splitlines()
     wrong = {name: cause for (name, (_, said)), cause in zip(DAMAGE.items(), causes, strict=True) if said not in cause}
     assert not wrong
-    assert causes[0] == ""
+    fine = [name for (name, (_, said)), cause in zip(DAMAGE.items(), causes, strict=True) if not said and cause]
+    assert not fine
+
+
+@pytest.mark.parametrize("name", ["csrc", "csrc/cpu", "build.json"])
+def test_what_may_not_be_read_has_a_fix(
+    name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "_native"
+    shutil.copytree(built, folder)
+    _later_sources(folder)
+
+    def deny(function: Callable[..., Any]) -> Callable[..., Any]:
+        def denied(path: Path, *args: Any, **options: Any) -> Any:
+            if folder / name in (path, *path.parents) and path != folder / "csrc" / "build_native.py":
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *args, **options)
+
+        return denied
+
+    monkeypatch.setattr(native_library, "_FOLDER", folder)
+    monkeypatch.setattr(native_library, "_loaded", functools.cache(native_library._loaded.__wrapped__))
+    for method in ("iterdir", "read_text"):
+        monkeypatch.setattr(Path, method, deny(getattr(Path, method)))
+    assert native_library.refusal("cpu") == (
+        f"{folder / name} cannot be read: Permission denied; run: chmod -R a+rX {folder / name}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "fix"),
+    [
+        ("there is no C++ compiler: none is on the PATH", "apt-get install g++ && "),
+        ("CXX does not work: there is no 'g+'; the environment has CXX='g+', LDFLAGS='-s'", "env -u CXX -u LDFLAGS "),
+        ("NVCC is no list of words; the environment has NVCC=\"'\", CUDA_HOME='/no'", "env -u CUDA_HOME -u NVCC "),
+        ("g++ failed with exit code 1: error", ""),
+    ],
+)
+def test_the_fix_leaves_out_settings_that_do_not_work(
+    cause: str, fix: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "_native"
+    shutil.copytree(built, folder)
+    _later_sources(folder)
+    _described(folder, library=None, missing={"cpu": cause})
+    monkeypatch.setattr(native_library, "_FOLDER", folder)
+    monkeypatch.setattr(native_library, "_loaded", functools.cache(native_library._loaded.__wrapped__))
+    build = f"S4_FAST_BUILD=auto {sys.executable} {folder / 'csrc' / 'build_native.py'}"
+    assert native_library.fix() == fix + build
 
 
 def test_a_library_of_another_version_is_refused(

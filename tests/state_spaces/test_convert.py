@@ -207,7 +207,7 @@ def test_damaged_and_missing_files_are_refused(files, generator):
 
 def test_the_folder_must_exist(files):
     torch.save({"D": torch.ones(2)}, files[0])
-    assert "No such file" in refused((files[0], files[1].parent / "missing" / "new.safetensors"))
+    assert "does not exist" in refused((files[0], files[1].parent / "missing" / "new.safetensors"))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(files, monkeypatch):

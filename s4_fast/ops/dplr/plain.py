@@ -25,5 +25,5 @@ def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tenso
     cos, sin = torch.cos(theta), torch.sin(theta)
     h = (torch.complex(cos, -sin) * cos)[:, None, None]  # (1 + omega) / 2
     eye = torch.eye(r, dtype=rho.dtype, device=rho.device)
-    correction = rho[..., :c, b:] @ torch.linalg.solve(eye + h * rho[..., c:, b:], h * rho[..., c:, :b])
+    correction = rho[..., :c, b:] @ torch.linalg.solve_ex(eye + h * rho[..., c:, b:], h * rho[..., c:, :b]).result
     return torch.fft.irfft((rho[..., :c, :b] - correction).permute(3, 2, 0, 1), n=L).to(dt.dtype)

@@ -18,7 +18,7 @@ def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tenso
     omega = torch.exp(-2j * math.pi / L * torch.arange(L // 2 + 1, dtype=w.real.dtype, device=w.device))
     h = ((1 + omega) / 2)[:, None, None]
     eye = torch.eye(P.shape[0], dtype=rho.dtype, device=rho.device)
-    correction = rho[..., :c, b:] @ torch.linalg.solve(eye + h * rho[..., c:, b:], h * rho[..., c:, :b])
+    correction = rho[..., :c, b:] @ torch.linalg.solve_ex(eye + h * rho[..., c:, b:], h * rho[..., c:, :b]).result
     return torch.fft.irfft((rho[..., :c, :b] - correction).permute(3, 2, 0, 1), n=L)
 
 

@@ -116,4 +116,4 @@ def _solve(k: Tensor, known: Tensor) -> Tensor:
         return known / plus(k[0, 0], 1)
     matrix = k.permute(2, 3, 0, 1)
     eye = torch.eye(k.shape[0], dtype=k.dtype, device=k.device)
-    return torch.linalg.solve(eye + matrix, known.permute(2, 3, 1, 0)).permute(3, 2, 0, 1)
+    return torch.linalg.solve_ex(eye + matrix, known.permute(2, 3, 1, 0)).result.permute(3, 2, 0, 1)

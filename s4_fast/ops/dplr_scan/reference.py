@@ -42,8 +42,8 @@ def dplr_scan(
     A = torch.diag_embed(torch.cat((Lambda, Lambda.conj()), -1)) - torch.einsum("rhi,rhj->hij", both, both.conj())
     Z = torch.cat((step, step), -1)[..., None] * A
     eye = torch.eye(2 * n, dtype=Z.dtype, device=Z.device)
-    A_bar = torch.linalg.solve(eye - Z / 2, eye + Z / 2)
-    B_bar = torch.linalg.solve(eye - Z / 2, _both(step * weight))
+    A_bar = torch.linalg.solve_ex(eye - Z / 2, eye + Z / 2).result
+    B_bar = torch.linalg.solve_ex(eye - Z / 2, _both(step * weight)).result
     outputs = torch.view_as_complex(C)
     c = form.channels(len(outputs))
     y, after = _run(u, A_bar, B_bar, outputs[:c], state)
