@@ -78,7 +78,7 @@ def _checkout(context: click.Context, parameter: click.Parameter, value: Path | 
 
 
 @main.command()
-@click.option("--quick", is_flag=True, help="A few sizes and short timings, about a minute.")
+@click.option("--quick", is_flag=True, help="A few sizes and short timings, a minute or two.")
 @click.option("--sweep", is_flag=True, help="Instead, kernels and layers over lengths, and steps over sizes.")
 @click.option(
     "--op", "ops", type=click.Choice(registry.NAMES), multiple=True, help="Only this op or layer. Can be repeated."

@@ -73,8 +73,8 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether the row broke or misses the accuracy contract. A missed goal is no failure: machines differ."""
-        return bool(self.row.error) or self.row.verdict == FAIL
+        """Whether a row of ours broke or misses the accuracy contract. A missed goal is no failure: machines differ."""
+        return is_ours(self.row.backend) and (bool(self.row.error) or self.row.verdict == FAIL)
 
     def reached(self, goal: str) -> float | None:
         """The figure that a goal of the case is about."""

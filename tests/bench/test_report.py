@@ -60,6 +60,12 @@ def test_goals_against_a_convolution_with_its_kernel_given() -> None:
     assert "forward against fft_conv at least 4x: 3.00x  missed" in _shown(results)
 
 
+def test_a_baseline_that_breaks_is_shown_and_fails_nothing() -> None:
+    results = compare([Row(CASE, "cpu", "compiled direct", error="RuntimeError: no compiler")])
+    assert not results[0].failed
+    assert "on compiled direct: RuntimeError: no compiler" in _shown(results)
+
+
 def test_goals_are_judged_on_a_cpu_alone() -> None:
     rows = [_row("direct", 100.0, 200.0, device="cuda"), _row("pytorch", 4.0, 10.0, automatic=True, device="cuda")]
     assert compare(rows)[1].goals_met == {}
