@@ -47,7 +47,7 @@ STYLES = {
 
 
 class Curve(NamedTuple):
-    """Which rows a curve joins."""
+    """Which rows a curve joins; ``"ours"`` are those of the automatic choice."""
 
     label: str
     op: str
@@ -55,8 +55,8 @@ class Curve(NamedTuple):
 
 
 LAYERS = (
-    Curve("S4DLayer", "S4DLayer", "s4_fast"),
-    Curve("S4Layer", "S4Layer", "s4_fast"),
+    Curve("S4DLayer", "S4DLayer", "ours"),
+    Curve("S4Layer", "S4Layer", "ours"),
     Curve("S4D, direct", "S4DLayer", "direct"),
     Curve("S4D, direct, compiled", "S4DLayer", "compiled direct"),
     Curve("S4, direct", "S4Layer", "direct"),
@@ -64,16 +64,16 @@ LAYERS = (
     Curve("LSTM", "S4DLayer", "LSTM"),
 )
 STEPS = (
-    Curve("S4DLayer", "S4DLayer.step", "s4_fast"),
-    Curve("S4Layer", "S4Layer.step", "s4_fast"),
+    Curve("S4DLayer", "S4DLayer.step", "ours"),
+    Curve("S4Layer", "S4Layer.step", "ours"),
     Curve("S4D, direct", "S4DLayer.step", "direct"),
     Curve("S4, direct", "S4Layer.step", "direct"),
     Curve("LSTM", "S4DLayer.step", "LSTM"),
     Curve("GRU", "S4DLayer.step", "GRU"),
 )
 ERRORS = (
-    Curve("S4DLayer", "S4DLayer", "s4_fast"),
-    Curve("S4D, direct", "S4DLayer", "direct"),
+    Curve("S4DLayer", "log_vandermonde", "ours"),
+    Curve("S4D, direct", "log_vandermonde", "direct"),
 )
 
 
@@ -84,7 +84,8 @@ def points(
     return sorted(
         (row[x], row[y])
         for row in rows
-        if (row["op"], row["backend"]) == (curve.op, curve.backend) and row[y] and chosen(row)
+        if (row["op"], "ours" if row["automatic"] else row["backend"]) == (curve.op, curve.backend)
+        if row[y] and chosen(row)
     )
 
 
@@ -93,7 +94,7 @@ def draw(axes: Axes, rows: list[Row], curves: Iterable[Curve], x: str, y: str, c
     for curve in curves:
         if found := points(rows, curve, x, y, chosen):
             colour, mark = STYLES[curve.label]
-            ours = curve.backend == "s4_fast"
+            ours = curve.backend == "ours"
             axes.plot(
                 *zip(*found, strict=True), label=curve.label, color=colour, marker=mark,
                 markersize=4.5, linewidth=2.2 if ours else 1.3, linestyle="-" if ours else "--",
@@ -150,7 +151,7 @@ def main(results: Path) -> None:
         draw(left, rows, ERRORS, "L", "forward_error", lambda row: row["decay"] is not None)
         left.axhline(2e-6, color=theme.ink, linewidth=0.8, linestyle=":")
         left.annotate("our contract", (0.02, 2.3e-6), xycoords=("axes fraction", "data"), color=theme.ink, fontsize=8.5)
-        finish(left, theme, "relative error in float32, weak decay", "length")
+        finish(left, theme, "error of the S4D kernel, weak decay", "length")
         draw(right, rows, STEPS, "H", "forward_ms", lambda row: row["batch"] == 1)
         finish(right, theme, "one step, ms, batch 1", "features")
 
