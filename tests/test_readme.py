@@ -21,6 +21,26 @@ def test_tables_are_those_of_the_results() -> None:
     assert tables.filled(README) == README, "run: python benchmarks/tables.py"
 
 
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_figures_of_the_examples_are_those_of_their_guide() -> None:
+    guide = (ROOT / "examples/README.md").read_text("utf-8").replace(" %", "%")
+    results = re.findall(r"^\| `python .*\| (.*) \|$", section("Examples"), re.MULTILINE)
+    assert len(results) == 4
+    figures = [figure for result in results for figure in MEASURED.findall(result.replace("PyTorch 2.13", ""))]
+    assert len(figures) >= 8
+    assert not [figure for figure in figures if figure.replace(" %", "%") not in guide]
+
+
+def test_figures_of_the_tutorials_are_those_of_their_notebooks() -> None:
+    notebooks = "".join(path.read_text("utf-8") for path in (ROOT / "tutorials").glob("*.ipynb"))
+    figures = MEASURED.findall(section("Tutorials"))
+    assert len(figures) >= 5
+    assert not [figure for figure in figures if figure not in notebooks]
+
+
 def test_pictures_are_there() -> None:
     pictures = re.findall(r"(?:src|srcset)=\"([^\"]+)\"|!\[[^\]]*\]\(([^)]+)\)", README)
     assert pictures
