@@ -107,12 +107,22 @@ def finish(axes: Axes, theme: Theme, title: str, x: str) -> None:
     """Words, ticks and grid."""
     axes.set_title(title, color=theme.ink, fontsize=10.5, loc="left")
     axes.set_xlabel(x, color=theme.ink, fontsize=9.5)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}" if value < 1000 else f"{value / 1024:.0f}k")
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    if axes.get_ylim()[0] > 1e-4:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_facecolor(theme.page)
     axes.grid(color=theme.grid, linewidth=0.7)
     axes.tick_params(colors=theme.ink, labelsize=9)
     axes.minorticks_off()
     axes.spines[:].set_color(theme.grid)
+
+
+def short(size: float) -> str:
+    """A power of two in few letters."""
+    for unit, name in ((2**20, "M"), (2**10, "k")):
+        if size >= unit:
+            return f"{size / unit:.0f}{name}"
+    return f"{size:.0f}"
 
 
 def picture(name: str, theme: str, panels: Callable[[Axes, Axes, Theme], None]) -> None:

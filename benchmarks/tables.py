@@ -1,4 +1,4 @@
-"""The tables of the README, from results files: writes what stands between the marks of each.
+"""The tables of the README and of the benchmarks' guide, from results files: writes what stands between their marks.
 
 python benchmarks/tables.py          # after a new results file
 """
@@ -16,7 +16,7 @@ import click
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
 # <!-- table NAME from FILE --> ... <!-- end -->
 MARKED = re.compile(
     r"(?P<begin><!-- table (?P<name>[\w-]+) from (?P<file>[\w.-]+) -->\n)(?P<body>.*?)(?P<end><!-- end -->)", re.DOTALL
@@ -70,6 +70,8 @@ def named(row: Row) -> str:
     else:
         sizes = f"{row['H']}, {row['n']}, {row['L']}"
         sizes = f"batch {row['batch']}, {sizes}" if row["batch"] > 1 else sizes
+    if layer:
+        sizes += f", N = {2 * row['n']}"
     precision = "" if row["dtype"] == "float32" else f" in {row['dtype']}"
     return f"`{row['op']}` ({sizes}){precision}"
 
@@ -80,7 +82,7 @@ def beside(case: dict[str, Row], other: str) -> list[str]:
     peak = (
         ""
         if not theirs or not theirs["peak_mib"] or ours["peak_mib"] is None
-        else f"{ours['peak_mib'] / theirs['peak_mib']:.0%}"
+        else f"{100 * ours['peak_mib'] / theirs['peak_mib']:.2g}%"
     )
     return [
         time(ours["forward_ms"]),
@@ -214,8 +216,9 @@ def filled(text: str) -> str:
 
 @click.command()
 def main() -> None:
-    """Write the tables of the README again, from the files in benchmarks/results."""
-    README.write_text(filled(README.read_text("utf-8")), "utf-8")
+    """Write the tables again, from the files in benchmarks/results."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":
