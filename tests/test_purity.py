@@ -146,6 +146,7 @@ WRITES = {f.__name__: f for f in (write_data, write_numpy, replace_data, swap, v
 
 @EVERY
 @pytest.mark.parametrize("write", WRITES)
+@pytest.mark.sample(30)
 def test_every_write_is_seen(kind: str, write: str) -> None:
     module, other, u = make(kind), make(kind), signal()
     before = everything(module, u)
@@ -367,7 +368,7 @@ def test_an_exported_module_takes_any_length(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["S4Layer", "S4 model", "S4Block", "S4Block, set up"])
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_compiled_modules_need_no_preparation(kind: str) -> None:
     module = make(kind)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -28,6 +28,7 @@ def test_the_direct_evaluation_comes_first_and_the_reference_not_at_all() -> Non
     assert not any(job.backend == "direct" and job.case.L == 2**20 for job in jobs)
 
 
+@pytest.mark.slow
 def test_a_scan_is_compared_with_the_convolution_whose_kernel_is_given() -> None:
     case = Case("ssm_scan", 2, 3, 50, direct=False)
     jobs = [Job(case, "fft_conv"), Job(case, "pytorch")]

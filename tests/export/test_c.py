@@ -14,7 +14,7 @@ from tests.export.exported import MODELS, STRICT, CStep, compiler, cpp, error, e
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 def test_equals_the_model(name: str, tmp_path: Path) -> None:
     model = made(name)
     u = inputs(model, 2000)

@@ -129,7 +129,7 @@ def test_a_compiled_step_has_its_gradients(layer: str) -> None:
 
 @pytest.mark.parametrize("cls", [S4DLayer, S4Layer])
 @torch.no_grad()
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_transforms_inside_a_compiled_function_are_followed(cls: type[nn.Module]) -> None:
     layer: Any = cls(4, 8).double()
     u, state = torch.randn(3, 4, dtype=torch.float64), layer.init_state(3)

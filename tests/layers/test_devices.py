@@ -21,6 +21,7 @@ SIGMOID: dict[str, Callable[..., nn.Module]] = {
 
 
 @pytest.mark.parametrize("make", [*KINDS.values(), *SIGMOID.values()], ids=[*KINDS, *SIGMOID])
+@pytest.mark.sample(8)
 def test_modules_are_made_without_numbers(make: Callable[..., nn.Module]) -> None:
     like = {name: (t.shape, t.dtype) for name, t in make().state_dict().items()}
     with FakeTensorMode():

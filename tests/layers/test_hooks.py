@@ -89,6 +89,7 @@ def modules_in(module: nn.Module) -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("place", ["itself", "S4DBlock", "layer", "Linear", "LayerNorm"])
 @pytest.mark.parametrize("kind", STEPPING)
+@pytest.mark.sample(25)
 def test_hooks_of_modules_run_in_steps(kind: str, place: str, generator: torch.Generator) -> None:
     u, module = inputs(generator), made(kind)
     hooked = modules_in(module).get(place)

@@ -404,7 +404,7 @@ def assert_compiled_is_eager(model: nn.Module, compiled: nn.Module, u: Tensor, t
 
 
 @LAYERS
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_compiled_forward_and_backward_in_one_graph(layer):
     model = build(layer, n_layers=1)
     model(signal(1, 30, 2))

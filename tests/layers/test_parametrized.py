@@ -66,7 +66,7 @@ CASES = [
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize(("kind", "parameter", "way"), CASES)
-@pytest.mark.sample(30)
+@pytest.mark.sample(15)
 def test_parameters_made_of_others_take_effect(kind: str, parameter: str, way: str, generator: torch.Generator) -> None:
     u, dy = inputs(generator), inputs(generator)
     module = made(kind)

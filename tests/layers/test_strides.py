@@ -88,7 +88,7 @@ OPTIONS: dict[str, Callable[..., nn.Module]] = {
 
 @pytest.mark.parametrize("lengths", [None, (11, 7)], ids=["whole", "rows"])
 @pytest.mark.parametrize("kind", [*KINDS, *OPTIONS])
-@pytest.mark.sample(60)
+@pytest.mark.sample(30)
 def test_operands_lie_alike(kind: str, lengths: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "operations_are_seen", lambda: False)  # as in training, where no mode looks on
     torch.manual_seed(0)

@@ -147,7 +147,7 @@ def assert_close(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.sample(20)
+@pytest.mark.sample(12)
 def test_transforms_are_the_definitions(kind: str, transform: Callable[[str], Any]) -> None:
     check(kind, transform, None)
 

@@ -104,6 +104,7 @@ WRONG_SETTINGS = {
 @needs_cxx
 @pytest.mark.parametrize("mode", ["auto", pytest.param("cuda", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WRONG_SETTINGS)
+@pytest.mark.sample(3)
 def test_a_setting_that_does_not_work_is_named_and_fails_no_auto(name: str, mode: str, tree: Path, cxx: Path) -> None:
     settings, part, said = WRONG_SETTINGS[name]
     (cxx / "false").symlink_to(shutil.which("false") or "/bin/false")
@@ -195,6 +196,7 @@ def test_settings_that_mean_nothing(tree: Path, cxx: Path, setting: dict[str, st
 
 @needs_cxx
 @needs_nvcc
+@pytest.mark.slow
 def test_with_nvcc(tree: Path) -> None:
     nvcc = Path(shutil.which("nvcc") or "").parent
     result = trees.build(tree, Path(f"{Path(shutil.which('g++') or '').parent}:{nvcc}"), S4_FAST_BUILD="cuda")

@@ -29,7 +29,7 @@ NAMES = Layer.names(1)
         (4, 128, 1, 4, 2, True),
     ],
 )
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 def test_dplr_scan(
     library: Library,
     generator: Generator,
@@ -54,6 +54,7 @@ def test_the_largest_sizes(library: Library, generator: Generator) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "all"])
 @pytest.mark.parametrize("without", [("B",), ("D",), ("state", "ahead"), ("B", "D", "state", "ahead")])
+@pytest.mark.sample(3)
 def test_optional_arguments(library: Library, generator: Generator, without: Sequence[str], form: str) -> None:
     layer = Layer(generator, FORMS[form], c=2, rank=2, copies=2, L=70, without=without, dtype=torch.float32)
     check(library, layer)
@@ -65,7 +66,7 @@ def test_absent_cotangents(library: Library, generator: Generator, cotangents: S
 
 
 @pytest.mark.parametrize("copies", [1, 4])
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_each_gradient_alone(library: Library, generator: Generator, copies: int) -> None:
     layer = Layer(generator, FORMS["all"], c=2, rank=2, copies=copies, L=70)
     every = layer.backward(library)
@@ -136,6 +137,7 @@ def test_a_growing_system_does_not_overflow_beyond_the_end(library: Library, gen
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_order_of_threads_does_not_matter(emulated: Emulated, session_seed: int) -> None:
     """A barrier that is missing lets a thread read what another has yet to write."""
     results = []

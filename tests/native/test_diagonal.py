@@ -178,6 +178,7 @@ def test_sizes(time_major: bool, dtype: torch.dtype, isa: str, generator: Genera
             check(Case(batch, H, n, L, c=1 + i % 2, copies=H, decay="strong", form=form, dtype=dtype), generator)
 
 
+@pytest.mark.slow
 def test_long_segments(generator: Generator) -> None:
     """More chunks than a block, and than the states that are kept at a time: of a line of features."""
     form = Form(time_major=True, bidirectional=True, log_dt=True)

@@ -178,7 +178,7 @@ def test_accuracy_over_many_chunks(system: str, L: int, generator: Generator) ->
 
 @pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-3])
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_poles_that_lie_close(rank: int, apart: float, generator: Generator) -> None:
     """Where the transition of a chunk must not be made of quotients by their differences, and real poles."""
     case = Case(1, 4, 6, 2500, copies=1, rank=rank, dtype=torch.float32)
@@ -198,7 +198,7 @@ def test_double_over_many_chunks(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("time_major", [False, True])
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_single_over_many_chunks(time_major: bool, generator: Generator) -> None:
     form = Form(time_major=time_major, bidirectional=True)
     check(Case(2, 3, 3, 2500, c=2, copies=3, form=form, dtype=torch.float32, rank=2), generator)

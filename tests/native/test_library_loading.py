@@ -268,6 +268,7 @@ def _run(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("damage", ["half a library", "version described"])
+@pytest.mark.sample(1)
 def test_an_explicit_choice_raises_and_the_automatic_one_falls_back(built: Path, tmp_path: Path, damage: str) -> None:
     code = """
 import pathlib, sys, torch

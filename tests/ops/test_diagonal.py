@@ -58,7 +58,7 @@ def test_contract(
 @BACKENDS
 @BOTH
 @ORDERS
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 def test_contract_of_every_option(
     time_major: bool, bidirectional: bool, op: str, backend: str, device: str, generator: Generator
 ) -> None:

@@ -64,7 +64,7 @@ def flags(present: frozenset[str], time_major: bool) -> int:
 
 @EACH
 @pytest.mark.parametrize("present", PRESENT)
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 def test_opcheck(present: frozenset[str], op: str) -> None:
     """Time-major where an odd number of tensors is there."""
     check_op(op, present, len(present) % 2 > 0, "pytorch")

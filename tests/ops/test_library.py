@@ -152,7 +152,7 @@ def test_the_list_of_ops_is_complete() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
     arguments = [t.requires_grad_() for t in registered(op, dtype)]
     torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*arguments, *SCALARS[op], "pytorch"))
@@ -184,7 +184,7 @@ def test_opcheck_of_a_time_major_scan(backend: str) -> None:
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", SCANS)
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_compiled_time_major_scan(backend: str, dynamic: bool, compiler: str) -> None:
     """From (batch, L, H) to (batch, L, H), with work on both sides; the view is made in the graph, or outside."""
     u, *rest = inputs("ssm_scan").values()
@@ -215,7 +215,7 @@ def test_fake_outputs_have_the_layout_of_real_ones(op: str) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 def test_compiled_graph_is_the_eager_one(op: str, dynamic: bool) -> None:
     tensors = list(inputs(op).values())
     compiled = torch.compile(lambda *args: call(op, *args), fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -256,7 +256,7 @@ def test_one_graph_serves_every_length() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_reference_has_second_derivatives(op: str) -> None:
     tensors = [t.requires_grad_() for t in inputs(op, torch.complex128).values()]
     assert gradgradcheck(lambda *args: call(op, *args, backend="reference"), tensors, fast_mode=True)
@@ -315,6 +315,8 @@ class Watching(TorchDispatchMode):
 
 def through_the_boundary(op: str, run: Callable[[], Any]) -> bool:
     """Whether ``run`` calls the registered op, and not the backend directly."""
+    with Watching():  # PyTorch keeps the op that the first call under a mode finds, which must not be the mock
+        run()
     packet = mock.Mock(wraps=getattr(torch.ops.s4_fast, op))
     with mock.patch.object(torch.ops.s4_fast, op, packet):
         run()

@@ -41,6 +41,7 @@ def rounded(values: list) -> Tensor:
 
 
 @pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.sample(1)
 def test_powers_hold_every_digit_of_long_phases(decay: str, generator: Generator) -> None:
     L = 2**20
     x = log_nodes(generator, decay, 4, dtype=WIDE)

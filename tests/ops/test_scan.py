@@ -126,7 +126,7 @@ def test_a_million_steps(dtype: torch.dtype, decay: str, backend: str, device: s
 
 
 @pytest.mark.parametrize("backend", SCAN)
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_million_equal_samples(backend: str, device: str, generator: Generator) -> None:
     """Without decay, and with phases near 0, the state grows and the roundings of the samples do not average out.
 

@@ -599,6 +599,7 @@ def test_lengths_below_one_are_refused(L, generator):
 # torch.compile
 
 
+@pytest.mark.slow
 def test_compiled_kernel_and_gradients(generator):
     ssm = build(generator, "legt", 2)
     compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")

@@ -270,7 +270,7 @@ def test_dropout_shares_its_mask_over_time_where_tied(tie, shared, generator):
 @pytest.mark.parametrize(
     ("mode", "options"), [("diag", {"gate": 2, "bottleneck": 2, "weight_norm": True}), ("dplr", {})], ids=str
 )
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_block_compiles_in_one_graph(mode, options, generator):
     block = build(**options, mode=mode)
     x, lengths = signal(generator, 2, 8, 12), torch.tensor([12, 5])

@@ -64,6 +64,7 @@ def test_the_route_takes_the_checkpoint(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c", "d", "g", "i"])
+@pytest.mark.sample(1)
 def test_what_a_layer_gains_is_measured(name, tmp_path):
     (found,) = inspect(saved(PARTS[name][0], tmp_path))
     assert found.speedup > 0

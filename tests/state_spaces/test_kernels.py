@@ -168,6 +168,7 @@ def whole(state: Tensor, kernel: Kernel) -> Tensor:
 
 
 @EVERY
+@pytest.mark.sample(15)
 def test_kernels_are_those_of_the_definition(cls, options, generator):
     kernel = build(cls, generator, **options)
     for L, rate in ((11, 1.0), (1, 1.0), (11, 0.5), (11, 2.0), (30, 1.0), (7, 0.7)):
@@ -179,6 +180,7 @@ def test_kernels_are_those_of_the_definition(cls, options, generator):
 
 
 @EVERY
+@pytest.mark.sample(15)
 def test_gradients_are_those_of_the_definition(cls, options, generator):
     if options.get("lr") == 0:
         return
@@ -198,6 +200,7 @@ def test_gradients_are_those_of_the_definition(cls, options, generator):
 
 
 @EVERY
+@pytest.mark.sample(12)
 def test_states_are_those_of_the_definition(cls, options, generator):
     kernel = build(cls, generator, **options)
     u = normal(generator, 3, H, 9, dtype=DOUBLE)
@@ -223,7 +226,7 @@ def test_states_are_those_of_the_definition(cls, options, generator):
 
 
 @EVERY
-@pytest.mark.sample(20)
+@pytest.mark.sample(12)
 def test_steps_are_the_convolution(cls, options, generator):
     kernel = build(cls, generator, **options)
     u = normal(generator, 3, H, 12, dtype=DOUBLE)

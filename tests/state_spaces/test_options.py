@@ -103,6 +103,7 @@ def stored(mode: str, options: dict[str, Any]) -> int | None:
 
 @row(*KERNELS, *DIAGONAL, *LOW_RANK)
 @pytest.mark.parametrize(("mode", "options"), CASES)
+@pytest.mark.sample(40)
 def test_outputs_are_those_of_the_definition(mode, options, generator):
     conv = of_case(mode, options)
     x = signal(generator, 2, conv.d_model, L)
@@ -112,7 +113,7 @@ def test_outputs_are_those_of_the_definition(mode, options, generator):
 
 @row("step", "default_state", "setup_step")
 @pytest.mark.parametrize(("mode", "options"), [case for case in CASES if "bidirectional" not in case.values[1]])
-@pytest.mark.sample(40)
+@pytest.mark.sample(25)
 def test_steps_are_those_of_the_definition(mode, options, generator):
     conv = of_case(mode, {name: value for name, value in options.items() if name != "l_max"})
     x = signal(generator, 2, conv.d_model, L)
@@ -127,7 +128,7 @@ def test_steps_are_those_of_the_definition(mode, options, generator):
 
 @row("state", "forward_state")
 @pytest.mark.parametrize(("mode", "options"), [case for case in CASES if "bidirectional" not in case.values[1]])
-@pytest.mark.sample(40)
+@pytest.mark.sample(25)
 def test_states_are_those_of_the_definition(mode, options, generator):
     conv = of_case(mode, options)
     exact = system(conv.kernel, options, length=stored(mode, options))
