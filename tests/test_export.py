@@ -33,7 +33,7 @@ def exported(function: Callable[..., Any], tensors: list[Tensor], strict: bool =
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", library.OPS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_an_exported_op_is_made_of_operations_of_pytorch(op: str, strict: bool) -> None:
     tensors = list(library.inputs(op).values())
     program = exported(lambda *args: library.call(op, *args), tensors, strict)

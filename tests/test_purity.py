@@ -146,7 +146,7 @@ WRITES = {f.__name__: f for f in (write_data, write_numpy, replace_data, swap, v
 
 @EVERY
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.sample(30)
+@pytest.mark.sample(20)
 def test_every_write_is_seen(kind: str, write: str) -> None:
     module, other, u = make(kind), make(kind), signal()
     before = everything(module, u)

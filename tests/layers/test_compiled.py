@@ -168,7 +168,7 @@ def test_training_at_ten_lengths_takes_two_compilations(layer: str, backend: str
 
 @LAYERS
 @torch.no_grad()
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_prefill_and_generation_are_one_graph_each(layer: str) -> None:
     model, prefilled, generated = build(layer, n_layers=1), Counted(), Counted()
     prefill = torch.compile(model.prefill, fullgraph=True, dynamic=True, backend=prefilled)

@@ -125,7 +125,7 @@ def test_what_cannot_be_frozen_is_said() -> None:
 
 @EVERY
 @torch.no_grad()
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_an_exported_step_is_saved_and_is_the_step(kind: str) -> None:
     model, u = build(kind), torch.randn(3, 2, dtype=torch.float64)
     _, state = model.prefill(torch.randn(3, 9, 2, dtype=torch.float64))

@@ -80,7 +80,7 @@ def test_contract_of_every_option(
 
 @BACKENDS
 @BOTH
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_contract_without_what_is_optional(
     bidirectional: bool, op: str, backend: str, device: str, generator: Generator
 ) -> None:

@@ -152,14 +152,14 @@ def test_the_list_of_ops_is_complete() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 def test_opcheck(op: str, dtype: torch.dtype) -> None:
     arguments = [t.requires_grad_() for t in registered(op, dtype)]
     torch.library.opcheck(getattr(torch.ops.s4_fast, op), (*arguments, *SCALARS[op], "pytorch"))
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 def test_opcheck_of_the_adjoint(op: str) -> None:
     pairs = registered(op)
     grads = [torch.randn_like(t) for t in parts(getattr(torch.ops.s4_fast, op)(*pairs, *SCALARS[op], "pytorch"))]
@@ -224,7 +224,7 @@ def test_compiled_graph_is_the_eager_one(op: str, dynamic: bool) -> None:
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=needs_cxx)])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.sample(4)
+@pytest.mark.sample(1)
 def test_compiled_graph_keeps_pending_conjugations(op: str, compiler: str) -> None:
     """Conjugated views outside and inside of the graph."""
 

@@ -446,6 +446,7 @@ def test_bad_step_input(changes: Tensors, error: type[Exception], message: str) 
 @pytest.mark.parametrize("backend", SCAN)
 @pytest.mark.parametrize("output", [0, 1])
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.sample(2)
 def test_gradients_through_one_output_alone(compiled: bool, output: int, backend: str, generator: Generator) -> None:
     tensors = {
         name: t.requires_grad_()
