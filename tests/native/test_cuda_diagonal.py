@@ -119,8 +119,8 @@ def test_small_and_large_steps(library: Library, generator: Generator, dtype: to
     for name in ("A_real", "A_imag", "B"):
         for h in range(8):
             close(f"{name} of {scales[h]}", grads[name][h], wanted[name][h], allowed)
-    # dt times its gradient is the sum of these products, which may cancel. Of a step that leaves nothing behind it is no
-    # more than rounding.
+    # dt times its gradient is the sum of these products, which may cancel. Of a step that leaves nothing behind it is
+    # no more than rounding.
     terms = sum((layer.tensors[name] * wanted[name]).abs().sum(-1) for name in ("A_real", "A_imag", "B")) / scales
     error = (grads["dt"] - wanted["dt"]).abs().sum(-1)
     assert (error[:6] <= allowed[torch.finfo(dtype).dtype] * terms[:6]).all(), error / terms
