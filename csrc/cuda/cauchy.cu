@@ -58,7 +58,7 @@ int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int
                              int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     return run_call(
-        "cauchy_mult", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}},
+        "cauchy_mult", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}}, {v, z, w, out},
         {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
             using R = decltype(real);
             check_node_rows(z_rows, H);

@@ -165,7 +165,7 @@ int s4_fast_cuda_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64
                                       int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     return run_call("cauchy_mult_backward", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}},
-                    {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+                    {grad, v, z, w}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
                         using Input = const Complex<R> *;
                         using Output = Complex<R> *;

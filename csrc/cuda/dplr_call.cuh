@@ -10,8 +10,9 @@ namespace s4_fast {
 namespace {
 
 template <class Body>
-int run_dplr(const char *function, const DiagonalSizes &sizes, const Target &target, Body &&body) noexcept {
-    return run_diagonal(function, sizes, target, [&](auto real, auto signal, Call &call) {
+int run_dplr(const char *function, const DiagonalSizes &sizes, std::initializer_list<const void *> pointers,
+             const Target &target, Body &&body) noexcept {
+    return run_diagonal(function, sizes, pointers, target, [&](auto real, auto signal, Call &call) {
         for (const auto &[name, value, most] : {std::tuple{"rank", sizes.rank, S4_FAST_CUDA_DPLR_SCAN_RANK},
                                                 std::tuple{"n", sizes.n, S4_FAST_CUDA_DPLR_SCAN_N}})
             if (value > most)

@@ -43,7 +43,7 @@ int s4_fast_cuda_dplr_scan(int64_t dtype, int64_t signal_dtype, int64_t flags, i
                            void *final, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank};
-    return run_dplr("dplr_scan", sizes, {workspace, workspace_bytes, device, stream},
+    return run_dplr("dplr_scan", sizes, {u, dt, A_real, A_imag, P, C, y}, {workspace, workspace_bytes, device, stream},
                     [&](auto real, auto signal, Call &call) {
                         using R = decltype(real);
                         using S = decltype(signal);

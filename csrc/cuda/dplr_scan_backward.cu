@@ -100,8 +100,8 @@ int s4_fast_cuda_dplr_scan_backward(int64_t dtype, int64_t signal_dtype, int64_t
                                     void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank};
-    return run_dplr("dplr_scan_backward", sizes, {workspace, workspace_bytes, device, stream},
-                    [&](auto real, auto signal, Call &call) {
+    return run_dplr("dplr_scan_backward", sizes, {u, dt, A_real, A_imag, P, C},
+                    {workspace, workspace_bytes, device, stream}, [&](auto real, auto signal, Call &call) {
                         using R = decltype(real);
                         using S = decltype(signal);
                         using Real = R *;

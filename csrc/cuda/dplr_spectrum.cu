@@ -37,7 +37,7 @@ int s4_fast_cuda_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank
     using namespace s4_fast;
     return run_call(
         "dplr_spectrum", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
-        {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+        {v, w, shift, spectrum}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
             using R = decltype(real);
             check_rank("dplr_spectrum", rank);
             if (!call.ready()) return;

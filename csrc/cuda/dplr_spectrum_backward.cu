@@ -109,7 +109,7 @@ int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int
     using namespace s4_fast;
     return run_call(
         "dplr_spectrum_backward", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
-        {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+        {grad_spectrum, v, w, shift, grad_v}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
             using R = decltype(real);
             check_rank("dplr_spectrum_backward", rank);
             const int64_t sums = (b + rank) * (c + rank);

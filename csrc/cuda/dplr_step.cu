@@ -59,7 +59,8 @@ int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank
     using namespace s4_fast;
     return run_call(
         "dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
-        {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+        {u, state, increment, G, V, B, C, y, next}, {workspace, workspace_bytes, device, stream},
+        [&](auto real, Call &call) {
             using R = decltype(real);
             using Input = const Complex<R> *;
             if (rank > S4_FAST_CUDA_DPLR_STEP_RANK)

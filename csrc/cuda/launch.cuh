@@ -122,10 +122,11 @@ class Call {
     int previous_ = -1;
 };
 
-// Checks the arguments and runs body(real, call), `real` being a float or a double as `dtype` says.
+// Checks the arguments, of which `pointers` must be given, and runs body(real, call), `real` being a float or a double
+// as `dtype` says.
 template <class Body>
-int run_call(const char *function, int64_t dtype, std::initializer_list<Size> sizes, const Target &target,
-             Body &&body) noexcept {
+int run_call(const char *function, int64_t dtype, std::initializer_list<Size> sizes,
+             std::initializer_list<const void *> pointers, const Target &target, Body &&body) noexcept {
     return guard([&] {
         if (dtype != S4_FAST_FLOAT32 && dtype != S4_FAST_FLOAT64)
             return fail("%s: dtype %lld is neither S4_FAST_FLOAT32 nor S4_FAST_FLOAT64", function, (long long)dtype);
@@ -137,6 +138,8 @@ int run_call(const char *function, int64_t dtype, std::initializer_list<Size> si
             if (__builtin_mul_overflow(product, size.value, &product) || product > int64_t(1) << 54)
                 return fail("%s: the product of the sizes is larger than 2^54", function);
         }
+        for (const void *pointer : pointers)
+            if (!pointer) return fail("%s: an argument that must be given is NULL", function);
         if (!target.workspace && !target.workspace_bytes)
             return fail("%s: neither a workspace nor where to write its size", function);
         Call call(function, target);

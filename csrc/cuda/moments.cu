@@ -105,7 +105,7 @@ int s4_fast_cuda_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t
                          void *zeroth, void *first, void *workspace, int64_t *workspace_bytes, int64_t device,
                          void *stream) {
     using namespace s4_fast;
-    return run_call("moments", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}},
+    return run_call("moments", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {u, x, zeroth},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
                         constexpr bool wide = sizeof(R) == sizeof(double);

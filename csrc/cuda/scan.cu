@@ -31,7 +31,7 @@ int s4_fast_cuda_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_
                       const void *B, const void *C, const void *D, const void *state, void *y, void *final,
                       int64_t time_major, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
-    return run_call("scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}},
+    return run_call("scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {u, x, B, C, y},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
                         forward<R, R>(call, make_scan<R>(batch, H, n, L, 1, 1), given_model<R>(H, x, B, C, D),
@@ -48,14 +48,15 @@ int s4_fast_cuda_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, in
                           int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
-    return run_diagonal(
-        "diagonal", sizes, {workspace, workspace_bytes, device, stream}, [&](auto real, auto signal, Call &call) {
-            using R = decltype(real);
-            using S = decltype(signal);
-            using Input = const Complex<R> *;
-            forward<R, S>(call, make_scan<R>(batch, H, n, L, c, flags & S4_FAST_BIDIRECTIONAL ? 2 : 1),
-                          continuous_model<R>(sizes, rate, dt, A_real, A_imag, B, C, D), flags & S4_FAST_TIME_MAJOR,
-                          {static_cast<const S *>(u), Input(state), Input(ahead), static_cast<S *>(y),
-                           static_cast<Complex<R> *>(final)});
-        });
+    return run_diagonal("diagonal", sizes, {u, dt, A_real, A_imag, C, y}, {workspace, workspace_bytes, device, stream},
+                        [&](auto real, auto signal, Call &call) {
+                            using R = decltype(real);
+                            using S = decltype(signal);
+                            using Input = const Complex<R> *;
+                            forward<R, S>(call, make_scan<R>(batch, H, n, L, c, flags & S4_FAST_BIDIRECTIONAL ? 2 : 1),
+                                          continuous_model<R>(sizes, rate, dt, A_real, A_imag, B, C, D),
+                                          flags & S4_FAST_TIME_MAJOR,
+                                          {static_cast<const S *>(u), Input(state), Input(ahead), static_cast<S *>(y),
+                                           static_cast<Complex<R> *>(final)});
+                        });
 }

@@ -81,7 +81,7 @@ int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t 
                                int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
     return run_call(
-        "scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}},
+        "scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {grad_y, u, x, B, C, grad_u},
         {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
             using R = decltype(real);
             using Real = const R *;
@@ -105,8 +105,8 @@ int s4_fast_cuda_diagonal_backward(int64_t dtype, int64_t signal_dtype, int64_t 
                                    void *stream) {
     using namespace s4_fast;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
-    return run_diagonal("diagonal_backward", sizes, {workspace, workspace_bytes, device, stream},
-                        [&](auto real, auto signal, Call &call) {
+    return run_diagonal("diagonal_backward", sizes, {u, dt, A_real, A_imag, C},
+                        {workspace, workspace_bytes, device, stream}, [&](auto real, auto signal, Call &call) {
                             using R = decltype(real);
                             using S = decltype(signal);
                             using Real = R *;

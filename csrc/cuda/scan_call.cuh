@@ -44,11 +44,12 @@ inline void check_diagonal(const std::string &function, const DiagonalSizes &siz
 
 // Runs body(real, signal, call), their types being those of the parameters and of the signals.
 template <class Body>
-int run_diagonal(const char *function, const DiagonalSizes &sizes, const Target &target, Body &&body) noexcept {
+int run_diagonal(const char *function, const DiagonalSizes &sizes, std::initializer_list<const void *> pointers,
+                 const Target &target, Body &&body) noexcept {
     return run_call(
         function, sizes.dtype,
         {{"batch", sizes.batch}, {"H", sizes.H}, {"n", sizes.n}, {"L", sizes.L}, {"c", sizes.c}, {"rank", sizes.rank}},
-        target, [&](auto real, Call &call) {
+        pointers, target, [&](auto real, Call &call) {
             check_diagonal(function, sizes);
             if constexpr (std::is_same_v<decltype(real), float>) {
                 if (sizes.signal_dtype == S4_FAST_BFLOAT16) return body(real, BFloat16{}, call);

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(LANES *ROWS)
 int s4_fast_cuda_exp(int64_t dtype, int64_t count, const void *x, double *lambda, void *workspace,
                      int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
-    return run_call("exp", dtype, {{"count", count}}, {workspace, workspace_bytes, device, stream},
+    return run_call("exp", dtype, {{"count", count}}, {x, lambda}, {workspace, workspace_bytes, device, stream},
                     [&](auto real, Call &call) {
                         using R = decltype(real);
                         if (!call.ready()) return;
@@ -57,8 +57,8 @@ int s4_fast_cuda_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const 
                       const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
                       void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
     using namespace s4_fast;
-    return run_call("step", dtype, {{"batch", batch}, {"H", H}, {"n", n}}, {workspace, workspace_bytes, device, stream},
-                    [&](auto real, Call &call) {
+    return run_call("step", dtype, {{"batch", batch}, {"H", H}, {"n", n}}, {u, state, lambda, B, C, y, next},
+                    {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
                         using Input = const Complex<R> *;
                         if (!call.ready()) return;

@@ -99,7 +99,7 @@ int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int
                              double scale, void *out, void *workspace, int64_t *workspace_bytes, int64_t device,
                              void *stream) {
     using namespace s4_fast;
-    return run_call("vandermonde", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}},
+    return run_call("vandermonde", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {v, x, out},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
                         if (!call.ready()) return;

@@ -357,6 +357,7 @@ def test_scan(
     def backward(needed: Sequence[bool], time_major: bool = False) -> list[Tensor | None]:
         grad_y, grad_final, *tensors = (None if t is None else t.to(library.device) for t in (*cotangents, *inputs))
         grad_y, tensors[0] = turned(grad_y, time_major), turned(tensors[0], time_major)
+        needed = [True, *needed[1:]]  # the gradient of u must be
         out = [empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)]
         library.call("scan_backward", grad_y, dtype, batch, H, n, L, grad_y, grad_final, *tensors, *out, time_major)
         return [turned(out[0], time_major), *out[1:]]

@@ -17,6 +17,7 @@ from s4_fast.ops.long_conv import native as long_conv
 from s4_fast.ops.scan import native as scan
 from tests.helpers import needs_native
 from tests.native import boundary, header
+from tests.native.emulated import Emulated, needs_compiler
 from tests.native.header import Argument
 from tests.properties.holding import results
 from tests.properties.strategies import Plan
@@ -103,6 +104,27 @@ def test_the_library_refuses_what_it_cannot_take(name: str) -> None:
         optional = boundary.may_be_null(name, argument.name)
         missing = "" if optional else f"{name}: an argument that must be given is NULL"
         assert refusal(name, {argument.name: None}) == missing, argument.name
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CUDA)
+def test_the_cuda_functions_refuse_what_is_not_given(name: str, emulated: Emulated) -> None:
+    memory = torch.zeros(1 << 11, dtype=torch.float64)
+
+    def value(argument: Argument, absent: Argument) -> Any:
+        if boundary.is_array(argument):
+            return None if argument == absent else memory
+        if argument.name.endswith("dtype"):
+            return torch.float32
+        return 1.0 if argument.type == "double" else int(boundary.is_size(argument))
+
+    for absent in filter(boundary.is_array, CUDA[name]):
+        arguments = [value(argument, absent) for argument in CUDA[name]]
+        if boundary.may_be_null(name, absent.name):
+            emulated.call(name, memory, *arguments)
+        else:
+            with pytest.raises(RuntimeError, match=f"^{name}: an argument that must be given is NULL$"):
+                emulated.call(name, memory, *arguments)
 
 
 def kind(value: Any) -> str:
