@@ -116,7 +116,7 @@ def test_an_address_space_too_small_for_other_commands_is_one_line(
     command: str, mebibytes: int, tmp_path: Path
 ) -> None:
     old, out = tmp_path / "old.safetensors", tmp_path / "out.c"
-    export.save_model(s4_fast.S4SequenceModel(1, 1, "regression", d_model=1024, d_state=64, n_layers=1), old)
+    export.save_model(s4_fast.S4SequenceModel(1, 1024, 1, 1, 64, task="regression"), old)
     arguments = ["inspect", old] if command == "inspect" else ["export", old, out, "--to", command]
     found = limited(mebibytes, *arguments)
     if found.returncode:

@@ -174,7 +174,7 @@ def test_interrupted_run_leaves_the_last_best(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shared.os.replace", stop)
+    monkeypatch.setattr("s4_fast.files.os.replace", stop)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path), *SMALL, "--train_samples=10"])
     monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)
     with pytest.raises(SystemExit, match="interrupted; what was saved before is whole"):

@@ -78,7 +78,7 @@ def test_interrupted_write_leaves_the_old_checkpoint(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shared.os.replace", stop)
+    monkeypatch.setattr("s4_fast.files.os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         digits.save_checkpoint(path, model, {"d_input": 2})
     assert path.read_bytes() == before
