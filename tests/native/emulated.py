@@ -34,9 +34,9 @@ def build(folder: Path, options: Sequence[str]) -> Path:
     command += ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare", "-Werror", *options, "-x", "c++"]
     sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
     library = folder / "libemulated.so"
-    with kept_objects("emulated") as objects:
+    with kept_objects("_".join(["emulated", *options])) as objects:
         files = build_native()._compile(((path.stem, path, command) for path in [*sources, LIBRARY]), objects)
-        subprocess.run(["g++", "-shared", "-Wl,-z,defs", *map(str, files), "-o", str(library)], check=True)
+        subprocess.run(["g++", *options, "-shared", "-Wl,-z,defs", *map(str, files), "-o", str(library)], check=True)
     return library
 
 
