@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ def _run(*options: str, first: str = "") -> subprocess.CompletedProcess[str]:
     pytest.importorskip("pytest_benchmark")
     program = f"{first}\nimport sys, pytest\nsys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "benchmarks/", "-k", "S4DLayer.step", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # pytest-benchmark times nothing in a process of pytest-xdist, which this one may be.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def test_a_case_is_timed_grouped_stored_and_compared(tmp_path: Path) -> None:
