@@ -65,9 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             variants[place].add_marker("slow")
     yield  # pytest leaves out what -m and -k do
     if part := config.getoption("part"):
-        others = [item for item in items if not belongs(item.nodeid, *part)]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if belongs(item.nodeid, *part)]
+        kept = [item for item in items if belongs(item.nodeid, *part)]
+        config.hook.pytest_deselected(items=set(items).difference(kept))
+        items[:] = kept
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,7 +86,6 @@ def session_seed() -> int:
 @pytest.fixture
 def generator(session_seed: int, request: pytest.FixtureRequest) -> torch.Generator:
     """Fresh numbers in every session; a test's own do not depend on which tests run before it."""
-    print(f"replay with {SEED_VARIABLE}={session_seed}")  # shown by pytest where the test fails
     return torch.Generator().manual_seed(session_seed ^ zlib.crc32(request.node.nodeid.encode()))
 
 
