@@ -89,10 +89,8 @@ def build(folder: Path | None = None) -> bool:
         if library.exists():
             content = library.read_bytes()
             record |= {"library": library.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            unfinished = Path(scratch, description.name)
-            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(description)
+        with _unfinished(description) as file:
+            file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if INSTALLED:
             _record(library, description)
         print(_summary(record), flush=True)
@@ -110,12 +108,19 @@ def _record(*files: Path) -> None:
                 content = file.read_bytes()
                 digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
                 rows.append([name, f"sha256={digest}", str(len(content))])
-        with tempfile.TemporaryDirectory(dir=record.parent) as scratch:
-            unfinished = Path(scratch, record.name)
-            with unfinished.open("w", newline="", encoding="utf-8") as lines:
+        with _unfinished(record) as file:
+            with file.open("w", newline="", encoding="utf-8") as lines:
                 csv.writer(lines, lineterminator="\n").writerows(rows)
-            shutil.copymode(record, unfinished)
-            unfinished.replace(record)
+            shutil.copymode(record, file)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A file to make that takes the name ``path`` when it is whole. A process that has the old one loaded keeps it."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        file = Path(scratch, path.name)
+        yield file
+        file.replace(path)
 
 
 def version() -> str:
@@ -319,12 +324,10 @@ def _compile(commands: Iterator[tuple[str, Path, list[str]]], objects: Path) -> 
 
 
 def _compile_one(target: Path, command: list[str]) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        unfinished = Path(scratch, "object.o")
-        said = _run([*command, "-o", str(unfinished)])
+    with _unfinished(target) as file:
+        said = _run([*command, "-o", str(file)])
         if said.strip():
             print(said, file=sys.stderr, flush=True)
-        unfinished.replace(target)
 
 
 def _link(linker: Sequence[str], objects: Sequence[Path], library: Path) -> None:
@@ -336,11 +339,8 @@ def _link(linker: Sequence[str], objects: Sequence[Path], library: Path) -> None
         options.append("-lpthread")
     for flag in _words("LDFLAGS"):
         options += ["-Xcompiler", flag.replace(",", r"\,")] if "-cudart=static" in linker else [flag]
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        unfinished = Path(scratch, library.name)
-        _run([*linker, "-shared", *map(str, objects), "-o", str(unfinished), *options])
-        # A new file: a process that has the old one loaded keeps it.
-        unfinished.replace(library)
+    with _unfinished(library) as file:
+        _run([*linker, "-shared", *map(str, objects), "-o", str(file), *options])
 
 
 def _run(command: Sequence[str]) -> str:
