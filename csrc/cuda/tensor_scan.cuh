@@ -110,7 +110,7 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
     const Complex<float> zero = {0, 0};
     const Node<float> node = present ? pass.nodes[index] : Node<float>{0, 0, 0};
     const Complex<float> enter = present ? pass.enter[index] : zero, leave = present ? pass.leave[index] : zero;
-    const float grown = fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
+    const float grown = grown_by(scan, node);
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
     const float entering = size(enter);
     // What no sample enters is 0, or comes from the initial state alone.
@@ -125,9 +125,7 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
         tables.out.set(t, lane, conj(of_out.up * (down * leave) * power));
     });
     if (warp > 0) return;
-    const Wide decay = present ? power(pass.wide[index], T) : Wide{0, 0};
-    tables.decay[0][lane] = convert<float>(decay);
-    tables.decay[1][lane] = convert<float>(decay - convert<double>(tables.decay[0][lane]));
+    set_decay(tables.decay, present ? power(pass.wide[index], T) : Wide{0, 0});
     tables.factor[lane] = up;
     tables.nodes[lane] = node;
     if (lane == 0) tables.weight = of_out.down;
@@ -281,6 +279,7 @@ S4_FAST_INLINE void store_outputs(const float (&sums)[2][4][4], const Pass<S> &p
                     if (i >= first && i < end) pass.partial[start + t + i] = values[i];
                 continue;
             }
+            if (!pass.out) continue;
             Samples8<S> packed;
 #pragma unroll
             for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
@@ -308,16 +307,11 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int k = 4 * (j + i) + q;
-            const Complex<float> whole = tables.decay[0][k], rest = tables.decay[1][k];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
-                const Complex<float> before = {s[0], s[1]};
-                Complex<float> after = whole * before;
-                if (length[row] != T)
-                    after = length[row] ? power(tables.nodes[k], length[row]) * before : before;
-                else if constexpr (PARTS > 1)
-                    after += rest * before;
+                const Complex<float> after =
+                    decayed<PARTS>(tables.decay, tables.nodes, k, length[row], Complex<float>{s[0], s[1]});
                 s[0] = after.re + unit[row] * sums[i][2 * row];
                 s[1] = after.im + unit[row] * sums[i][2 * row + 1];
             }

@@ -90,6 +90,28 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, int warp, int
     }
 }
 
+// How much lambda^t is at most within a chunk.
+S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
+    return fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
+}
+
+// lambda^T, and what it is more than a float.
+S4_FAST_INLINE void set_decay(Complex<float> (&decay)[2][STATES], Wide whole) {
+    const int state = threadIdx.x % WARP;
+    decay[0][state] = convert<float>(whole);
+    decay[1][state] = convert<float>(whole - convert<double>(decay[0][state]));
+}
+
+// lambda^length s
+template <int PARTS>
+S4_FAST_INLINE Complex<float> decayed(const Complex<float> (&decay)[2][STATES], const Node<float> (&nodes)[STATES],
+                                      int k, int length, Complex<float> s) {
+    if (length == 0) return s;
+    if (length != T) return power(nodes[k], length) * s;
+    const Complex<float> whole = decay[0][k] * s;
+    return PARTS > 1 ? whole + decay[1][k] * s : whole;
+}
+
 // What a row's states and samples are, at most, over the four lanes that have them.
 S4_FAST_INLINE float largest_of_row(float value) {
     value = fmaxf(value, shuffle_xor(value, 1));
