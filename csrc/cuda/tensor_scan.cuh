@@ -8,8 +8,9 @@
 // Backwards, for the gradient of u from that of y, enter and leave change places and each exponent e is T - 1 - e: time
 // runs backwards within the chunk.
 //
-// States are scaled by a power of two each, so that the columns of X_in are of one size, X_out and R by one for both,
-// and samples and states of a row by one for both, anew in every chunk.
+// Everything is scaled by powers of two for the halves that the products take: R as a whole; the rows of X_in each; the
+// columns of X_out each, whose states are kept scaled the other way; the samples and the states of a row, in each
+// chunk.
 #pragma once
 
 #include "scan_call.cuh"
@@ -64,11 +65,11 @@ struct Pass {
 template <int PARTS>
 struct ScanTables {
     PowerTable<PARTS> in, out;
-    uint32_t response[PARTS][2][7][WARP];  // as Responses reads it
-    Complex<float> decay[2][STATES];       // lambda^T and what it is more than a float
-    float factor[STATES];                  // of the states in registers
+    uint32_t response[PARTS][2][7][WARP];   // as load_response reads it
+    Complex<float> decay[2][STATES];        // lambda^T, and what it is more than a float
+    float factor[STATES], entered[STATES];  // of the states in registers, and of what X_in gives for them
     Node<float> nodes[STATES];
-    float weight;  // of what the products give
+    float response_down;
 };
 
 // R of a half chunk's outputs by the samples of the same or of the half before, step s and block j:
@@ -112,23 +113,24 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
     const Complex<float> enter = present ? pass.enter[index] : zero, leave = present ? pass.leave[index] : zero;
     const float grown = grown_by(scan, node);
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
-    const float entering = size(enter);
-    // What no sample enters is 0, or comes from the initial state alone.
-    const Scale of_state = scale_to(entering > 0 ? entering : 1.0f);
-    const float one = float(1 << (SCALED_BITS - 1)), up = of_state.up / one, down = of_state.down * one;
+    const Scale of_enter = scale_to(size(enter));
+    // A column that is 2^-40 of the largest adds nothing, and its states shall not vanish.
+    const float largest = largest_of_warp(size(leave));
+    const float out = fmaxf(size(leave), 9.1e-13f * largest);
+    const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
     const float *const K = pass.response + h * 2 * T + T;
-    const float most = fmaxf(fmaxf(fabsf(K[lane]), fabsf(K[lane + WARP])), size(down * leave));
-    const Scale of_out = scale_to(pass.first > 0 ? largest_of_warp(size(down * leave)) : largest_of_warp(most));
-    make_responses<BACKWARDS>(tables.response, K, of_out.up, warps);
+    const Scale of_response = scale_to(largest_of_warp(fmaxf(fabsf(K[lane]), fabsf(K[lane + WARP]))));
+    make_responses<BACKWARDS>(tables.response, K, of_response.up, warps);
     each_power(scan, node, warp, warps, [&](int t, Complex<float> power) {
-        tables.in.set(t, lane, of_state.up * enter * power);
-        tables.out.set(t, lane, conj(of_out.up * (down * leave) * power));
+        tables.in.set(t, lane, of_enter.up * enter * power);
+        tables.out.set(t, lane, conj(of_leave.up * leave * power));
     });
     if (warp > 0) return;
     set_decay(tables.decay, present ? power(pass.wide[index], T) : Wide{0, 0});
-    tables.factor[lane] = up;
+    tables.factor[lane] = of_leave.down;
+    tables.entered[lane] = of_leave.down * of_enter.down;
     tables.nodes[lane] = node;
-    if (lane == 0) tables.weight = of_out.down;
+    if (lane == 0) tables.response_down = of_response.down;
 }
 
 // A row of a warp, and where its chunk of this step lies.
@@ -214,49 +216,65 @@ S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const S
     }
 }
 
-// sums[a][j] = X_out S + R u for block j of half a, of scaled rows.
+// outputs[a][j] = X_out S + R u for block j of half a. `up` are the scales of a row's states, `down` of its products
+// with samples and with states.
 template <bool BACKWARDS, int PARTS, int SAMPLES>
-S4_FAST_INLINE void find_outputs(float (&sums)[2][4][4], const State &state, const SampleOperands<SAMPLES> &samples,
-                                 const ScanTables<PARTS> &tables, const float (&up)[2], bool with_response) {
+S4_FAST_INLINE void find_outputs(float (&outputs)[2][4][4], const State &state, const SampleOperands<SAMPLES> &samples,
+                                 const ScanTables<PARTS> &tables, const Scale (&of_states)[2],
+                                 const float (&of_samples)[2], bool with_response) {
+    uint32_t left[4][PARTS][4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        uint32_t left[PARTS][4];
+    for (int k = 0; k < 4; ++k)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float *const s = state[2 * k + i / 2] + i % 2 * 2;
+            const float up = of_states[i % 2].up;
             uint32_t words[PARTS];
-            split(s[0] * up[i % 2], s[1] * up[i % 2], words);
+            split(s[0] * up, s[1] * up, words);
 #pragma unroll
-            for (int p = 0; p < PARTS; ++p) left[p][i] = words[p];
+            for (int p = 0; p < PARTS; ++p) left[k][p][i] = words[p];
         }
 #pragma unroll
-        for (int a = 0; a < 2; ++a)
+    for (int a = 0; a < 2; ++a) {
+        float sums[4][4] = {};
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
 #pragma unroll
             for (int j = 0; j < 4; j += 2) {
                 const auto right = over_states<BACKWARDS>(tables.out, a, k, j / 2);
-                multiply(sums[a][j], left, right.first);
-                multiply(sums[a][j + 1], left, right.second);
+                multiply(sums[j], left[k], right.first);
+                multiply(sums[j + 1], left[k], right.second);
             }
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) outputs[a][j][i] = of_states[i / 2].down * sums[j][i];
     }
     if (!with_response) return;
 #pragma unroll
-    for (int from = 0; from < 2; ++from)
+    for (int a = 0; a < 2; ++a) {
+        float sums[4][4] = {};
 #pragma unroll
-        for (int a = BACKWARDS ? 0 : from; a <= (BACKWARDS ? from : 1); ++a)
+        for (int from = BACKWARDS ? a : 0; from <= (BACKWARDS ? 1 : a); ++from)
 #pragma unroll
             for (int s = 0; s < 2; ++s)
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     uint32_t right[PARTS][2];
                     load_response<BACKWARDS>(right, tables.response, a == from ? 0 : 1, s, j);
-                    multiply(sums[a][j], samples.of[from][s], right);
+                    multiply(sums[j], samples.of[from][s], right);
                 }
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) outputs[a][j][i] += of_samples[i / 2] * sums[j][i];
+    }
 }
 
 // Eight outputs of each row and half, at moved[row] less than their places in the chunk.
 template <bool BACKWARDS, class S>
-S4_FAST_INLINE void store_outputs(const float (&sums)[2][4][4], const Pass<S> &pass, const Cut &cut,
-                                  const Row (&rows)[2], int64_t step, const int (&moved)[2], const float (&factor)[2]) {
+S4_FAST_INLINE void store_outputs(const float (&outputs)[2][4][4], const Pass<S> &pass, const Cut &cut,
+                                  const Row (&rows)[2], int64_t step, const int (&moved)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         const int length = rows[row].template length_at<BACKWARDS>(cut, step);
@@ -267,7 +285,7 @@ S4_FAST_INLINE void store_outputs(const float (&sums)[2][4][4], const Pass<S> &p
             const int t = 32 * a + threadIdx.x % 4 * 8, first = moved[row] - t, end = moved[row] + length - t;
             float values[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) values[i] = sums[a][i / 2][2 * row + i % 2] * factor[row];
+            for (int i = 0; i < 8; ++i) values[i] = outputs[a][i / 2][2 * row + i % 2];
             if (pass.add) {
 #pragma unroll
                 for (int i = 0; i < 8; ++i)
@@ -307,13 +325,14 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int k = 4 * (j + i) + q;
+            const float entered = tables.entered[k];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
                 const Complex<float> after =
                     decayed<PARTS>(tables.decay, tables.nodes, k, length[row], Complex<float>{s[0], s[1]});
-                s[0] = after.re + unit[row] * sums[i][2 * row];
-                s[1] = after.im + unit[row] * sums[i][2 * row + 1];
+                s[0] = after.re + unit[row] * entered * sums[i][2 * row];
+                s[1] = after.im + unit[row] * entered * sums[i][2 * row + 1];
             }
         }
     }
@@ -349,34 +368,36 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
 #pragma unroll 1
         for (int64_t step = 0; step < cut.each; ++step) {
             int length[2], moved[2];
-            Scale scale[2];
+            float up[2], unit[2];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 length[row] = rows[row].template length_at<BACKWARDS>(cut, step);
-                float largest = fmaxf(samples[row][0].largest(), samples[row][1].largest());
-                if constexpr (OUTPUTS) {
-#pragma unroll
-                    for (int j = 0; j < 8; ++j)
-                        largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
-                }
-                scale[row] = scale_to(largest_of_row(largest));
+                const Scale scale =
+                    scale_to(largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest())));
+                up[row] = scale.up;
+                unit[row] = scale.down;
             }
-            const float up[2] = {scale[0].up, scale[1].up};
             SampleOperands<SAMPLE_PARTS<S>> left;
             left.set(samples, up);
             load(step + 1);
             if constexpr (OUTPUTS) {
-                if (pass.states) {
-                    int64_t index[2];
-                    for (int row = 0; row < 2; ++row)
-                        index[row] = length[row] ? rows[row].chunk + rows[row].template at<BACKWARDS>(cut, step) : -1;
-                    store_states(pass.states, state, tables, cut, pass, index, false);
+                Scale of_states[2];
+                int64_t index[2];
+#pragma unroll
+                for (int row = 0; row < 2; ++row) {
+                    float largest = 0;
+#pragma unroll
+                    for (int j = 0; j < 8; ++j)
+                        largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
+                    of_states[row] = scale_to(largest_of_row(largest));
+                    index[row] = length[row] ? rows[row].chunk + rows[row].template at<BACKWARDS>(cut, step) : -1;
                 }
-                float sums[2][4][4] = {};
-                find_outputs<BACKWARDS>(sums, state, left, tables, up, pass.first == 0);
-                const float factor[2] = {scale[0].down * tables.weight, scale[1].down * tables.weight};
+                if (pass.states) store_states(pass.states, state, tables, cut, pass, index, false);
+                float outputs[2][4][4];
+                const float of_samples[2] = {unit[0] * tables.response_down, unit[1] * tables.response_down};
+                find_outputs<BACKWARDS>(outputs, state, left, tables, of_states, of_samples, pass.first == 0);
                 moved_for(true, length, moved);
-                store_outputs<BACKWARDS>(sums, pass, cut, rows, step, moved, factor);
+                store_outputs<BACKWARDS>(outputs, pass, cut, rows, step, moved);
                 if (missing(length[0]) || missing(length[1])) {
                     Samples8<S> others[2][2];
                     moved_for(false, length, moved);
@@ -384,8 +405,6 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
                     left.set(others, up);
                 }
             }
-            constexpr float one = 1.0f / (1 << (SCALED_BITS - 1));
-            const float unit[2] = {scale[0].down * one, scale[1].down * one};
             advance<BACKWARDS>(state, left, tables, length, unit);
         }
         if (pass.final) {
