@@ -1,7 +1,7 @@
-// The gradients' sums over all chunks (scan_gradients.cuh) on tensor cores: pairs of warps go through 16 rows.
-//
-// One of a pair has what the states S are multiplied by: P, P' and, by the recurrence, S itself. The other one has what
-// the gradients conj(G) are multiplied by, U and U', and the correlation. conj(G) is read as the adjoint scan left it.
+// The gradients' sums over all chunks (scan_gradients.cuh) on tensor cores: the four warps of a block go through the
+// same 16 rows. Two have what the states S are multiplied by, P, P' and, by the recurrence, S itself, for half of the
+// states each; one has what the gradients conj(G) are multiplied by, U and U'; the last one has the correlation.
+// conj(G) is read as the adjoint scan left it.
 #pragma once
 
 #include "scan_gradients.cuh"
@@ -96,7 +96,7 @@ S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, flo
 template <int PARTS>
 S4_FAST_INLINE void correlate(Correlation &correlation, const SampleOperands<PARTS> &late,
                               const SampleOperands<PARTS> &early, float unit) {
-    uint32_t left[2][2][PARTS][4], right[2][2][2][PARTS][2];
+    uint32_t left[2][2][PARTS][4];
 #pragma unroll
     for (int a = 0; a < 2; ++a)
 #pragma unroll
@@ -104,27 +104,32 @@ S4_FAST_INLINE void correlate(Correlation &correlation, const SampleOperands<PAR
 #pragma unroll
             for (int p = 0; p < PARTS; ++p)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    left[a][s][p][i % 2 * 2 + i / 2] = transpose_halves(late.of[a][s][p][i]);
-                    right[a][s][i / 2][p][i % 2] = transpose_halves(early.of[a][s][p][i]);
-                }
+                for (int i = 0; i < 4; ++i) left[a][s][p][i % 2 * 2 + i / 2] = transpose_halves(late.of[a][s][p][i]);
 #pragma unroll
-    for (int apart = 0; apart < 2; ++apart)
+    for (int from = 0; from < 2; ++from)
 #pragma unroll
-        for (int steps = 0; steps < 3; ++steps)
+        for (int second = 0; second < 2; ++second) {
+            uint32_t right[2][PARTS][2];
 #pragma unroll
-            for (int second = 0; second < 2; ++second) {
-                float sums[4] = {};
+            for (int s = 0; s < 2; ++s)
 #pragma unroll
-                for (int a = apart; a < 2; ++a)
+                for (int p = 0; p < PARTS; ++p)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) right[s][p][i] = transpose_halves(early.of[from][s][p][2 * second + i]);
+#pragma unroll
+            for (int a = from; a < 2; ++a)
+#pragma unroll
+                for (int steps = 0; steps < 3; ++steps) {
+                    float sums[4] = {};
 #pragma unroll
                     for (int s = 0; s < 2; ++s) {
-                        const int from = s - (steps - 1);
-                        if (from == 0 || from == 1) multiply(sums, left[a][s], right[a - apart][from][second]);
+                        const int other = s - (steps - 1);
+                        if (other == 0 || other == 1) multiply(sums, left[a][s], right[other]);
                     }
 #pragma unroll
-                for (int i = 0; i < 4; ++i) correlation[apart][steps][second][i] += unit * sums[i];
-            }
+                    for (int i = 0; i < 4; ++i) correlation[a - from][steps][second][i] += unit * sums[i];
+                }
+        }
 }
 
 // Of a place in a product of 16 x 8, the sample that it is of, less what its step and half add.
@@ -152,178 +157,215 @@ S4_FAST_INLINE void load_gradients(Complex<float> (&found)[2][2], const Sources<
     for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            const int64_t k = first + 4 * (2 * j + i) + threadIdx.x % 4,
-                          chunk = rows[row].chunk + rows[row].at<false>(cut, step);
-            const bool present = rows[row].length_at<false>(cut, step) && k < cut.scan.n;
+            const int64_t k = first + 4 * (2 * j + i) + threadIdx.x % 4, chunk = rows[row].of_chunks<false>(cut, step);
+            const bool present = rows[row].length<false>(cut, step) && k < cut.scan.n;
             found[i][row] = present ? in.gradients[chunk * cut.scan.n + k] : Complex<float>{0, 0};
         }
 }
 
-// Sums of the states' side over a tile: S P, S P' / T, and length conj(G) lambda^length S.
-template <class S, int PARTS>
-S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][8], const GradientTables<PARTS> &tables, const Cut &cut,
-                               int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
-    const int lane = threadIdx.x % WARP, q = lane % 4;
-    Row rows[2];
-    rows[0].find(cut, h, tile * ROWS + lane / 4);
-    rows[1].find(cut, h, tile * ROWS + lane / 4 + 8);
-    Complex<float> state[8][2];
+S4_FAST_INLINE void find_rows(Row (&rows)[2], const Cut &cut, int64_t h, int64_t tile) {
+    rows[0].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4);
+    rows[1].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4 + 8);
+}
+
+// How far the samples of a short chunk are moved up for lambda^{length-1-t}.
+S4_FAST_INLINE void find_moved(int (&moved)[2], const Cut &cut, const Row (&rows)[2], int64_t step) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
+    for (int row = 0; row < 2; ++row) moved[row] = missing(rows[row].length<false>(cut, step));
+}
+
+// State blocks of a warp on the states' side.
+constexpr int HALF = 4;
+
+// sums += S P, S P' / T, and length conj(G) lambda^length S, for the states of half of the blocks.
+template <class S, int PARTS>
+S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTables<PARTS> &tables, const Cut &cut,
+                               int64_t h, int64_t tile, int64_t first, int half, const Sources<S> &in) {
+    const int q = threadIdx.x % 4 + 4 * HALF * half;
+    Row rows[2];
+    find_rows(rows, cut, h, tile);
+    Complex<float> state[HALF][2];
+#pragma unroll
+    for (int j = 0; j < HALF; ++j)
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const int64_t k = first + 4 * j + q;
             const bool present = in.initial && rows[row].segment >= 0 && k < cut.scan.n;
-            state[j][row] = present ? in.initial[rows[row].states * cut.scan.n + k] : Complex<float>{0, 0};
+            state[j][row] = present ? in.initial[rows[row].of_segments(cut) * cut.scan.n + k] : Complex<float>{0, 0};
         }
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
-        int length[2], moved[2];
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            length[row] = rows[row].length_at<false>(cut, step);
-            moved[row] = missing(length[row]);
-        }
+        const int unmoved[2] = {0, 0};
+        int moved[2];
+        find_moved(moved, cut, rows, step);
         SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
         float of_u[2], of_y[2];
-        const int unmoved[2] = {0, 0};
         load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
         load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, false);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < HALF / 2; ++j) {
             Complex<float> gradients[2][2];
-            load_gradients(gradients, in, cut, rows, step, first, j);
-            float entered[2][4] = {}, left[2][4] = {}, weighted[2][4] = {};
-            find_moments<true>(entered, u, tables.powers, j);
-            find_moments<false>(left, grad_y, tables.powers, j);
-            find_moments<false>(weighted, grad_y, tables.weighted, j);
+            load_gradients(gradients, in, cut, rows, step, first + 4 * HALF * half, j);
+            float entered[2][4] = {}, plain[2][4] = {}, weighted[2][4] = {};
+            find_moments<true>(entered, u, tables.powers, HALF / 2 * half + j);
+            find_moments<false>(plain, grad_y, tables.powers, HALF / 2 * half + j);
+            find_moments<false>(weighted, grad_y, tables.weighted, HALF / 2 * half + j);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int block = 2 * j + i, k = 4 * block + q;
-                const float down = tables.down[k];
+            for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
+                    const int block = 2 * j + i, k = 4 * block + q, length = rows[row].length<false>(cut, step);
+                    const float down = tables.down[k];
                     Complex<float> &s = state[block][row];
-                    const float unit = of_y[row] * down;
-                    sums[0][block] += s * of_row(left[i], row, unit);
-                    sums[1][block] += s * of_row(weighted[i], row, unit);
-                    s = decayed<PARTS>(tables.decay, tables.nodes, k, length[row], s);
-                    sums[2][block] += float(length[row]) * (gradients[i][row] * s);
+                    sums[0][block] += s * of_row(plain[i], row, of_y[row] * down);
+                    sums[1][block] += s * of_row(weighted[i], row, of_y[row] * down);
+                    s = decayed<PARTS>(tables.decay, tables.nodes, k, length, s);
+                    sums[2][block] += float(length) * (gradients[i][row] * s);
                     s += tables.enter[k] * of_row(entered[i], row, of_u[row] * down);
                 }
-            }
         }
     }
 }
 
-// Sums of the gradients' side: conj(G) U, conj(G) U' / T, and the correlation.
+// sums += conj(G) U, conj(G) U' / T
 template <class S, int PARTS>
-S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[3][8], Correlation &correlation,
-                                  const GradientTables<PARTS> &tables, const Cut &cut, int64_t h, int64_t tile,
-                                  int64_t first, const Sources<S> &in) {
-    const int lane = threadIdx.x % WARP, q = lane % 4;
+S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const GradientTables<PARTS> &tables,
+                                  const Cut &cut, int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
     Row rows[2];
-    rows[0].find(cut, h, tile * ROWS + lane / 4);
-    rows[1].find(cut, h, tile * ROWS + lane / 4 + 8);
+    find_rows(rows, cut, h, tile);
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
         int moved[2];
-#pragma unroll
-        for (int row = 0; row < 2; ++row) moved[row] = missing(rows[row].length_at<false>(cut, step));
+        find_moved(moved, cut, rows, step);
         SampleOperands<SAMPLE_PARTS<S>> u;
         float of_u[2];
-        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, true);
-        if (first == 0) {
-            SampleOperands<SAMPLE_PARTS<S>> grad_y;
-            float of_y[2];
-            load_operands(grad_y, of_y, cut, rows, step, moved, in.grad_y, in.aligned, true);
-            correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
-        }
+        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < HALF; ++j) {
             Complex<float> gradients[2][2];
             load_gradients(gradients, in, cut, rows, step, first, j);
-            float zeroth[2][4] = {}, weighted[2][4] = {};
-            find_moments<true>(zeroth, u, tables.powers, j);
+            float plain[2][4] = {}, weighted[2][4] = {};
+            find_moments<true>(plain, u, tables.powers, j);
             find_moments<true>(weighted, u, tables.weighted, j);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int block = 2 * j + i;
-                const float unit = of_u[0] * tables.down[4 * block + q];
+            for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
-                    sums[0][block] += gradients[i][row] * of_row(zeroth[i], row, unit);
-                    sums[1][block] += gradients[i][row] * of_row(weighted[i], row, unit);
+                    const int block = 2 * j + i;
+                    const float down = of_u[row] * tables.down[4 * block + threadIdx.x % 4];
+                    sums[0][block] += gradients[i][row] * of_row(plain[i], row, down);
+                    sums[1][block] += gradients[i][row] * of_row(weighted[i], row, down);
                 }
-            }
         }
     }
 }
 
-// parts[share, pair, side, parameter, h, state] and correlations[share, pair, h, lag].
 template <class S>
-__global__ void __launch_bounds__(WARPS *WARP)
+S4_FAST_INLINE void sum_correlation(Correlation &correlation, const Cut &cut, int64_t h, int64_t tile,
+                                    const Sources<S> &in) {
+    Row rows[2];
+    find_rows(rows, cut, h, tile);
+    const int unmoved[2] = {0, 0};
+#pragma unroll 1
+    for (int64_t step = 0; step < cut.each; ++step) {
+        SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
+        float of_u[2], of_y[2];
+        load_operands(u, of_u, cut, rows, step, unmoved, in.u, in.aligned, true);
+        load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, true);
+        correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
+    }
+}
+
+// What a warp leaves for a state: parts[share, side, parameter, h, state].
+S4_FAST_INLINE void store_parts(Complex<float> *parts, const Scan &scan, int64_t index, Complex<float> of_C,
+                                Complex<float> of_B, Complex<float> of_x) {
+    const int64_t size = scan.H * scan.n;
+    parts[OF_C * size + index] = of_C;
+    parts[OF_B * size + index] = of_B;
+    parts[OF_X * size + index] = of_x;
+}
+
+// A correlation by the lags that it has at each place.
+S4_FAST_INLINE void spread(CorrelationTile &tile, const Correlation &correlation) {
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int apart = 0; apart < 2; ++apart)
+#pragma unroll
+        for (int steps = 0; steps < 3; ++steps)
+#pragma unroll
+            for (int second = 0; second < 2; ++second)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    tile.of[apart][steps][second][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] =
+                        correlation[apart][steps][second][i];
+}
+
+S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag) {
+    float sum = 0;
+    for (int key = 0; key < 12; ++key) {
+        const int apart = key / 6, steps = key / 2 % 3, second = key % 2;
+        for (int place = 0; place < 16 * 8; ++place) {
+            const int late = place / 8, early = place % 8;
+            if (32 * apart + 4 * (steps - 1) - 2 * second + sample_at(late) - sample_at(early) == lag)
+                sum += tile.of[apart][steps][second][late][early];
+        }
+    }
+    return sum;
+}
+
+// Into parts, and correlations[share, h, lag]: by each block for a share of the tiles.
+template <class S>
+__global__ void __launch_bounds__(WARPS *WARP, 2)
     tensor_gradients_kernel(const __grid_constant__ Cut cut, int64_t shares, int64_t blocks,
                             const __grid_constant__ Sources<S> in, Complex<float> *parts, float *correlations) {
-    constexpr int PARTS = TABLE_PARTS<S>, PAIRS = WARPS / 2;
+    constexpr int PARTS = TABLE_PARTS<S>;
     auto &tables = shared_memory<GradientTables<PARTS>>();
-    auto &tiles = shared_memory<CorrelationTile[PAIRS]>();
-    static_assert(sizeof(tiles) <= sizeof(tables));
+    auto &found = shared_memory<CorrelationTile>();
+    static_assert(sizeof(found) <= sizeof(tables));
     const Scan &scan = cut.scan;
     const int64_t h = blockIdx.x % scan.H, block = blockIdx.x / scan.H % blocks, share = blockIdx.x / scan.H / blocks;
     const int64_t first = block * STATES;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, pair = warp / 2, q = lane % 4;
-    const bool of_states = warp % 2 == 0;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     make_gradient_tables(tables, scan, h, first, in);
     __syncthreads();
-    Complex<float> sums[3][8] = {};
-    Correlation correlation = {};
-    if (of_states) {
-        for (int64_t tile = share * PAIRS + pair; tile < cut.tiles(); tile += shares * PAIRS)
-            sum_states(sums, tables, cut, h, tile, first, in);
-    } else {
-        for (int64_t tile = share * PAIRS + pair; tile < cut.tiles(); tile += shares * PAIRS)
-            sum_gradients(sums, correlation, tables, cut, h, tile, first, in);
-    }
+    parts += (share * 2 + warp / 2) * PARAMETERS * scan.H * scan.n;
+    if (warp < 2) {
+        Complex<float> sums[3][HALF] = {};
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares)
+            sum_states(sums, tables, cut, h, tile, first, warp, in);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        const int64_t k = first + 4 * j + q, index = h * scan.n + k;
-        const Complex<float> plain = sum_rows(sums[0][j]), weighted = float(T) * sum_rows(sums[1][j]);
-        const Complex<float> rest = sum_rows(sums[2][j]);
-        if (lane >= 4 || k >= scan.n) continue;
-        const Complex<float> zero = {0, 0};
-        Complex<float> *const to = parts + (share * WARPS + warp) * PARAMETERS * scan.H * scan.n + index;
-        to[OF_C * scan.H * scan.n] = of_states ? power(in.nodes[index], 1) * plain : zero;
-        to[OF_B * scan.H * scan.n] = of_states ? zero : plain;
-        to[OF_X * scan.H * scan.n] =
-            of_states ? in.leave[index] * (plain + weighted) + rest : in.enter[index] * weighted;
+        for (int j = 0; j < HALF; ++j) {
+            const int64_t k = first + 4 * (HALF * warp + j) + lane % 4, index = h * scan.n + k;
+            const Complex<float> plain = sum_rows(sums[0][j]), weighted = sum_rows(sums[1][j]);
+            const Complex<float> rest = sum_rows(sums[2][j]);
+            if (lane < 4 && k < scan.n)
+                store_parts(parts, scan, index, power(in.nodes[index], 1) * plain, {0, 0},
+                            in.leave[index] * (plain + float(T) * weighted) + rest);
+        }
+    } else if (warp == 2) {
+        Complex<float> sums[2][2 * HALF] = {};
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares)
+            sum_gradients(sums, tables, cut, h, tile, first, in);
+#pragma unroll
+        for (int j = 0; j < 2 * HALF; ++j) {
+            const int64_t k = first + 4 * j + lane % 4, index = h * scan.n + k;
+            const Complex<float> plain = sum_rows(sums[0][j]), weighted = sum_rows(sums[1][j]);
+            if (lane < 4 && k < scan.n)
+                store_parts(parts, scan, index, {0, 0}, plain, float(T) * (in.enter[index] * weighted));
+        }
     }
     if (first > 0) return;
-    __syncthreads();
-    if (!of_states) {
-#pragma unroll
-        for (int apart = 0; apart < 2; ++apart)
-#pragma unroll
-            for (int steps = 0; steps < 3; ++steps)
-#pragma unroll
-                for (int second = 0; second < 2; ++second)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i)
-                        tiles[pair].of[apart][steps][second][lane / 4 + i / 2 * 8][2 * q + i % 2] =
-                            correlation[apart][steps][second][i];
+    Correlation correlation = {};
+    if (warp == 3) {
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares) sum_correlation(correlation, cut, h, tile, in);
     }
     __syncthreads();
-    for (int entry = threadIdx.x; entry < PAIRS * T; entry += WARPS * WARP) {
-        const int lag = entry % T, of_pair = entry / T;
-        float sum = 0;
-        for (int key = 0; key < 12; ++key)
-            for (int place = 0; place < 16 * 8; ++place) {
-                const int base = 32 * (key / 6) + 4 * (key / 2 % 3 - 1) - 2 * (key % 2);
-                if (base + sample_at(place / 8) - sample_at(place % 8) == lag)
-                    sum += (&tiles[of_pair].of[0][0][0][0][0])[key * 128 + place];
-            }
-        correlations[((share * PAIRS + of_pair) * scan.H + h) * T + lag] = sum;
-    }
+    if (warp == 3) spread(found, correlation);
+    __syncthreads();
+    if (threadIdx.x < T) correlations[(share * scan.H + h) * T + threadIdx.x] = sum_at(found, threadIdx.x);
 }
 
 }  // namespace

@@ -133,30 +133,40 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
     if (lane == 0) tables.response_down = of_response.down;
 }
 
-// A row of a warp, and where its chunk of this step lies.
+// A row of a warp: a segment of a sequence, of (batch, H); none is left where `segment` is negative.
 struct Row {
-    int64_t signal, states, segment;  // where its sequence begins, its states at the ends of segments, and of chunks
-    int64_t chunk;
-    int length;  // 0 for a chunk that it does not have
+    int64_t sequence;
+    int segment;  // fewer than samples / 2^12, which no memory holds 2^43 of
 
     S4_FAST_INLINE void find(const Cut &cut, int64_t h, int64_t row) {
-        const int64_t sequence = row / cut.segments * cut.scan.H + h;
-        segment = row < cut.rows() ? row % cut.segments : -1;
-        signal = sequence * cut.scan.L;
-        states = sequence * cut.segments + segment;
-        chunk = sequence * cut.scan.chunks;
+        sequence = row / cut.segments * cut.scan.H + h;
+        segment = row < cut.rows() ? int(row % cut.segments) : -1;
     }
 
-    // Its chunk's number in the sequence.
+    // In (batch, H, segments) and (batch, H, chunks), the chunk being that of a step.
+    S4_FAST_INLINE int64_t of_segments(const Cut &cut) const { return sequence * cut.segments + segment; }
+
     template <bool BACKWARDS>
-    S4_FAST_INLINE int64_t at(const Cut &cut, int64_t step) const {
+    S4_FAST_INLINE int64_t of_chunks(const Cut &cut, int64_t step) const {
+        return sequence * cut.scan.chunks + number<BACKWARDS>(cut, step);
+    }
+
+    template <bool BACKWARDS>
+    S4_FAST_INLINE int64_t number(const Cut &cut, int64_t step) const {
         return segment * cut.each + (BACKWARDS ? cut.each - 1 - step : step);
     }
 
+    // In (batch, H, L).
     template <bool BACKWARDS>
-    S4_FAST_INLINE int length_at(const Cut &cut, int64_t step) const {
-        const int64_t number = at<BACKWARDS>(cut, step);
-        return segment < 0 || step >= cut.each || number >= cut.scan.chunks ? 0 : cut.scan.length(number);
+    S4_FAST_INLINE int64_t of_samples(const Cut &cut, int64_t step) const {
+        return sequence * cut.scan.L + number<BACKWARDS>(cut, step) * T;
+    }
+
+    // The chunk's samples, 0 if there is none.
+    template <bool BACKWARDS>
+    S4_FAST_INLINE int length(const Cut &cut, int64_t step) const {
+        const int64_t rest = cut.scan.L - number<BACKWARDS>(cut, step) * T;
+        return segment < 0 || step >= cut.each || rest <= 0 ? 0 : rest < T ? int(rest) : T;
     }
 };
 
@@ -166,8 +176,8 @@ S4_FAST_INLINE void load_chunk(Samples8<S> (&samples)[2][2], const Cut &cut, con
                                const int (&moved)[2], const S *from, bool aligned) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        const int length = from ? rows[row].template length_at<BACKWARDS>(cut, step) : 0;
-        const int64_t start = rows[row].signal + rows[row].template at<BACKWARDS>(cut, step) * T - moved[row];
+        const int length = from ? rows[row].template length<BACKWARDS>(cut, step) : 0;
+        const int64_t start = rows[row].template of_samples<BACKWARDS>(cut, step) - moved[row];
 #pragma unroll
         for (int a = 0; a < 2; ++a) {
             const int t = 32 * a + threadIdx.x % 4 * 8;
@@ -193,7 +203,7 @@ S4_FAST_INLINE void load_states(State &state, const ScanTables<PARTS> &tables, c
             const int64_t k = pass.first + 4 * j + q;
             Complex<float> s = {0, 0};
             if (pass.initial && rows[row].segment >= 0 && k < cut.scan.n)
-                s = tables.factor[4 * j + q] * pass.initial[rows[row].states * cut.scan.n + k];
+                s = tables.factor[4 * j + q] * pass.initial[rows[row].of_segments(cut) * cut.scan.n + k];
             state[j][2 * row] = s.re;
             state[j][2 * row + 1] = pass.conjugate ? -s.im : s.im;
         }
@@ -277,9 +287,9 @@ S4_FAST_INLINE void store_outputs(const float (&outputs)[2][4][4], const Pass<S>
                                   const Row (&rows)[2], int64_t step, const int (&moved)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        const int length = rows[row].template length_at<BACKWARDS>(cut, step);
+        const int length = rows[row].template length<BACKWARDS>(cut, step);
         if (!length) continue;
-        const int64_t start = rows[row].signal + rows[row].template at<BACKWARDS>(cut, step) * T - moved[row];
+        const int64_t start = rows[row].template of_samples<BACKWARDS>(cut, step) - moved[row];
 #pragma unroll
         for (int a = 0; a < 2; ++a) {
             const int t = 32 * a + threadIdx.x % 4 * 8, first = moved[row] - t, end = moved[row] + length - t;
@@ -339,8 +349,8 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
 }
 
 template <class S, bool BACKWARDS, bool OUTPUTS>
-__global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_constant__ Cut cut, int64_t shares,
-                                                                  int warps, const __grid_constant__ Pass<S> pass) {
+__global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __grid_constant__ Cut cut, int64_t shares,
+                                                                     int warps, const __grid_constant__ Pass<S> pass) {
     constexpr int PARTS = TABLE_PARTS<S>;
     auto &tables = shared_memory<ScanTables<PARTS>>();
     const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
@@ -360,7 +370,7 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
         };
         auto load = [&](int64_t step) {
             int length[2], moved[2];
-            for (int row = 0; row < 2; ++row) length[row] = rows[row].template length_at<BACKWARDS>(cut, step);
+            for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
             moved_for(OUTPUTS, length, moved);
             load_chunk<BACKWARDS>(samples, cut, rows, step, moved, pass.samples, pass.aligned);
         };
@@ -371,7 +381,7 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
             float up[2], unit[2];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                length[row] = rows[row].template length_at<BACKWARDS>(cut, step);
+                length[row] = rows[row].template length<BACKWARDS>(cut, step);
                 const Scale scale =
                     scale_to(largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest())));
                 up[row] = scale.up;
@@ -390,7 +400,7 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
                     for (int j = 0; j < 8; ++j)
                         largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
                     of_states[row] = scale_to(largest_of_row(largest));
-                    index[row] = length[row] ? rows[row].chunk + rows[row].template at<BACKWARDS>(cut, step) : -1;
+                    index[row] = length[row] ? rows[row].template of_chunks<BACKWARDS>(cut, step) : -1;
                 }
                 if (pass.states) store_states(pass.states, state, tables, cut, pass, index, false);
                 float outputs[2][4][4];
@@ -408,8 +418,8 @@ __global__ void __launch_bounds__(WARPS *WARP) tensor_scan_kernel(const __grid_c
             advance<BACKWARDS>(state, left, tables, length, unit);
         }
         if (pass.final) {
-            const int64_t index[2] = {rows[0].segment < 0 ? -1 : rows[0].states,
-                                      rows[1].segment < 0 ? -1 : rows[1].states};
+            const int64_t index[2] = {rows[0].segment < 0 ? -1 : rows[0].of_segments(cut),
+                                      rows[1].segment < 0 ? -1 : rows[1].of_segments(cut)};
             store_states(pass.final, state, tables, cut, pass, index, pass.conjugate);
         }
     }

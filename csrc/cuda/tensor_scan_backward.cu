@@ -12,7 +12,7 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
     const bool shared = !model.x && model.copies < scan.H && (grad.A_real || grad.A_imag || grad.B);
     const int64_t blocks = of_parameters ? divide_up(scan.n, tensor::STATES) : 1, size = scan.H * scan.n;
     const tensor::Cut cut = tensor::make_cut(scan);
-    const Shares shares(divide_up(cut.tiles(), tensor::WARPS / 2), 2 * ENOUGH_BLOCKS / (scan.H * blocks));
+    const Shares shares(cut.tiles(), 2 * ENOUGH_BLOCKS / (scan.H * blocks));
 
     const MadeTables<float> made = take_tables<float>(call, scan);
     const tensor::Room room = tensor::take_room(call, cut, true);
@@ -21,10 +21,8 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
     const tensor::Laid<const S> u = tensor::take_laid(call, scan, time_major, correlated ? in.u : nullptr);
     const tensor::Laid<S> grad_u = tensor::take_laid(call, scan, time_major, in.grad_u);
     Complex<float> *const gradients = correlated ? call.take<Complex<float>>(scan.batch * scan.chunks * size) : nullptr;
-    Complex<float> *const sums =
-        correlated ? call.take<Complex<float>>(shares.count * tensor::WARPS * PARAMETERS * size) : nullptr;
-    float *const correlation =
-        correlated ? call.take<float>(shares.count * tensor::WARPS / 2 * scan.H * tensor::T) : nullptr;
+    Complex<float> *const sums = correlated ? call.take<Complex<float>>(shares.count * 2 * PARAMETERS * size) : nullptr;
+    float *const correlation = correlated ? call.take<float>(shares.count * scan.H * tensor::T) : nullptr;
     Contribution *const contributions = shared ? call.take<Contribution>(size) : nullptr;
     if (!call.ready()) return;
 
@@ -57,9 +55,7 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
                 tensor::WARPS * WARP, sizeof(tensor::GradientTables<tensor::TABLE_PARTS<S>>), cut, shares.count, blocks,
                 sources, sums, correlation);
     call.launch("scan_finish_kernel", scan_finish_kernel<float>, scan.H, THREADS, sizeof(FinishTables<float>), scan,
-                model,
-                Parts<float>{of_parameters ? sums : nullptr, shares.count * tensor::WARPS, correlation,
-                             shares.count * tensor::WARPS / 2},
+                model, Parts<float>{of_parameters ? sums : nullptr, shares.count * 2, correlation, shares.count},
                 tables.nodes, tables.enter, grad, contributions);
     if (shared)
         call.launch("scan_copies_kernel", scan_copies_kernel<float>, model.copies * divide_up(scan.n, COPIED), THREADS,
