@@ -22,9 +22,8 @@ struct Sources {
     bool aligned;
 };
 
-template <int PARTS>
 struct GradientTables {
-    PowerTable<PARTS> powers, weighted;  // lambda^t and t / T lambda^t, scaled
+    PowerTable<STATE_PARTS> powers, weighted;  // lambda^t and t / T lambda^t, scaled
     Complex<float> decay[2][STATES], enter[STATES];
     float down[STATES];  // of what the products give
     Node<float> nodes[STATES];
@@ -38,8 +37,8 @@ struct CorrelationTile {
     float of[2][3][2][16][8];
 };
 
-template <int PARTS, class S>
-S4_FAST_INLINE void make_gradient_tables(GradientTables<PARTS> &tables, const Scan &scan, int64_t h, int64_t first,
+template <class S>
+S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &scan, int64_t h, int64_t first,
                                          const Sources<S> &in) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int64_t index = h * scan.n + first + lane;
@@ -58,9 +57,9 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables<PARTS> &tables, const Sc
 }
 
 // sums[i][...] of the state blocks 2 j and 2 j + 1: samples by a table, from its last row on if FLIPPED.
-template <bool FLIPPED, int PARTS, int SAMPLES>
+template <bool FLIPPED, int SAMPLES>
 S4_FAST_INLINE void find_moments(float (&sums)[2][4], const SampleOperands<SAMPLES> &samples,
-                                 const PowerTable<PARTS> &table, int j) {
+                                 const PowerTable<STATE_PARTS> &table, int j) {
 #pragma unroll
     for (int a = 0; a < 2; ++a)
 #pragma unroll
@@ -178,9 +177,9 @@ S4_FAST_INLINE void find_moved(int (&moved)[2], const Cut &cut, const Row (&rows
 constexpr int HALF = 4;
 
 // sums += S P, S P' / T, and length conj(G) lambda^length S, for the states of half of the blocks.
-template <class S, int PARTS>
-S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTables<PARTS> &tables, const Cut &cut,
-                               int64_t h, int64_t tile, int64_t first, int half, const Sources<S> &in) {
+template <class S>
+S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTables &tables, const Cut &cut, int64_t h,
+                               int64_t tile, int64_t first, int half, const Sources<S> &in) {
     const int q = threadIdx.x % 4 + 4 * HALF * half;
     Row rows[2];
     find_rows(rows, cut, h, tile);
@@ -219,7 +218,7 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
                     Complex<float> &s = state[block][row];
                     sums[0][block] += s * of_row(plain[i], row, of_y[row] * down);
                     sums[1][block] += s * of_row(weighted[i], row, of_y[row] * down);
-                    s = decayed<PARTS>(tables.decay, tables.nodes, k, length, s);
+                    s = decayed(tables.decay, tables.nodes, k, length, s);
                     sums[2][block] += float(length) * (gradients[i][row] * s);
                     s += tables.enter[k] * of_row(entered[i], row, of_u[row] * down);
                 }
@@ -228,9 +227,9 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
 }
 
 // sums += conj(G) U, conj(G) U' / T
-template <class S, int PARTS>
-S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const GradientTables<PARTS> &tables,
-                                  const Cut &cut, int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
+template <class S>
+S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const GradientTables &tables, const Cut &cut,
+                                  int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
     Row rows[2];
     find_rows(rows, cut, h, tile);
 #pragma unroll 1
@@ -318,8 +317,7 @@ template <class S>
 __global__ void __launch_bounds__(WARPS *WARP, 2)
     tensor_gradients_kernel(const __grid_constant__ Cut cut, int64_t shares, int64_t blocks,
                             const __grid_constant__ Sources<S> in, Complex<float> *parts, float *correlations) {
-    constexpr int PARTS = TABLE_PARTS<S>;
-    auto &tables = shared_memory<GradientTables<PARTS>>();
+    auto &tables = shared_memory<GradientTables>();
     auto &found = shared_memory<CorrelationTile>();
     static_assert(sizeof(found) <= sizeof(tables));
     const Scan &scan = cut.scan;

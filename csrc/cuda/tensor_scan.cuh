@@ -64,7 +64,8 @@ struct Pass {
 
 template <int PARTS>
 struct ScanTables {
-    PowerTable<PARTS> in, out;
+    PowerTable<STATE_PARTS> in;
+    PowerTable<PARTS> out;
     uint32_t response[PARTS][2][7][WARP];   // as load_response reads it
     Complex<float> decay[2][STATES];        // lambda^T, and what it is more than a float
     float factor[STATES], entered[STATES];  // of the states in registers, and of what X_in gives for them
@@ -340,7 +341,7 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
                 const Complex<float> after =
-                    decayed<PARTS>(tables.decay, tables.nodes, k, length[row], Complex<float>{s[0], s[1]});
+                    decayed(tables.decay, tables.nodes, k, length[row], Complex<float>{s[0], s[1]});
                 s[0] = after.re + unit[row] * entered * sums[i][2 * row];
                 s[1] = after.im + unit[row] * entered * sums[i][2 * row + 1];
             }
@@ -351,7 +352,7 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
 template <class S, bool BACKWARDS, bool OUTPUTS>
 __global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __grid_constant__ Cut cut, int64_t shares,
                                                                      int warps, const __grid_constant__ Pass<S> pass) {
-    constexpr int PARTS = TABLE_PARTS<S>;
+    constexpr int PARTS = OUTPUT_PARTS<S>;
     auto &tables = shared_memory<ScanTables<PARTS>>();
     const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4;
@@ -477,7 +478,7 @@ void run_pass(Call &call, const Cut &cut, const Pass<S> &pass) {
     const int warps = int(cut.tiles() < WARPS ? cut.tiles() : WARPS);
     const Shares shares(divide_up(cut.tiles(), warps), 4 * ENOUGH_BLOCKS / cut.scan.H);
     call.launch("tensor_scan_kernel", tensor_scan_kernel<S, BACKWARDS, OUTPUTS>, cut.scan.H * shares.count,
-                warps * WARP, sizeof(ScanTables<TABLE_PARTS<S>>), cut, shares.count, warps, pass);
+                warps * WARP, sizeof(ScanTables<OUTPUT_PARTS<S>>), cut, shares.count, warps, pass);
 }
 
 // What a sequence of passes needs beside its arguments.

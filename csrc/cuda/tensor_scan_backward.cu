@@ -52,8 +52,8 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
         sources.initial = of_u.segments;
     }
     call.launch("tensor_gradients_kernel", tensor::tensor_gradients_kernel<S>, scan.H * blocks * shares.count,
-                tensor::WARPS * WARP, sizeof(tensor::GradientTables<tensor::TABLE_PARTS<S>>), cut, shares.count, blocks,
-                sources, sums, correlation);
+                tensor::WARPS * WARP, sizeof(tensor::GradientTables), cut, shares.count, blocks, sources, sums,
+                correlation);
     call.launch("scan_finish_kernel", scan_finish_kernel<float>, scan.H, THREADS, sizeof(FinishTables<float>), scan,
                 model, Parts<float>{of_parameters ? sums : nullptr, shares.count * 2, correlation, shares.count},
                 tables.nodes, tables.enter, grad, contributions);

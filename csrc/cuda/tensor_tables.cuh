@@ -103,13 +103,11 @@ S4_FAST_INLINE void set_decay(Complex<float> (&decay)[2][STATES], Wide whole) {
 }
 
 // lambda^length s
-template <int PARTS>
 S4_FAST_INLINE Complex<float> decayed(const Complex<float> (&decay)[2][STATES], const Node<float> (&nodes)[STATES],
                                       int k, int length, Complex<float> s) {
     if (length == 0) return s;
     if (length != T) return power(nodes[k], length) * s;
-    const Complex<float> whole = decay[0][k] * s;
-    return PARTS > 1 ? whole + decay[1][k] * s : whole;
+    return decay[0][k] * s + decay[1][k] * s;
 }
 
 // What a row's states and samples are, at most, over the four lanes that have them.
@@ -145,11 +143,14 @@ struct SampleOperands {
     }
 };
 
-// Halves in which samples, and tables and states, are split: as many as the type of the signal has bits for.
+// The halves in which samples are split: as many as their type has bits for. States, and what follows from them alone,
+// are as accurate as float32 whatever the signal: what gives them has two. What gives the outputs is rounded with
+// these.
 template <class S>
 constexpr int SAMPLE_PARTS = std::is_same_v<S, float> ? 2 : 1;
 template <class S>
-constexpr int TABLE_PARTS = std::is_same_v<S, BFloat16> ? 1 : 2;
+constexpr int OUTPUT_PARTS = std::is_same_v<S, BFloat16> ? 1 : 2;
+constexpr int STATE_PARTS = 2;
 
 }  // namespace
 }  // namespace tensor
