@@ -43,19 +43,37 @@ struct alignas(16) Vector {
     uint32_t word[4];
 };
 
+S4_FAST_INLINE void store_vector(void *to, const Vector &value) {
+#ifdef S4_FAST_EMULATE
+    *static_cast<Vector *>(to) = value;
+#else
+    // The compiler makes four stores of an assignment.
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]),
+                   "r"(value.word[3])
+                 : "memory");
+#endif
+}
+
 // Eight neighbouring samples as they lie in memory.
 template <class S>
 struct Samples8 {
     static constexpr int VECTORS = 8 * sizeof(S) / sizeof(Vector);
     Vector vectors[VECTORS];
 
-    // Those from `first` to `end` of the eight at `from`, zeros for the others; at once if all are there and `aligned`.
-    S4_FAST_INLINE void load(const S *from, int first, int end, bool aligned) {
-        if (aligned && first <= 0 && end >= 8) {
+    S4_FAST_INLINE void load(const S *from) {
 #pragma unroll
-            for (int i = 0; i < VECTORS; ++i) vectors[i] = reinterpret_cast<const Vector *>(from)[i];
-            return;
-        }
+        for (int i = 0; i < VECTORS; ++i) vectors[i] = reinterpret_cast<const Vector *>(from)[i];
+    }
+
+    S4_FAST_INLINE void store(S *to) const {
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) store_vector(reinterpret_cast<Vector *>(to) + i, vectors[i]);
+    }
+
+    // Those from `first` to `end` of the eight at `from`, zeros for the others.
+    S4_FAST_INLINE void load(const S *from, int first, int end) {
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) vectors[i] = {};
 #pragma unroll
@@ -63,12 +81,7 @@ struct Samples8 {
             if (i >= first && i < end) set(i, from[i]);
     }
 
-    S4_FAST_INLINE void store(S *to, int first, int end, bool aligned) const {
-        if (aligned && first <= 0 && end >= 8) {
-#pragma unroll
-            for (int i = 0; i < VECTORS; ++i) reinterpret_cast<Vector *>(to)[i] = vectors[i];
-            return;
-        }
+    S4_FAST_INLINE void store(S *to, int first, int end) const {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
             if (i >= first && i < end) to[i] = get(i);

@@ -24,9 +24,9 @@ struct Sources {
 
 struct GradientTables {
     PowerTable<STATE_PARTS> powers, weighted;  // lambda^t and t / T lambda^t, scaled
-    Complex<float> decay[2][STATES], enter[STATES];
+    Decays decays;
+    Complex<float> enter[STATES];
     float down[STATES];  // of what the products give
-    Node<float> nodes[STATES];
 };
 
 // Lags within a chunk: 32 apart, 4 (steps), less 2 for the second half of a step's samples, and what the places in a
@@ -50,10 +50,9 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &sca
         tables.weighted.set(t, lane, scale.up * (float(t) * (1.0f / T)) * power);
     });
     if (warp > 0) return;
-    set_decay(tables.decay, present ? power(in.wide[index], T) : Wide{0, 0});
+    tables.decays.set(scan, present ? in.wide[index] : Node<double>{0, 0, 0});
     tables.enter[lane] = present ? in.enter[index] : Complex<float>{0, 0};
     tables.down[lane] = scale.down;
-    tables.nodes[lane] = node;
 }
 
 // sums[i][...] of the state blocks 2 j and 2 j + 1: samples by a table, from its last row on if FLIPPED.
@@ -70,13 +69,40 @@ S4_FAST_INLINE void find_moments(float (&sums)[2][4], const SampleOperands<SAMPL
         }
 }
 
-// The samples of a step, scaled, and what undoes that. All rows alike if `together`.
+// One tile of rows that are gone through forwards.
+struct Walk {
+    Row rows[2];
+    Steps whole_steps;
+
+    S4_FAST_INLINE Walk(const Cut &cut, int64_t h, int64_t tile, bool aligned) {
+        find_rows(rows, cut, h, tile);
+        whole_steps.find<false>(cut, tile, aligned);
+    }
+
+    // No row that only stands in another's place has any.
+    S4_FAST_INLINE int length(const Cut &cut, int row, int64_t step) const {
+        return rows[row].present ? rows[row].length<false>(cut, step) : 0;
+    }
+};
+
+// The samples of a step, scaled, all rows alike if `together`, and what undoes that. Those of a short chunk are moved
+// up to its end if `late`, for lambda^{length-1-t}.
 template <class S>
 S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, float (&unit)[2], const Cut &cut,
-                                  const Row (&rows)[2], int64_t step, const int (&moved)[2], const S *from,
-                                  bool aligned, bool together) {
+                                  const Walk &walk, int64_t step, bool late, const S *from, bool together) {
     Samples8<S> samples[2][2];
-    load_chunk<false>(samples, cut, rows, step, moved, from, aligned);
+    const int64_t start[2] = {walk.rows[0].of_samples<false>(cut, step), walk.rows[1].of_samples<false>(cut, step)};
+    if (walk.whole_steps.have(step) && from) {
+        load_whole(samples, start, from);
+    } else {
+        int length[2], moved[2];
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            length[row] = walk.length(cut, row, step);
+            moved[row] = late ? missing(length[row]) : 0;
+        }
+        load_short(samples, start, length, moved, from);
+    }
     float up[2], largest[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row)
@@ -85,7 +111,7 @@ S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, flo
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         const Scale scale = scale_to(largest[row]);
-        up[row] = scale.up;
+        up[row] = walk.rows[row].present ? scale.up : 0.0f;
         unit[row] = scale.down;
     }
     operands.set(samples, up);
@@ -148,29 +174,20 @@ S4_FAST_INLINE Complex<float> of_row(const float (&sums)[4], int row, float unit
     return {unit * sums[2 * row], unit * sums[2 * row + 1]};
 }
 
-// conj(G) of the states of blocks 2 j and 2 j + 1 and both rows.
+// conj(G) of the states of blocks 2 j and 2 j + 1 and both rows, for those of which `first` is the first.
 template <class S>
 S4_FAST_INLINE void load_gradients(Complex<float> (&found)[2][2], const Sources<S> &in, const Cut &cut,
-                                   const Row (&rows)[2], int64_t step, int64_t first, int j) {
+                                   const Walk &walk, int64_t step, int64_t first, int j) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+    for (int row = 0; row < 2; ++row) {
+        const bool present = walk.length(cut, row, step);
+        const int64_t chunk = walk.rows[row].sequence * cut.scan.chunks + walk.rows[row].number<false>(cut, step);
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const int64_t k = first + 4 * (2 * j + i) + threadIdx.x % 4, chunk = rows[row].of_chunks<false>(cut, step);
-            const bool present = rows[row].length<false>(cut, step) && k < cut.scan.n;
-            found[i][row] = present ? in.gradients[chunk * cut.scan.n + k] : Complex<float>{0, 0};
+        for (int i = 0; i < 2; ++i) {
+            const int64_t k = first + 4 * (2 * j + i) + threadIdx.x % 4;
+            found[i][row] = present && k < cut.scan.n ? in.gradients[chunk * cut.scan.n + k] : Complex<float>{0, 0};
         }
-}
-
-S4_FAST_INLINE void find_rows(Row (&rows)[2], const Cut &cut, int64_t h, int64_t tile) {
-    rows[0].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4);
-    rows[1].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4 + 8);
-}
-
-// How far the samples of a short chunk are moved up for lambda^{length-1-t}.
-S4_FAST_INLINE void find_moved(int (&moved)[2], const Cut &cut, const Row (&rows)[2], int64_t step) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) moved[row] = missing(rows[row].length<false>(cut, step));
+    }
 }
 
 // State blocks of a warp on the states' side.
@@ -181,30 +198,27 @@ template <class S>
 S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTables &tables, const Cut &cut, int64_t h,
                                int64_t tile, int64_t first, int half, const Sources<S> &in) {
     const int q = threadIdx.x % 4 + 4 * HALF * half;
-    Row rows[2];
-    find_rows(rows, cut, h, tile);
+    const Walk walk(cut, h, tile, in.aligned);
     Complex<float> state[HALF][2];
 #pragma unroll
     for (int j = 0; j < HALF; ++j)
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const int64_t k = first + 4 * j + q;
-            const bool present = in.initial && rows[row].segment >= 0 && k < cut.scan.n;
-            state[j][row] = present ? in.initial[rows[row].of_segments(cut) * cut.scan.n + k] : Complex<float>{0, 0};
+            const bool present = in.initial && k < cut.scan.n;
+            state[j][row] =
+                present ? in.initial[walk.rows[row].of_segments(cut) * cut.scan.n + k] : Complex<float>{0, 0};
         }
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
-        const int unmoved[2] = {0, 0};
-        int moved[2];
-        find_moved(moved, cut, rows, step);
         SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
         float of_u[2], of_y[2];
-        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
-        load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, false);
+        load_operands(u, of_u, cut, walk, step, true, in.u, false);
+        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, false);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             Complex<float> gradients[2][2];
-            load_gradients(gradients, in, cut, rows, step, first + 4 * HALF * half, j);
+            load_gradients(gradients, in, cut, walk, step, first + 4 * HALF * half, j);
             float entered[2][4] = {}, plain[2][4] = {}, weighted[2][4] = {};
             find_moments<true>(entered, u, tables.powers, HALF / 2 * half + j);
             find_moments<false>(plain, grad_y, tables.powers, HALF / 2 * half + j);
@@ -213,12 +227,12 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
             for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
-                    const int block = 2 * j + i, k = 4 * block + q, length = rows[row].length<false>(cut, step);
+                    const int block = 2 * j + i, k = 4 * block + q, length = walk.length(cut, row, step);
                     const float down = tables.down[k];
                     Complex<float> &s = state[block][row];
                     sums[0][block] += s * of_row(plain[i], row, of_y[row] * down);
                     sums[1][block] += s * of_row(weighted[i], row, of_y[row] * down);
-                    s = decayed(tables.decay, tables.nodes, k, length, s);
+                    s = tables.decays.of(k, length, s);
                     sums[2][block] += float(length) * (gradients[i][row] * s);
                     s += tables.enter[k] * of_row(entered[i], row, of_u[row] * down);
                 }
@@ -230,19 +244,16 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
 template <class S>
 S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const GradientTables &tables, const Cut &cut,
                                   int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
-    Row rows[2];
-    find_rows(rows, cut, h, tile);
+    const Walk walk(cut, h, tile, in.aligned);
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
-        int moved[2];
-        find_moved(moved, cut, rows, step);
         SampleOperands<SAMPLE_PARTS<S>> u;
         float of_u[2];
-        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
+        load_operands(u, of_u, cut, walk, step, true, in.u, false);
 #pragma unroll
         for (int j = 0; j < HALF; ++j) {
             Complex<float> gradients[2][2];
-            load_gradients(gradients, in, cut, rows, step, first, j);
+            load_gradients(gradients, in, cut, walk, step, first, j);
             float plain[2][4] = {}, weighted[2][4] = {};
             find_moments<true>(plain, u, tables.powers, j);
             find_moments<true>(weighted, u, tables.weighted, j);
@@ -262,15 +273,13 @@ S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const Gra
 template <class S>
 S4_FAST_INLINE void sum_correlation(Correlation &correlation, const Cut &cut, int64_t h, int64_t tile,
                                     const Sources<S> &in) {
-    Row rows[2];
-    find_rows(rows, cut, h, tile);
-    const int unmoved[2] = {0, 0};
+    const Walk walk(cut, h, tile, in.aligned);
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
         SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
         float of_u[2], of_y[2];
-        load_operands(u, of_u, cut, rows, step, unmoved, in.u, in.aligned, true);
-        load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, true);
+        load_operands(u, of_u, cut, walk, step, false, in.u, true);
+        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, true);
         correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
     }
 }

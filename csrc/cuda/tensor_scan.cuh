@@ -66,10 +66,10 @@ template <int PARTS>
 struct ScanTables {
     PowerTable<STATE_PARTS> in;
     PowerTable<PARTS> out;
-    uint32_t response[PARTS][2][7][WARP];   // as load_response reads it
-    Complex<float> decay[2][STATES];        // lambda^T, and what it is more than a float
-    float factor[STATES], entered[STATES];  // of the states in registers, and of what X_in gives for them
-    Node<float> nodes[STATES];
+    uint32_t response[PARTS][2][7][WARP];  // as load_response reads it
+    Decays decays;
+    // Of the states in registers, their inverses, and of what X_in gives for them.
+    float factor[STATES], inverse[STATES], entered[STATES];
     float response_down;
 };
 
@@ -127,31 +127,30 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
         tables.out.set(t, lane, conj(of_leave.up * leave * power));
     });
     if (warp > 0) return;
-    set_decay(tables.decay, present ? power(pass.wide[index], T) : Wide{0, 0});
+    tables.decays.set(scan, present ? pass.wide[index] : Node<double>{0, 0, 0});
     tables.factor[lane] = of_leave.down;
     tables.entered[lane] = of_leave.down * of_enter.down;
-    tables.nodes[lane] = node;
+    tables.inverse[lane] = of_leave.up;
     if (lane == 0) tables.response_down = of_response.down;
 }
 
-// A row of a warp: a segment of a sequence, of (batch, H); none is left where `segment` is negative.
+// A row of a warp: a segment of a sequence, of (batch, H). Where there is none, the last one stands in its place.
 struct Row {
     int64_t sequence;
     int segment;  // fewer than samples / 2^12, which no memory holds 2^43 of
+    bool present;
 
     S4_FAST_INLINE void find(const Cut &cut, int64_t h, int64_t row) {
+        present = row < cut.rows();
+        if (!present) row = cut.rows() - 1;
         sequence = row / cut.segments * cut.scan.H + h;
-        segment = row < cut.rows() ? int(row % cut.segments) : -1;
+        segment = int(row % cut.segments);
     }
 
-    // In (batch, H, segments) and (batch, H, chunks), the chunk being that of a step.
+    // In (batch, H, segments).
     S4_FAST_INLINE int64_t of_segments(const Cut &cut) const { return sequence * cut.segments + segment; }
 
-    template <bool BACKWARDS>
-    S4_FAST_INLINE int64_t of_chunks(const Cut &cut, int64_t step) const {
-        return sequence * cut.scan.chunks + number<BACKWARDS>(cut, step);
-    }
-
+    // A step's chunk in the sequence.
     template <bool BACKWARDS>
     S4_FAST_INLINE int64_t number(const Cut &cut, int64_t step) const {
         return segment * cut.each + (BACKWARDS ? cut.each - 1 - step : step);
@@ -167,24 +166,52 @@ struct Row {
     template <bool BACKWARDS>
     S4_FAST_INLINE int length(const Cut &cut, int64_t step) const {
         const int64_t rest = cut.scan.L - number<BACKWARDS>(cut, step) * T;
-        return segment < 0 || step >= cut.each || rest <= 0 ? 0 : rest < T ? int(rest) : T;
+        return step >= cut.each || rest <= 0 ? 0 : rest < T ? int(rest) : T;
     }
 };
 
-// The samples of a lane, of rows g and g + 8 and both halves of a chunk, each moved up by `moved[row]` places.
-template <bool BACKWARDS, class S>
-S4_FAST_INLINE void load_chunk(Samples8<S> (&samples)[2][2], const Cut &cut, const Row (&rows)[2], int64_t step,
-                               const int (&moved)[2], const S *from, bool aligned) {
+S4_FAST_INLINE void find_rows(Row (&rows)[2], const Cut &cut, int64_t h, int64_t tile) {
+    rows[0].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4);
+    rows[1].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4 + 8);
+}
+
+// The steps in which all chunks of a tile are whole: those before the end of a sequence, and all where none ends.
+struct Steps {
+    int64_t from, until;
+
+    template <bool BACKWARDS>
+    S4_FAST_INLINE void find(const Cut &cut, int64_t tile, bool aligned) {
+        const int64_t first = tile * ROWS, end = first + ROWS < cut.rows() ? first + ROWS : cut.rows();
+        const bool ends = end / cut.segments > first / cut.segments;
+        const int64_t last = cut.scan.L / T - (cut.segments - 1) * cut.each;
+        const int64_t whole = !aligned ? 0 : ends && last < cut.each ? last : cut.each;
+        from = BACKWARDS ? cut.each - whole : 0;
+        until = from + whole;
+    }
+
+    S4_FAST_INLINE bool have(int64_t step) const { return step >= from && step < until; }
+};
+
+// The samples of a lane, of rows g and g + 8 and both halves of a whole chunk.
+template <class S>
+S4_FAST_INLINE void load_whole(Samples8<S> (&samples)[2][2], const int64_t (&start)[2], const S *from) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        const int length = from ? rows[row].template length<BACKWARDS>(cut, step) : 0;
-        const int64_t start = rows[row].template of_samples<BACKWARDS>(cut, step) - moved[row];
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+        for (int a = 0; a < 2; ++a) samples[row][a].load(from + start[row] + 32 * a + threadIdx.x % 4 * 8);
+}
+
+// The same of chunks of any length, each moved up by `moved[row]` places.
+template <class S>
+S4_FAST_INLINE void load_short(Samples8<S> (&samples)[2][2], const int64_t (&start)[2], const int (&length)[2],
+                               const int (&moved)[2], const S *from) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
 #pragma unroll
         for (int a = 0; a < 2; ++a) {
-            const int t = 32 * a + threadIdx.x % 4 * 8;
-            samples[row][a].load(length ? from + start + t : from, moved[row] - t, moved[row] + length - t, aligned);
+            const int t = 32 * a + threadIdx.x % 4 * 8, end = from ? moved[row] + length[row] - t : 0;
+            samples[row][a].load(end > 0 ? from + start[row] - moved[row] + t : from, moved[row] - t, end);
         }
-    }
 }
 
 // How far the samples of a short chunk are moved up, to where lambda^{T-1-t} weighs the last of them with 1.
@@ -203,14 +230,14 @@ S4_FAST_INLINE void load_states(State &state, const ScanTables<PARTS> &tables, c
         for (int row = 0; row < 2; ++row) {
             const int64_t k = pass.first + 4 * j + q;
             Complex<float> s = {0, 0};
-            if (pass.initial && rows[row].segment >= 0 && k < cut.scan.n)
+            if (pass.initial && k < cut.scan.n)
                 s = tables.factor[4 * j + q] * pass.initial[rows[row].of_segments(cut) * cut.scan.n + k];
             state[j][2 * row] = s.re;
             state[j][2 * row + 1] = pass.conjugate ? -s.im : s.im;
         }
 }
 
-// Writes the states of both rows, each if its `index`, in states of all n, is not negative.
+// Writes the states of both rows, each where its `index`, of states of all n, is not negative.
 template <class S, int PARTS>
 S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const ScanTables<PARTS> &tables,
                                  const Cut &cut, const Pass<S> &pass, const int64_t (&index)[2], bool conjugate) {
@@ -218,7 +245,7 @@ S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const S
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
         const int64_t k = pass.first + 4 * j + q;
-        const float factor = 1.0f / tables.factor[4 * j + q];
+        const float factor = tables.inverse[4 * j + q];
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const Complex<float> s = factor * Complex<float>{state[j][2 * row], state[j][2 * row + 1]};
@@ -282,37 +309,46 @@ S4_FAST_INLINE void find_outputs(float (&outputs)[2][4][4], const State &state, 
     }
 }
 
-// Eight outputs of each row and half, at moved[row] less than their places in the chunk.
-template <bool BACKWARDS, class S>
-S4_FAST_INLINE void store_outputs(const float (&outputs)[2][4][4], const Pass<S> &pass, const Cut &cut,
-                                  const Row (&rows)[2], int64_t step, const int (&moved)[2]) {
+// Eight outputs of each row and half, at moved[row] less than their places in the chunk, which is whole if WHOLE.
+template <bool WHOLE, class S>
+S4_FAST_INLINE void store_outputs(const float (&outputs)[2][4][4], const Pass<S> &pass, const Row (&rows)[2],
+                                  const int64_t (&start)[2], const int (&length)[2], const int (&moved)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        const int length = rows[row].template length<BACKWARDS>(cut, step);
-        if (!length) continue;
-        const int64_t start = rows[row].template of_samples<BACKWARDS>(cut, step) - moved[row];
+        if (!rows[row].present) continue;
 #pragma unroll
         for (int a = 0; a < 2; ++a) {
-            const int t = 32 * a + threadIdx.x % 4 * 8, first = moved[row] - t, end = moved[row] + length - t;
+            const int t = 32 * a + threadIdx.x % 4 * 8, first = moved[row] - t, end = moved[row] + length[row] - t;
+            const int64_t index = start[row] - moved[row] + t;
+            auto put = [&](const auto &packed, auto *to) {
+                if constexpr (WHOLE)
+                    packed.store(to + index);
+                else
+                    packed.store(to + index, first, end);
+            };
             float values[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) values[i] = outputs[a][i / 2][2 * row + i % 2];
             if (pass.add) {
+                Samples8<float> others;
+                if constexpr (WHOLE)
+                    others.load(pass.add + index);
+                else
+                    others.load(pass.add + index, first, end);
 #pragma unroll
-                for (int i = 0; i < 8; ++i)
-                    if (i >= first && i < end) values[i] += pass.add[start + t + i];
+                for (int i = 0; i < 8; ++i) values[i] += others.get(i);
             }
             if (pass.partial) {
+                Samples8<float> packed;
 #pragma unroll
-                for (int i = 0; i < 8; ++i)
-                    if (i >= first && i < end) pass.partial[start + t + i] = values[i];
-                continue;
+                for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
+                put(packed, pass.partial);
+            } else if (pass.out) {
+                Samples8<S> packed;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
+                put(packed, pass.out);
             }
-            if (!pass.out) continue;
-            Samples8<S> packed;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
-            packed.store(pass.out + start + t, first, end, pass.aligned);
         }
     }
 }
@@ -340,8 +376,7 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
-                const Complex<float> after =
-                    decayed(tables.decay, tables.nodes, k, length[row], Complex<float>{s[0], s[1]});
+                const Complex<float> after = tables.decays.of(k, length[row], Complex<float>{s[0], s[1]});
                 s[0] = after.re + unit[row] * entered * sums[i][2 * row];
                 s[1] = after.im + unit[row] * entered * sums[i][2 * row + 1];
             }
@@ -355,34 +390,40 @@ __global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __gri
     constexpr int PARTS = OUTPUT_PARTS<S>;
     auto &tables = shared_memory<ScanTables<PARTS>>();
     const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
-    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4;
+    const int warp = threadIdx.x / WARP;
     make_tables<BACKWARDS>(tables, cut.scan, h, pass, warps);
     __syncthreads();
     for (int64_t tile = share * warps + warp; tile < cut.tiles(); tile += shares * warps) {
         Row rows[2];
-        rows[0].find(cut, h, tile * ROWS + g);
-        rows[1].find(cut, h, tile * ROWS + g + 8);
+        find_rows(rows, cut, h, tile);
+        Steps whole_steps;
+        whole_steps.find<BACKWARDS>(cut, tile, pass.aligned && pass.samples);
+        int64_t start[2] = {rows[0].template of_samples<BACKWARDS>(cut, 0),
+                            rows[1].template of_samples<BACKWARDS>(cut, 0)};
         State state;
         load_states(state, tables, cut, pass, rows);
         Samples8<S> samples[2][2];
+        auto lengths = [&](int64_t step, int (&length)[2]) {
+            for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
+        };
         // Outputs and states take a short chunk's samples from different places.
         auto moved_for = [](bool outputs, const int (&length)[2], int (&moved)[2]) {
             for (int row = 0; row < 2; ++row) moved[row] = outputs == BACKWARDS ? missing(length[row]) : 0;
         };
         auto load = [&](int64_t step) {
+            if (whole_steps.have(step)) return load_whole(samples, start, pass.samples);
             int length[2], moved[2];
-            for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
+            lengths(step, length);
             moved_for(OUTPUTS, length, moved);
-            load_chunk<BACKWARDS>(samples, cut, rows, step, moved, pass.samples, pass.aligned);
+            load_short(samples, start, length, moved, pass.samples);
         };
-        load(0);
-#pragma unroll 1
-        for (int64_t step = 0; step < cut.each; ++step) {
-            int length[2], moved[2];
+        auto go = [&](auto whole, int64_t step) {
+            constexpr bool WHOLE = decltype(whole)::value;
+            int length[2] = {T, T};
+            if constexpr (!WHOLE) lengths(step, length);
             float up[2], unit[2];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                length[row] = rows[row].template length<BACKWARDS>(cut, step);
                 const Scale scale =
                     scale_to(largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest())));
                 up[row] = scale.up;
@@ -390,10 +431,12 @@ __global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __gri
             }
             SampleOperands<SAMPLE_PARTS<S>> left;
             left.set(samples, up);
-            load(step + 1);
+            [[maybe_unused]] const int64_t here[2] = {start[0], start[1]};
+#pragma unroll
+            for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -T : T;
+            if constexpr (WHOLE) load(step + 1);
             if constexpr (OUTPUTS) {
                 Scale of_states[2];
-                int64_t index[2];
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
                     float largest = 0;
@@ -401,26 +444,42 @@ __global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __gri
                     for (int j = 0; j < 8; ++j)
                         largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
                     of_states[row] = scale_to(largest_of_row(largest));
-                    index[row] = length[row] ? rows[row].template of_chunks<BACKWARDS>(cut, step) : -1;
                 }
-                if (pass.states) store_states(pass.states, state, tables, cut, pass, index, false);
+                if (pass.states) {
+                    int64_t index[2];
+                    for (int row = 0; row < 2; ++row)
+                        index[row] =
+                            length[row] && rows[row].present
+                                ? rows[row].sequence * cut.scan.chunks + rows[row].template number<BACKWARDS>(cut, step)
+                                : -1;
+                    store_states(pass.states, state, tables, cut, pass, index, false);
+                }
                 float outputs[2][4][4];
                 const float of_samples[2] = {unit[0] * tables.response_down, unit[1] * tables.response_down};
                 find_outputs<BACKWARDS>(outputs, state, left, tables, of_states, of_samples, pass.first == 0);
-                moved_for(true, length, moved);
-                store_outputs<BACKWARDS>(outputs, pass, cut, rows, step, moved);
-                if (missing(length[0]) || missing(length[1])) {
-                    Samples8<S> others[2][2];
+                int moved[2] = {0, 0};
+                if constexpr (!WHOLE) moved_for(true, length, moved);
+                store_outputs<WHOLE>(outputs, pass, rows, here, length, moved);
+                if (!WHOLE && (missing(length[0]) || missing(length[1]))) {
                     moved_for(false, length, moved);
-                    load_chunk<BACKWARDS>(others, cut, rows, step, moved, pass.samples, pass.aligned);
-                    left.set(others, up);
+                    load_short(samples, here, length, moved, pass.samples);
+                    left.set(samples, up);
                 }
             }
             advance<BACKWARDS>(state, left, tables, length, unit);
+            if constexpr (!WHOLE) load(step + 1);
+        };
+        load(0);
+#pragma unroll 1
+        for (int64_t step = 0; step < cut.each; ++step) {
+            if (whole_steps.have(step))
+                go(std::true_type{}, step);
+            else
+                go(std::false_type{}, step);
         }
         if (pass.final) {
-            const int64_t index[2] = {rows[0].segment < 0 ? -1 : rows[0].of_segments(cut),
-                                      rows[1].segment < 0 ? -1 : rows[1].of_segments(cut)};
+            int64_t index[2];
+            for (int row = 0; row < 2; ++row) index[row] = rows[row].present ? rows[row].of_segments(cut) : -1;
             store_states(pass.final, state, tables, cut, pass, index, pass.conjugate);
         }
     }

@@ -95,20 +95,25 @@ S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
     return fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
 }
 
-// lambda^T, and what it is more than a float.
-S4_FAST_INLINE void set_decay(Complex<float> (&decay)[2][STATES], Wide whole) {
-    const int state = threadIdx.x % WARP;
-    decay[0][state] = convert<float>(whole);
-    decay[1][state] = convert<float>(whole - convert<double>(decay[0][state]));
-}
+// What a state decays by: over a whole chunk, lambda^T and what that is more than a float; over the short one at the
+// end.
+struct Decays {
+    Complex<float> whole[2][STATES], last[STATES];
 
-// lambda^length s
-S4_FAST_INLINE Complex<float> decayed(const Complex<float> (&decay)[2][STATES], const Node<float> (&nodes)[STATES],
-                                      int k, int length, Complex<float> s) {
-    if (length == 0) return s;
-    if (length != T) return power(nodes[k], length) * s;
-    return decay[0][k] * s + decay[1][k] * s;
-}
+    S4_FAST_INLINE void set(const Scan &scan, Node<double> node) {
+        const int state = threadIdx.x % WARP;
+        const Wide wide = power(node, T);
+        whole[0][state] = convert<float>(wide);
+        whole[1][state] = convert<float>(wide - convert<double>(whole[0][state]));
+        last[state] = convert<float>(power(node, scan.length(scan.chunks - 1)));
+    }
+
+    // Over a chunk of `length` samples.
+    S4_FAST_INLINE Complex<float> of(int k, int length, Complex<float> s) const {
+        if (length == T) return whole[0][k] * s + whole[1][k] * s;
+        return length ? last[k] * s : s;
+    }
+};
 
 // What a row's states and samples are, at most, over the four lanes that have them.
 S4_FAST_INLINE float largest_of_row(float value) {
