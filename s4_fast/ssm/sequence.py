@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast import dispatch, torch_private
-from s4_fast.backend_table import SCAN_THRESHOLDS
+from s4_fast.backend_table import BACKENDS, SCAN_THRESHOLDS
 from s4_fast.dispatch import BackendUnavailableError, Call, Choice
 from s4_fast.ops import fft_conv
 from s4_fast.ssm.layout import lies_turned, turned
@@ -56,7 +56,9 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     forced = _forced(model, L, way)
     if forced is not None:
         return forced
+    directions = 2 if way.bidirectional else 1
     shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
+    shape |= {"channels": model.channels // directions, "directions": directions}
     call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape)
     try:
         choice = dispatch.choose(call, model.backend)
@@ -86,6 +88,8 @@ def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
     if choice.replaces is not None:
         return Path("convolution", f"the backend that is preferred has no scan: {choice.reason}")
     threshold = SCAN_THRESHOLDS.get((model.scan_op, device, backend))
+    if threshold is None and BACKENDS[backend].scans_when_asked:
+        return Path("scan", choice.reason)
     if threshold is None:
         return Path("convolution", f"automatic: the scan has not been measured on {device} with backend {backend}")
     n = model.d_state // 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.cauchy import plain, reference
@@ -156,3 +156,4 @@ dispatch.register(
     refuses=_native_refuses_bilinear,
     preferred=_native_prefers_bilinear,
 )
+dispatch.register("cauchy_bilinear", "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_core_calls.refuses)

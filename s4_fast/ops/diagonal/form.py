@@ -138,7 +138,7 @@ class Arguments(NamedTuple):
                 return None
         if ahead is not None and not form.bidirectional:
             return None
-        found = {"batch": batch, "H": H, "n": n, "L": L, "channels": c}
+        found = {"batch": batch, "H": H, "n": n, "L": L, "channels": c, "directions": 2 if form.bidirectional else 1}
         if P is not None:
             if not (P.ndim == 4 and P.shape[1:] == (copies, n, 2) and P.dtype is dtype and P.device == device):
                 return None

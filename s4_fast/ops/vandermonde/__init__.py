@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.vandermonde import plain, reference
@@ -125,3 +125,4 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
     )
     dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses)
+    dispatch.register(_op, "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_core_calls.refuses)
