@@ -17,6 +17,7 @@ from s4_fast import dispatch, torch_private
 from s4_fast.backend_table import BACKENDS, SCAN_THRESHOLDS
 from s4_fast.dispatch import BackendUnavailableError, Call, Choice
 from s4_fast.ops import fft_conv
+from s4_fast.ops._checks import needs_grad
 from s4_fast.ssm.layout import lies_turned, turned
 from s4_fast.ssm.model import Scan, SSMModel
 from s4_fast.ssm.parameters import full
@@ -59,7 +60,8 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     directions = 2 if way.bidirectional else 1
     shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
     shape |= {"channels": model.channels // directions, "directions": directions}
-    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape)
+    grads = needs_grad(C=model.C)
+    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape, grads)
     try:
         choice = dispatch.choose(call, model.backend)
     except BackendUnavailableError as error:

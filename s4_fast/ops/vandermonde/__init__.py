@@ -100,7 +100,7 @@ def _prepare(v: Tensor, x: Tensor, L: int) -> tuple[dispatch.Call, torch.Size]:
     n = _checks.same_states(op, v=v, x=x)
     L = _checks.length(op, L)
     lead = _checks.broadcast_lead(op, v=v, x=x)
-    return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, x=x)), lead
+    return dispatch.Call(op, device, dtype, {"H": lead.numel(), "n": n, "L": L}, _checks.needs_grad(v=v, x=x)), lead
 
 
 def _prepare_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> tuple[dispatch.Call, torch.Size]:
@@ -112,7 +112,9 @@ def _prepare_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> tuple[dispatc
     if u.ndim < 1 or u.shape[-1] != L:
         raise ValueError(f"{op}: expected u of shape (..., L) with L = {L}, got {tuple(u.shape)}")
     lead = _checks.broadcast_lead(op, u=u, v=v, x=x)
-    return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(u=u, v=v, x=x)), lead
+    return dispatch.Call(
+        op, device, dtype, {"H": lead.numel(), "n": n, "L": L}, _checks.needs_grad(u=u, v=v, x=x)
+    ), lead
 
 
 dispatch.register_op("log_vandermonde", lambda *args, **kwargs: _prepare(*args, **kwargs)[0])
