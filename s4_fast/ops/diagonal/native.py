@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,18 @@ from s4_fast.ops._checks import COMPLEX
 _SIZES, _SYSTEM = "iiiiiiiiiid", "ppppppppp"
 
 
-class Diagonal:
-    """The functions of a module by the C functions ``<name>`` and ``<name>_backward``."""
+def functions(name: str) -> tuple[native_library.Function, native_library.Function]:
+    """The C functions ``<name>`` and ``<name>_backward``."""
+    forward = native_library.Function(name, _SIZES + _SYSTEM + "pp")
+    return forward, native_library.Function(f"{name}_backward", _SIZES + "pp" + _SYSTEM + "ppppppppp")
 
-    def __init__(self, name: str) -> None:
-        self._forward = native_library.Function(name, _SIZES + _SYSTEM + "pp")
-        self._backward = native_library.Function(f"{name}_backward", _SIZES + "pp" + _SYSTEM + "ppppppppp")
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The functions of a module by two C functions."""
+
+    forward: native_library.Function
+    backward: native_library.Function
 
     def diagonal_ssm(
         self,
@@ -37,7 +45,7 @@ class Diagonal:
         batch, H, n, L, c = sizes[3:8]
         y = torch.empty_like(u) if c == 1 else u.new_empty((batch, L, c * H) if flags & 1 else (batch, c * H, L))
         final = C.new_empty((batch, H, n), dtype=COMPLEX[C.dtype])
-        self._forward(u, *sizes, rate, u, dt, A_real, A_imag, B, C, D, state, ahead, y, final)
+        self.forward(u, *sizes, rate, u, dt, A_real, A_imag, B, C, D, state, ahead, y, final)
         return y, final
 
     def diagonal_ssm_backward(
@@ -60,7 +68,7 @@ class Diagonal:
         inputs = (u, dt, A_real, A_imag, B, C, D, state, ahead)
         sizes = _sizes(u, dt, A_real, C, flags)
         grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs, strict=True)]  # type: ignore[arg-type]
-        self._backward(u, *sizes, rate, grad_y, grad_final, *inputs, *grads)
+        self.backward(u, *sizes, rate, grad_y, grad_final, *inputs, *grads)
         return tuple(grads)
 
 
@@ -75,6 +83,7 @@ def _sizes(u: Tensor, dt: Tensor, A_real: Tensor, C: Tensor, flags: int) -> tupl
     return codes[C.dtype], codes[u.dtype], flags, batch, H, n, L, c, copies, dt.numel() // H
 
 
-_DIAGONAL = Diagonal("diagonal")
+_FORWARD, _BACKWARD = functions("diagonal")
+_DIAGONAL = Diagonal(_FORWARD, _BACKWARD)
 diagonal_ssm = _DIAGONAL.diagonal_ssm
 diagonal_ssm_backward = _DIAGONAL.diagonal_ssm_backward
