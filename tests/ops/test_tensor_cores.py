@@ -24,6 +24,7 @@ from s4_fast.dispatch import Call
 from s4_fast.ops.cauchy import tensor_cores
 from s4_fast.ops.cauchy.fft_form import BilinearSums
 from s4_fast.ops.cauchy.rounded_nodes import RoundedNodes, terms
+from s4_fast.ops.diagonal import tensor_cores as diagonal
 from s4_fast.ops.vandermonde import pytorch
 from tests.helpers import (
     Tensors,
@@ -31,6 +32,7 @@ from tests.helpers import (
     evaluate,
     log_nodes,
     log_uniform,
+    needs_native,
     normal,
     uniform,
 )
@@ -159,6 +161,21 @@ def test_cauchy_sums_call_its_products(called: list[Any], generator: Generator) 
     tensors, scalars = inputs("cauchy_bilinear", generator)
     evaluate("cauchy_bilinear", tensors, "tensor_cores", **scalars)
     assert {name for name, _ in called} == {"tensor_vandermonde", "tensor_moments"}
+
+
+@needs_native
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.usefixtures("anywhere")
+def test_by_the_namesakes_it_holds_the_contract(op: str, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings alone, as the namesakes of the C functions for the CPU compute the same."""
+    right = native_library.call
+    monkeypatch.setattr(
+        native_library, "call", lambda name, like, *args: right(name.removeprefix("tensor_"), like, *args)
+    )
+    for function in (diagonal._DIAGONAL.forward, diagonal._DIAGONAL.backward):
+        monkeypatch.setattr(function, "_name", function._name.removeprefix("tensor_"))
+    tensors, scalars = inputs(op, generator)
+    assert_contract(op, tensors, "tensor_cores", **scalars)
 
 
 @pytest.mark.usefixtures("anywhere")
