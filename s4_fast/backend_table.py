@@ -38,13 +38,14 @@ class Backend:
 
     ``turn`` is the backend's place in the automatic choice, None where that never takes it. ``devices`` are the types
     that it runs on, none meaning all. ``scan`` has, by op and type of device, where the scan of a layer pays; none,
-    where that has not been measured.
+    where that has not been measured: then a layer convolves, or scans if ``scans_when_asked``.
     """
 
     turn: int | None = None
     devices: tuple[str, ...] = ()
     requirements: tuple[Requirement, ...] = ()
     scan: Mapping[tuple[str, str], Threshold] = field(default_factory=dict)
+    scans_when_asked: bool = False
 
 
 def _package(name: str) -> Callable[[], str]:
@@ -98,6 +99,12 @@ BACKENDS = {
             ("diagonal_ssm", "cuda"): Threshold(32, 1024),
             ("dplr_scan", "cpu"): Threshold(64, 32),
         },
+    ),
+    # No turn before a GPU has run it.
+    "tensor_cores": Backend(
+        devices=("cuda",),
+        requirements=(Requirement(lambda: native_library.cause(cuda=True), lambda: native_library.fix(cuda=True)),),
+        scans_when_asked=True,
     ),
 }
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from s4_fast import backend_requests, torch_private
+from s4_fast import backend_requests, gpu_choices, torch_private
 from s4_fast.backend_requests import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
 from s4_fast.backend_requests import Request
 from s4_fast.backend_requests import use_backend as use_backend
@@ -234,21 +234,33 @@ def choose(call: Call, backend: str | None = None) -> Choice:
 
 
 def _automatic(call: Call, preface: str = "", replaces: str | None = None) -> Choice:
-    table = _implementations[call.op]
     if torch_private.is_exporting():
         return Choice(PLAIN, f"{preface}an exported program holds operations of PyTorch alone", replaces)
     compiling = torch.compiler.is_compiling()
     if torch_private.is_transformed_in_graph() if compiling else torch_private.innermost_transform() is not None:
         return Choice(PLAIN, f"{preface}transforms of torch.func go through operations of PyTorch alone", replaces)
+    first = _first(call)
+    asked = gpu_choices.question(call, first) if call.device == "cuda" else None
+    if asked is not None:
+        for name in gpu_choices.order(AUTOMATIC_ORDER, *asked).split():
+            if name == first or _takes(call, name):
+                return Choice(name, f"{preface}automatic: {gpu_choices.reason(name, *asked)}", replaces)
+    return Choice(first, f"{preface}automatic: first of {_ORDER} that serves {call.op} here", replaces)
+
+
+def _first(call: Call) -> str:
     for name in AUTOMATIC_ORDER:
-        implementation = table.get(name)
-        if implementation is None or not implementation.preferred(call):
-            continue
-        if _missing(name) or _refusal(call, name, implementation):
-            continue
-        reason = f"{preface}automatic: first of {_ORDER} that serves {call.op} here"
-        return Choice(name, reason, replaces)
+        if _takes(call, name):
+            return name
     raise AssertionError(f"no backend serves {call.op}")  # pytorch serves everything
+
+
+def _takes(call: Call, name: str) -> bool:
+    """Whether the automatic choice may take ``name`` for ``call``."""
+    implementation = _implementations[call.op].get(name)
+    if implementation is None or not implementation.preferred(call):
+        return False
+    return not (_missing(name) or _refusal(call, name, implementation))
 
 
 def load(op: str, backend: str) -> ModuleType:

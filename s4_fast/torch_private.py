@@ -153,6 +153,18 @@ def has_numbers(t: Tensor) -> bool:
     return not t.is_meta and not isinstance(t, FakeTensor)
 
 
+def is_number(size: int) -> bool:
+    """Whether a size is a number and not a symbol, as sizes are in graphs that are for any of them.
+
+    In compiled graphs False before PyTorch 2.8, which has no way to ask.
+    """
+    if not torch.compiler.is_compiling():
+        return type(size) is int
+    from torch.fx.experimental import symbolic_shapes  # imported by whoever makes graphs; it takes a second
+
+    return hasattr(symbolic_shapes, "has_static_value") and symbolic_shapes.has_static_value(size)
+
+
 def assert_when_computed(condition: Tensor, message: str) -> None:
     """Fail once ``condition`` is known to be False; compiled graphs and GPUs do not wait for it.
 

@@ -100,8 +100,9 @@ def assert_gradients_one_by_one(op: str, tensors: Tensors, backend: str, **scala
 
 
 def backends(op: str) -> list[Any]:
-    """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own."""
-    others = ("reference", "keops", "triton")
+    """The backends that must hold the contract everywhere, as parameters. Triton has a process of its own, and the
+    kernels for tensor cores are emulated."""
+    others = ("reference", "keops", "triton", "tensor_cores")
     names = [name for name in dispatch.implementations(op) if name not in others]
     return [pytest.param(name, marks=needs_native) if name == "native" else name for name in names]
 

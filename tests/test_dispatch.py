@@ -291,7 +291,7 @@ def test_unknown_names_are_not_registered() -> None:
     known = ", ".join(dispatch.ops())
     with pytest.raises(ValueError, match=rf"unknown op 'fft' in register\(\); expected one of {known}$"):
         dispatch.register("fft", "pytorch", "nowhere")
-    known = "reference, pytorch, keops, triton, native"
+    known = "reference, pytorch, keops, triton, native, tensor_cores"
     with pytest.raises(ValueError, match=rf"unknown backend 'Native' in register\(\); expected one of {known}$"):
         dispatch.register("fft_conv", "Native", "nowhere")
     assert dispatch.implementations("fft_conv") == ("reference", "pytorch", "native")
@@ -410,7 +410,7 @@ def test_a_failing_compiler_is_an_error_that_says_how_to_see_more(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["cuda", "PyTorch", "", "pytorch "])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = "expected one of reference, pytorch, keops, triton, native"
+    known = "expected one of reference, pytorch, keops, triton, native, tensor_cores"
     with pytest.raises(ValueError, match=f"unknown backend '{name}' in backend=; {known}"):
         fft_conv(U, K, backend=name)
     with pytest.raises(ValueError, match=rf"unknown backend '{name}' in use_backend\(\); {known}"), use_backend(name):

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
 from torch.func import functionalize, grad, jvp, vmap
+from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
@@ -290,6 +291,20 @@ def test_tensors_without_numbers_are_told() -> None:
         False,
         False,
     ]
+
+
+def test_sizes_that_are_symbols_are_told(compiled: Callable[..., Any]) -> None:
+    def function(t: Tensor) -> Tensor:
+        return t + (10 if torch_private.is_number(len(t)) else 1)
+
+    known = hasattr(symbolic_shapes, "has_static_value")
+    assert torch.equal(function(ONES), ONES + 10)
+    assert torch.equal(compiled(function)(ONES), ONES + (10 if known else 1))
+    torch.compiler.reset()
+    several = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(several(torch.ones(5)), torch.ones(5) + 1)
+    traced = make_fx(lambda t: t + (10 if torch_private.is_number(t.shape[0]) else 1), tracing_mode="symbolic")(ONES)
+    assert torch.equal(traced(ONES), ONES + 1)
 
 
 def test_what_is_constant_in_graphs_is_marked_as_pytorch_marks_it() -> None:

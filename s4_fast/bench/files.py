@@ -40,6 +40,8 @@ def flat(result: Result) -> dict[str, Any]:
         "forward_backward_ms": both.median,
         "forward_backward_ms_p20": both.p20,
         "forward_backward_ms_p80": both.p80,
+        "forward_launched_ms": row.forward_launched,
+        "forward_backward_launched_ms": row.forward_backward_launched,
         "peak_mib": row.peak_mib,
         "forward_ratio": result.ratios.get("forward"),
         "forward_backward_ratio": result.ratios.get("forward+backward"),

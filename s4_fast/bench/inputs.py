@@ -13,6 +13,7 @@ from torch import Tensor
 from s4_fast.bench.cases import Case
 from s4_fast.ssm import hippo
 
+# A half type is that of signals alone.
 DTYPES = {"float32": torch.complex64, "float64": torch.complex128}
 
 
@@ -49,13 +50,17 @@ def arguments(case: Case, device: str = "cpu", seed: int = 0) -> Arguments:
     """The inputs of ``case`` on ``device``, the same for the same seed on every machine."""
     generator = torch.Generator().manual_seed(seed)
     built = OPS[case.op].build(case, generator)
-    tensors = {name: cast(t, case.dtype).to(device).contiguous() for name, t in built.tensors.items()}
+    of_rest = case.dtype if case.dtype in DTYPES else "float32"
+    tensors = {
+        name: cast(t, case.dtype if name == "u" else of_rest).to(device).contiguous()
+        for name, t in built.tensors.items()
+    }
     return Arguments(tensors, built.scalars)
 
 
 def cast(t: Tensor, dtype: str) -> Tensor:
-    """``t`` in the precision ``dtype``, complex where it was complex."""
-    return t.to(DTYPES[dtype] if t.is_complex() else DTYPES[dtype].to_real())
+    """``t`` in the precision ``dtype``, complex where it was complex: complex64 beside a half type."""
+    return t.to(DTYPES.get(dtype, torch.complex64) if t.is_complex() else getattr(torch, dtype))
 
 
 def _normal(generator: torch.Generator, *shape: int, real: bool = False) -> Tensor:

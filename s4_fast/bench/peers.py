@@ -83,10 +83,10 @@ def _steps(layer: Any, case: Case) -> Whole:
 
 def _recurrent(kind: Callable[..., nn.RNNBase]) -> Callable[[Any, Case], Whole]:
     def make(layer: Any, case: Case) -> Whole:
-        net = kind(case.H, case.H, batch_first=True)
+        net = kind(case.H, case.H, batch_first=True).to(getattr(torch, case.dtype))
         if not case.op.endswith(".step"):
             return Whole(lambda u: net(u)[0], parameters(net), compared=False)
-        _, state = net(torch.zeros(case.batch, 1, case.H))
+        _, state = net(torch.zeros(case.batch, 1, case.H, dtype=getattr(torch, case.dtype)))
         state = tuple(t.detach() for t in state) if isinstance(state, tuple) else state.detach()
         return Whole(lambda u: net(u[:, None], state)[0], {}, compared=False)
 
@@ -94,11 +94,14 @@ def _recurrent(kind: Callable[..., nn.RNNBase]) -> Callable[[Any, Case], Whole]:
 
 
 def _transformer(layer: Any, case: Case) -> Whole:
-    """One encoder layer with causal attention of 16 features a head."""
-    if case.batch * case.L**2 > _ATTENTION:
+    """One encoder layer with causal attention of 16 features a head, or of 64 in wide ones, as its kernels like it."""
+    on_gpu = next(layer.parameters()).is_cuda
+    if case.batch * case.L**2 > _ATTENTION and not on_gpu:
         raise Refused(f"attention takes L^2 products, {case.batch * case.L**2:.1e} here; at most {_ATTENTION:.1e} run")
-    net = nn.TransformerEncoderLayer(case.H, max(1, case.H // 16), 4 * case.H, dropout=0.0, batch_first=True)
-    mask = nn.Transformer.generate_square_subsequent_mask(case.L)
+    heads = max(1, case.H // (16 if case.H < 256 else 64))
+    net = nn.TransformerEncoderLayer(case.H, heads, 4 * case.H, dropout=0.0, batch_first=True)
+    net = net.to(getattr(torch, case.dtype))
+    mask = nn.Transformer.generate_square_subsequent_mask(case.L, dtype=getattr(torch, case.dtype))
     return Whole(lambda u: net(u, src_mask=mask, is_causal=True), parameters(net), compared=False)
 
 

@@ -24,6 +24,7 @@ _COLOURS = {
     "s4_fast": ("#6fb1e0", "#1f6fb2"),
     "native": ("#6fb1e0", "#1f6fb2"),
     "triton": ("#7cc9a0", "#1f8a5b"),
+    "tensor_cores": ("#e8a0b4", "#b8325c"),
     "keops": ("#c3a6e0", "#7b4fb3"),
     "reference": ("#d5d9dd", "#9aa5b1"),
 }

@@ -20,6 +20,8 @@ class Row:
     ``backend`` names the evaluation: a backend of an op, "s4_fast" for a whole layer as it is called, or what they are
     compared with; ``version`` is that of its library. ``peak_mib`` belongs to forward and backward together, or to
     forward where there are no gradients. ``errors`` are None where the evaluation computes something else.
+    ``forward_launched`` and ``forward_backward_launched`` are the median milliseconds on a CUDA device with what Python
+    takes to launch, of backends of ops alone.
     """
 
     case: Case
@@ -33,6 +35,8 @@ class Row:
     errors: Errors | None = None
     skipped: str = ""
     error: str = ""
+    forward_launched: float | None = None
+    forward_backward_launched: float | None = None
 
     @property
     def verdict(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from s4_fast import dispatch
 from s4_fast.bench import accuracy, evaluate, measure, whole
 from s4_fast.bench.cases import Case
 from s4_fast.bench.checkouts import Checkout, load
@@ -63,7 +65,16 @@ def _time(row: Row, evaluation: Evaluation, seconds: float) -> None:
     row.forward = measure.timed(evaluation.forward, row.device, seconds)
     if evaluation.both:
         row.forward_backward = measure.timed(evaluation.both, row.device, seconds)
+    if row.device.startswith("cuda") and row.case.op in OPS and row.backend in dispatch.BACKENDS:
+        row.forward_launched = _launched(evaluation.forward, row.device, seconds)
+        if evaluation.both:
+            row.forward_backward_launched = _launched(evaluation.both, row.device, seconds)
     row.peak_mib = measure.peak_memory(evaluation.both or evaluation.forward, row.device)
+
+
+def _launched(run: Callable[[], Any], device: str, seconds: float) -> float:
+    # It decides between backends alone, for which a rough figure will do.
+    return measure.timed_with_launches(run, device, seconds / 4).median
 
 
 # The jobs of one case follow each other.

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from s4_fast import torch_private
+from s4_fast import gpu, torch_private
 from s4_fast.dispatch import Call
 
 
@@ -46,17 +46,7 @@ def refuses_products(call: Call) -> str | None:
 
 def preferred(call: Call) -> bool:
     """On the GPUs that the kernels are compiled for in the tests, from sm_80 on, and not in the interpreter."""
-    return call.device == "cuda" and _capability() >= (8, 0)
-
-
-@torch_private.constant_in_graphs
-def _capability() -> tuple[int, int]:
-    return _capability_of(torch.cuda.current_device())
-
-
-@functools.cache
-def _capability_of(device: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return call.device == "cuda" and gpu.capability() >= (8, 0)
 
 
 # Environments in which a compiler was found: looking takes tens of microseconds. One that is missing is looked for

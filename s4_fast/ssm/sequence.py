@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s4_fast import dispatch, torch_private
-from s4_fast.backend_table import SCAN_THRESHOLDS
+from s4_fast.backend_table import BACKENDS, SCAN_THRESHOLDS
 from s4_fast.dispatch import BackendUnavailableError, Call, Choice
 from s4_fast.ops import fft_conv
+from s4_fast.ops._checks import needs_grad
 from s4_fast.ssm.layout import lies_turned, turned
 from s4_fast.ssm.model import Scan, SSMModel
 from s4_fast.ssm.parameters import full
@@ -56,8 +57,11 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     forced = _forced(model, L, way)
     if forced is not None:
         return forced
+    directions = 2 if way.bidirectional else 1
     shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
-    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape)
+    shape |= {"channels": model.channels // directions, "directions": directions}
+    grads = needs_grad(C=model.C)
+    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape, grads)
     try:
         choice = dispatch.choose(call, model.backend)
     except BackendUnavailableError as error:
@@ -86,6 +90,8 @@ def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
     if choice.replaces is not None:
         return Path("convolution", f"the backend that is preferred has no scan: {choice.reason}")
     threshold = SCAN_THRESHOLDS.get((model.scan_op, device, backend))
+    if threshold is None and BACKENDS[backend].scans_when_asked:
+        return Path("scan", choice.reason)
     if threshold is None:
         return Path("convolution", f"automatic: the scan has not been measured on {device} with backend {backend}")
     n = model.d_state // 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.cauchy import plain, reference
@@ -108,7 +108,7 @@ def _prepare_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True) -> tu
     if z.ndim < 1 or z.shape[-1] < 1:
         raise ValueError(f"{op}: expected z of shape (..., Lz) with Lz >= 1, got {tuple(z.shape)}")
     lead = _checks.broadcast_lead(op, v=v, z=z, w=w)
-    shape = {"n": n, "L": z.shape[-1], "symmetric": int(symmetric)}
+    shape = {"H": lead.numel(), "n": n, "L": z.shape[-1], "symmetric": int(symmetric)}
     return dispatch.Call(op, device, dtype, shape, _checks.needs_grad(v=v, z=z, w=w)), lead
 
 
@@ -119,7 +119,7 @@ def _prepare_bilinear(v: Tensor, w: Tensor, L: int) -> tuple[dispatch.Call, torc
     n = _checks.same_states(op, v=v, w=w)
     L = _checks.length(op, L)
     lead = _checks.broadcast_lead(op, v=v, w=w)
-    return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, w=w)), lead
+    return dispatch.Call(op, device, dtype, {"H": lead.numel(), "n": n, "L": L}, _checks.needs_grad(v=v, w=w)), lead
 
 
 def _native_refuses_bilinear(call: dispatch.Call) -> str | None:
@@ -156,3 +156,4 @@ dispatch.register(
     refuses=_native_refuses_bilinear,
     preferred=_native_prefers_bilinear,
 )
+dispatch.register("cauchy_bilinear", "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_core_calls.refuses)

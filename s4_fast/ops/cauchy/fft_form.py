@@ -10,6 +10,10 @@ so that all L/2 + 1 sums are one GEMM and one real FFT. Poles with lambda^L clos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor, conj_physical
 
@@ -23,13 +27,34 @@ _RESONANT = 3e-2
 _RESONANT_WITH_SPARE_DIGITS = 1e-4
 
 
+class PowerProducts(Protocol):
+    """Products with powers of nodes lambda (H, n), as those of :class:`TwoLevelTables`."""
+
+    def synthesize(self, v: Tensor) -> Tensor:
+        """Re sum_n v_n lambda_n^l, v (c, H, n) in any precision -> (c, H, L)."""
+
+    def moments(self, u: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+        """sum_l u_l lambda^l and, if ``first``, sum_l l u_l lambda^l: u (c, H, L) -> (c, H, n)."""
+
+
+def two_level(x: Tensor, negative: Tensor, L: int, dtype: torch.dtype, rows: int) -> PowerProducts:
+    """Those with the nodes exp(x), or -exp(x) where ``negative``, x being complex128."""
+    powers = log_powers(x, L)
+    powers[0] = torch.where(negative, -powers[0], powers[0])
+    return TwoLevelTables(powers, L, dtype, rows)
+
+
+Powers = Callable[[Tensor, Tensor, int, torch.dtype, int], PowerProducts]
+
+
 class FFTForm:
     """Sums with (H, n) poles ``w`` at the L-th roots of unity, evaluated in the complex dtype ``dtype``.
 
-    ``rows`` is how many coefficient vectors per feature will be summed.
+    ``rows`` is how many coefficient vectors per feature will be summed; ``powers`` makes the products, as
+    :func:`two_level` does.
     """
 
-    def __init__(self, w: Tensor, L: int, dtype: torch.dtype, rows: int) -> None:
+    def __init__(self, w: Tensor, L: int, dtype: torch.dtype, rows: int, powers: Powers = two_level) -> None:
         least = _RESONANT if w.dtype == dtype else _RESONANT_WITH_SPARE_DIGITS
         w = w.to(torch.complex128)
         # At w = -2 the node lambda is 0 and its logarithmic derivative infinite: step off by one rounding.
@@ -38,14 +63,12 @@ class FFTForm:
         # take the logarithm of -lambda, which is small. Around w = -2 it would be the less accurate of the two.
         far = w.abs() > 3
         x = log_bilinear(torch.where(far, 4 / w, w))
-        powers = log_powers(x, L)
-        powers[0] = torch.where(far, -powers[0], powers[0])
         last, one_minus_last = torch.exp(L * x), -expm1(L * x)  # lambda^L, 1 - lambda^L
         if L % 2:
             last = torch.where(far, -last, last)
             one_minus_last = torch.where(far, 1 - last, one_minus_last)
         self.L = L
-        self.tables = TwoLevelTables(powers, L, dtype, rows)
+        self.tables = powers(x, far, L, dtype, rows)
         resonant = one_minus_last.abs() < least
         self.resonances = Resonances(w, resonant, L) if resonant.any() else None
         scale = 2 / ((2 - w) * one_minus_last)
@@ -80,6 +103,24 @@ class FFTForm:
             if by_w is not None:
                 by_w[at] = resonant_by_w
         return conj_physical(by_v), None if by_w is None else conj_physical((v * by_w).sum(0))
+
+
+@dataclass(frozen=True)
+class BilinearSums:
+    """The functions of a backend's module."""
+
+    powers: Powers
+
+    def cauchy_bilinear(self, v: Tensor, w: Tensor, L: int) -> Tensor:
+        """v (c, H, n), w (H, n) -> (c, H, L//2 + 1)."""
+        return FFTForm(w, L, w.dtype, v.shape[0], self.powers).sums(v)
+
+    def cauchy_bilinear_backward(
+        self, grad: Tensor, v: Tensor, w: Tensor, L: int, needs: tuple[bool, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        form = FFTForm(w, L, w.dtype, v.shape[0], self.powers)
+        grad_v, grad_w = form.sums_backward(grad, v, needs[1])
+        return grad_v.to(v.dtype), None if grad_w is None else grad_w.to(w.dtype)
 
 
 def irfft_weight(L: int, like: Tensor) -> Tensor:

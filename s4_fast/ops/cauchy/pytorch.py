@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, conj_physical
 
-from s4_fast.ops.cauchy.fft_form import FFTForm
+from s4_fast.ops.cauchy.fft_form import BilinearSums, two_level
 
 # Entries of one block of 1/(z - w): small enough to stay in a CPU core's cache, large enough to fill a GPU.
 _BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
@@ -47,16 +47,9 @@ def cauchy_mult_backward(
     return grad_v.transpose(0, 1), grad_z, grad_w
 
 
-def cauchy_bilinear(v: Tensor, w: Tensor, L: int) -> Tensor:
-    """v (c, H, n), w (H, n) -> (c, H, L//2 + 1)."""
-    return FFTForm(w, L, w.dtype, v.shape[0]).sums(v)
-
-
-def cauchy_bilinear_backward(
-    grad: Tensor, v: Tensor, w: Tensor, L: int, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    grad_v, grad_w = FFTForm(w, L, w.dtype, v.shape[0]).sums_backward(grad, v, needs[1])
-    return grad_v.to(v.dtype), None if grad_w is None else grad_w.to(w.dtype)
+_SUMS = BilinearSums(two_level)
+cauchy_bilinear = _SUMS.cauchy_bilinear
+cauchy_bilinear_backward = _SUMS.cauchy_bilinear_backward
 
 
 def _with_conjugates(v: Tensor, w: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import arguments, dispatch
-from s4_fast.ops import _native_calls
+from s4_fast.ops import _native_calls, _tensor_core_calls
 from s4_fast.ops.diagonal import plain, reference, stored
 from s4_fast.ops.diagonal.form import Arguments, Form
 
@@ -197,3 +197,4 @@ dispatch.register_op("diagonal_ssm", _describe)
 dispatch.register("diagonal_ssm", "reference", f"{__name__}.reference")
 dispatch.register("diagonal_ssm", "pytorch", f"{__name__}.pytorch")
 dispatch.register("diagonal_ssm", "native", f"{__name__}.native", refuses=_native_calls.refuses)
+dispatch.register("diagonal_ssm", "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_core_calls.refuses_layers)

@@ -11,6 +11,7 @@ from torch import Tensor
 from s4_fast import arguments
 from s4_fast.dispatch import Call
 from s4_fast.ops._checks import COMPLEX
+from s4_fast.ops.direct import is_recorded
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -84,7 +85,9 @@ class Arguments(NamedTuple):
         sizes = self._sizes()
         if sizes is None:
             raise self._misfit()
-        return Call(self.op, self.u.device.type, self.C.dtype, sizes)  # every backend has every gradient
+        # Every backend has every gradient, but on a GPU the fastest one depends on whether they are wanted.
+        grads = ("u",) if not self.u.is_cpu and is_recorded(self.tensors) else ()
+        return Call(self.op, self.u.device.type, self.C.dtype, sizes, grads)
 
     def _sizes(self) -> dict[str, int] | None:
         """The sizes, or None where something does not fit. This is on the path of every call, so it has no words."""
@@ -138,7 +141,8 @@ class Arguments(NamedTuple):
                 return None
         if ahead is not None and not form.bidirectional:
             return None
-        found = {"batch": batch, "H": H, "n": n, "L": L, "channels": c}
+        found = {"batch": batch, "H": H, "n": n, "L": L, "channels": c, "directions": 2 if form.bidirectional else 1}
+        found["sample_bytes"] = u.element_size()
         if P is not None:
             if not (P.ndim == 4 and P.shape[1:] == (copies, n, 2) and P.dtype is dtype and P.device == device):
                 return None

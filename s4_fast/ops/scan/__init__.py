@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.scan import plain, reference
 
@@ -221,3 +221,10 @@ for _op, _offers in (("ssm_scan", {"time_major": ("cpu", "cuda")}), ("ssm_step",
     dispatch.register(_op, "reference", f"{__name__}.reference")
     dispatch.register(_op, "pytorch", f"{__name__}.pytorch")
     dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses, offers=_offers)
+dispatch.register(
+    "ssm_scan",
+    "tensor_cores",
+    f"{__name__}.tensor_cores",
+    refuses=_tensor_core_calls.refuses,
+    offers={"time_major": ("cuda",)},
+)

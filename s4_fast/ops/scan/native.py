@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,38 +14,49 @@ from s4_fast.ops.scan import pytorch
 __all__ = ["ssm_scan", "ssm_scan_backward", "ssm_step", "ssm_step_backward"]
 
 
-def ssm_scan(
-    u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
-) -> tuple[Tensor, Tensor]:
-    """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
-    -> y like u, the state after u."""
-    y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
-    inputs = (u, x, B, C, _given(D), _given(state))
-    native_library.call("scan", u, *_sizes(u, x, time_major), *inputs, y, final, time_major)
-    return y, final
+@dataclass(frozen=True)
+class Scan:
+    """The functions of a module by the C functions ``<name>`` and ``<name>_backward``."""
+
+    name: str
+
+    def ssm_scan(
+        self, u: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, time_major: bool
+    ) -> tuple[Tensor, Tensor]:
+        """u (Bt, H, L), or (Bt, L, H) if ``time_major``, x, B, C (H, n), D (H,) or empty, state (Bt, H, n) or empty
+        -> y like u, the state after u."""
+        y, final = torch.empty_like(u), x.new_empty(len(u), *x.shape)
+        inputs = (u, x, B, C, _given(D), _given(state))
+        native_library.call(self.name, u, *_sizes(u, x, time_major), *inputs, y, final, time_major)
+        return y, final
+
+    def ssm_scan_backward(
+        self,
+        grad_y: Tensor | None,
+        grad_final: Tensor | None,
+        u: Tensor,
+        x: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        state: Tensor,
+        time_major: bool,
+        needs: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        tensors = (u, x, B, C, D, state)
+        grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
+        # The library always writes the gradient of u: the adjoint passes over its samples anyway.
+        grad_u = torch.empty_like(u) if grads[0] is None else grads[0]
+        given = [None if g is None else _given(g) for g in grads[1:]]
+        grad_y = torch.zeros_like(u) if grad_y is None else grad_y
+        inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
+        native_library.call(f"{self.name}_backward", u, *_sizes(u, x, time_major), *inputs, grad_u, *given, time_major)
+        return tuple(grads)
 
 
-def ssm_scan_backward(
-    grad_y: Tensor | None,
-    grad_final: Tensor | None,
-    u: Tensor,
-    x: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    state: Tensor,
-    time_major: bool,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    tensors = (u, x, B, C, D, state)
-    grads = [torch.empty_like(t) if needed else None for t, needed in zip(tensors, needs, strict=True)]
-    # The library always writes the gradient of u: the adjoint passes over its samples anyway.
-    grad_u = torch.empty_like(u) if grads[0] is None else grads[0]
-    given = [None if g is None else _given(g) for g in grads[1:]]
-    grad_y = torch.zeros_like(u) if grad_y is None else grad_y
-    inputs = (grad_y, grad_final, u, x, B, C, _given(D), _given(state))
-    native_library.call("scan_backward", u, *_sizes(u, x, time_major), *inputs, grad_u, *given, time_major)
-    return tuple(grads)
+_SCAN = Scan("scan")
+ssm_scan = _SCAN.ssm_scan
+ssm_scan_backward = _SCAN.ssm_scan_backward
 
 
 def ssm_step(u: Tensor, state: Tensor, x: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch
-from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls, _triton_calls
 from s4_fast.ops._layout import fold
 from s4_fast.ops._library import Op
 from s4_fast.ops.vandermonde import plain, reference
@@ -100,7 +100,7 @@ def _prepare(v: Tensor, x: Tensor, L: int) -> tuple[dispatch.Call, torch.Size]:
     n = _checks.same_states(op, v=v, x=x)
     L = _checks.length(op, L)
     lead = _checks.broadcast_lead(op, v=v, x=x)
-    return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(v=v, x=x)), lead
+    return dispatch.Call(op, device, dtype, {"H": lead.numel(), "n": n, "L": L}, _checks.needs_grad(v=v, x=x)), lead
 
 
 def _prepare_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> tuple[dispatch.Call, torch.Size]:
@@ -112,7 +112,9 @@ def _prepare_transpose(u: Tensor, v: Tensor, x: Tensor, L: int) -> tuple[dispatc
     if u.ndim < 1 or u.shape[-1] != L:
         raise ValueError(f"{op}: expected u of shape (..., L) with L = {L}, got {tuple(u.shape)}")
     lead = _checks.broadcast_lead(op, u=u, v=v, x=x)
-    return dispatch.Call(op, device, dtype, {"n": n, "L": L}, _checks.needs_grad(u=u, v=v, x=x)), lead
+    return dispatch.Call(
+        op, device, dtype, {"H": lead.numel(), "n": n, "L": L}, _checks.needs_grad(u=u, v=v, x=x)
+    ), lead
 
 
 dispatch.register_op("log_vandermonde", lambda *args, **kwargs: _prepare(*args, **kwargs)[0])
@@ -125,3 +127,4 @@ for _op in ("log_vandermonde", "log_vandermonde_transpose"):
         _op, "triton", f"{__name__}.triton", refuses=_triton_calls.refuses_products, preferred=_triton_calls.preferred
     )
     dispatch.register(_op, "native", f"{__name__}.native", refuses=_native_calls.refuses)
+    dispatch.register(_op, "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_core_calls.refuses)
