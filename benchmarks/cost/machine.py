@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SMS, PARTITIONS = 132, 4
-CLOCK = 1.755e9
+CLOCK = 1.88e9
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 * 1024, 64, 32
 # Bytes a second: of a copy of 0.5 GB, and of one that stays in the L2 cache, as replays of small calls do.
-DRAM, L2, L2_BYTES = 4.15e12, 7.0e12, 50e6
+DRAM, L2, L2_BYTES = 4.15e12, 7.0e12, 60e6
 # Cycles.
 DRAM_LATENCY, L2_LATENCY = 700, 300
-LAUNCH = 2.0e-6  # seconds, of a kernel in a graph
+LAUNCH = 2.2e-6  # seconds, of a kernel in a graph
 BLOCK_START, BARRIER = 300, 20
 # Cycles of work that the queues of shared and of global memory take before they hold the warps up.
 SHARED_QUEUE, GLOBAL_QUEUE = 24, 1500

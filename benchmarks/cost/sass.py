@@ -156,15 +156,37 @@ def parse(listing: str) -> tuple[Instruction, ...]:
     return tuple(Instruction(*row[:-1], labels[row[-1]] if row[-1] else None) for row in found)
 
 
-def way(code: Code, trips: Sequence[float], shares: dict[str, float], place: float) -> list[int]:
+Numbers = dict[str, "float | tuple[float, ...]"]
+
+
+def declared(code: Code, what: str, places: Sequence[tuple[int, str]], numbers: Numbers) -> dict[int, float]:
+    """The numbers of the places in the code by their source lines, of which each key is a part.
+
+    A key has one number for all of its lines' places, or one for each in their order.
+    """
+    found: dict[int, float] = {}
+    for text, given in numbers.items():
+        here = [index for index, line in places if text in line and index not in found]
+        each = given if isinstance(given, tuple) else (given,) * len(here)
+        if not here or len(each) != len(here):
+            raise CostError(f"{code.name}: {text!r} has {len(each)} numbers for {len(here)} {what} in the code")
+        found.update(zip(here, each, strict=True))
+    return found
+
+
+def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
     """The indices that a warp runs through, ``place`` in (0, 1) being where it stands among those of its block.
 
-    A loop of 2.25 trips is run three times by a quarter of the warps. Of a conditional branch forwards, ``shares`` says
-    by its source line which part of the warps goes on behind it; otherwise all do, but for those around a call or
-    around loops of no trips alone.
+    ``trips`` of every loop: one of 2.25 trips is run three times by a quarter of the warps. ``shares`` of conditional
+    branches forwards and exits: the part of the warps that does not leave by them; by default all go on, but where
+    only a call of a slow path or loops of no trips lie before the target.
     """
     instructions = code.instructions
-    count = {loop.start: int(n + place) for loop, n in zip(code.loops, trips, strict=True)}
+    loops = declared(code, "loops", [(loop.start, loop.line) for loop in code.loops], trips)
+    if missing := [loop for loop in code.loops if loop.start not in loops]:
+        raise CostError(f"{code.name}: no trips for {', '.join(repr(loop.line) for loop in missing)}")
+    goes_on = declared(code, "branches", [(i, instructions[i].line) for i in code.branches], shares)
+    count = {start: int(number + place) for start, number in loops.items()}
     ends = {loop.end: loop.start for loop in code.loops}
     left: dict[int, int] = {}
     out: list[int] = []
@@ -180,7 +202,10 @@ def way(code: Code, trips: Sequence[float], shares: dict[str, float], place: flo
                 continue
             del left[start]
         elif _forward(i, ins):
-            leaves = _leaves(code, i, count, shares, place) if ins.predicate else True
+            if i in goes_on:
+                leaves = place > goes_on[i]
+            else:
+                leaves = not ins.predicate or _is_slow(code, i, count)
             if leaves and ins.target is None:
                 break
             if leaves:
@@ -195,23 +220,20 @@ def _forward(i: int, ins: Instruction) -> bool:
     return ins.name == "EXIT" or ins.target is not None and ins.target > i
 
 
-def _leaves(code: Code, i: int, count: dict[int, int], shares: dict[str, float], place: float) -> bool:
-    line = code.instructions[i].line
-    for text, share in shares.items():
-        if text in line:
-            return place > share
+def _is_slow(code: Code, i: int, count: dict[int, int]) -> bool:
+    """Whether what a branch jumps over is not run: a call that no inner branch avoids, or loops of no trips alone."""
     target = code.instructions[i].target
     if target is None:
         return False
     inside = range(i + 1, target)
     loops = [count[start] for start in count if start in inside]
     calls = [k for k in inside if code.instructions[k].name.startswith("CALL")]
-    guarded = any(
+    avoided = any(
         (end := code.instructions[k].target) is not None and k < calls[0] < end <= target
         for k in (inside if calls else ())
         if code.instructions[k].predicate
     )
-    return bool(calls) and not guarded or bool(loops) and not any(loops)
+    return bool(calls) and not avoided or bool(loops) and not any(loops)
 
 
 @cache

@@ -1,0 +1,74 @@
+"""What a launch costs: its kernel's code, how often its loops run, and the SM that runs it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.cost import machine, sass, sm
+from benchmarks.cost.sass import Numbers
+
+# Blocks an SM runs one after another before the rest is taken to go on as the last of these did.
+GENERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Launch:
+    """``trips`` and ``shares`` are those of :func:`sass.way`, of a SASS loop: an unrolled one has fewer than its source."""
+
+    code: Callable[[], sass.Code]
+    blocks: int
+    threads: int
+    trips: Numbers = field(default_factory=dict)
+    shares: Numbers = field(default_factory=dict)
+    bytes: int = 0  # of global memory that are read and written at the least
+    shared: int = 0  # bytes of dynamic shared memory
+
+
+def native(source: str, kernel: str, blocks: int, threads: int, **rest: Any) -> Launch:
+    return Launch(lambda: sass.native(source, kernel), blocks, threads, **rest)
+
+
+def predict(launch: Launch) -> dict[str, Any]:
+    """The milliseconds of a launch, and of what they are made."""
+    code, warps = launch.code(), -(-launch.threads // 32)
+    ways = [sass.way(code, launch.trips, launch.shares, (w + 0.5) / warps) for w in range(warps)]
+    resident = machine.resident(launch.threads, code.registers, code.shared + launch.shared)
+    if not resident:
+        raise sass.CostError(f"{code.name}: no block of {launch.threads} threads fits into an SM")
+    large = launch.bytes > machine.L2_BYTES
+    rate = (machine.DRAM if large else machine.L2) / machine.SMS / machine.CLOCK
+    memory = (rate, launch.bytes / launch.blocks, machine.DRAM_LATENCY if large else machine.L2_LATENCY)
+    blocks = -(-launch.blocks // machine.SMS)
+    some = min(blocks, GENERATIONS * resident)
+    run = sm.simulate(code.instructions, ways, some, resident, *memory)
+    cycles = run.cycles
+    if some < blocks:
+        before = sm.simulate(code.instructions, ways, some - resident, resident, *memory)
+        cycles += (blocks - some) * (run.cycles - before.cycles) / resident
+    use = {pipe: round(busy / run.cycles, 3) for pipe, busy in run.busy.items() if busy}
+    return {
+        "kernel": code.name,
+        "ms": 1e3 * (cycles / machine.CLOCK + machine.LAUNCH),
+        "busiest": max(use, key=lambda pipe: use[pipe]),
+        "use": use,
+        "registers": code.registers,
+        "blocks": launch.blocks,
+        "blocks_per_sm": resident,
+        "bytes": launch.bytes,
+        "loops": [
+            {"line": loop.line, "instructions": counts(code, loop.start, loop.end + 1)} for loop in code.loops
+        ],
+    }
+
+
+def counts(code: sass.Code, start: int, end: int) -> dict[str, int]:
+    """Instructions of a part of the code by what they occupy; of the shared memory the wavefronts."""
+    found: collections.Counter[str] = collections.Counter(issue=end - start)
+    for ins in code.instructions[start:end]:
+        cost = machine.cost(ins.name)
+        if cost.pipe:
+            found[cost.pipe] += int(cost.cycles) if cost.pipe == "shared" else 1
+    return dict(found)
