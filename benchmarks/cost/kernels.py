@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.cost.launches import Launch, native
+import torch
+
+from benchmarks.cost.launches import Launch, native, triton
+from benchmarks.cost.sass import Numbers
 
 FORWARD, BOTH = "forward", "forward+backward"
 N = 32  # states of all cases
@@ -96,7 +100,7 @@ def dplr_spectrum(H: int, L: int) -> list[Launch]:
     nodes = L // 2 + 1
     trips = {"first < sizes.n": N / 16, "item < states": 0, "k < states": 16}
     return [native("csrc/cuda/dplr_spectrum.cu", "dplr_spectrum_kernel<1, float>", H * up(nodes, 128), 128,
-                   trips=trips, shares={"first < sizes.n": 0, "item < states": 0.625}, shared=16 * 16 * 5, bytes=8 * H * nodes)]  # fmt: skip
+                   trips=trips, shares={"item < states": 0.625}, shared=16 * 16 * 5, bytes=8 * H * nodes)]  # fmt: skip
 
 
 def scan(H: int, L: int) -> list[Launch]:
@@ -139,6 +143,31 @@ def scan(H: int, L: int) -> list[Launch]:
     return [prepare, local, output]
 
 
+def of_triton(op: str, trips: Callable[[int, int], Numbers]) -> Callable[[int, int], list[Launch]]:
+    """The one kernel of a Triton op with its trips at (H, L)."""
+
+    def launches(H: int, L: int) -> list[Launch]:
+        states, nodes = torch.ones(H, N, dtype=torch.complex64), L // 2 + 1
+        arguments: tuple[Any, ...] = (states[None], states, L)
+        if op == "log_vandermonde_transpose":
+            arguments = (torch.empty(1, H, L), states[None], states, L)
+        elif op == "cauchy_mult":
+            arguments = (states[None], states.new_empty(1, nodes), states, True)
+        moved = 8 * H * nodes if op.startswith("cauchy") else 4 * H * L
+        ((code, blocks, threads),) = triton(op, *arguments)
+        return [Launch(lambda: code, blocks, threads, trips(H, L), bytes=moved)]
+
+    return launches
+
+
+TRITON = {
+    "log_vandermonde": of_triton("log_vandermonde", lambda H, L: {"range(0, n, K)": N // 16}),
+    "log_vandermonde_transpose": of_triton("log_vandermonde_transpose", lambda H, L: {"(split * each": up(up(L, 1024), 1024 // H)} if up(up(L, 1024), 1024//H) > 1 else {}),
+    "cauchy_mult": of_triton("cauchy_mult", lambda H, L: {"in range(n)": N}),
+    "cauchy_bilinear": of_triton("cauchy_bilinear", lambda H, L: {"in range(n)": N}),
+}
+
+
 def cases() -> Iterator[Case]:
     yield Case("log_vandermonde", "native", 1024, 4096, vandermonde)
     yield Case("log_vandermonde", "native", 1024, 65536, vandermonde, measured=0.385)
@@ -150,3 +179,6 @@ def cases() -> Iterator[Case]:
     for L in (4096, 16384):
         yield Case("dplr_kernel", "native", 1024, L, dplr_spectrum)
     yield Case("ssm_scan", "native", 1024, 4096, scan)
+    for op, launches in TRITON.items():
+        for H, L in ((128, 4096), (1024, 1024), (1024, 4096), (1024, 16384)):
+            yield Case(op, "triton", H, L, launches)

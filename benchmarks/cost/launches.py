@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
+
+import torch
 
 from benchmarks.cost import machine, sass, sm
 from benchmarks.cost.sass import Numbers
@@ -40,7 +44,7 @@ def predict(launch: Launch) -> dict[str, Any]:
         raise sass.CostError(f"{code.name}: no block of {launch.threads} threads fits into an SM")
     large = launch.bytes > machine.L2_BYTES
     rate = (machine.DRAM if large else machine.L2) / machine.SMS / machine.CLOCK
-    memory = (rate, launch.bytes / launch.blocks, machine.DRAM_LATENCY if large else machine.L2_LATENCY)
+    memory = (rate, launch.bytes / launch.blocks)
     blocks = -(-launch.blocks // machine.SMS)
     some = min(blocks, GENERATIONS * resident)
     run = sm.simulate(code.instructions, ways, some, resident, *memory)
@@ -72,3 +76,42 @@ def counts(code: sass.Code, start: int, end: int) -> dict[str, int]:
         if cost.pipe:
             found[cost.pipe] += int(cost.cycles) if cost.pipe == "shared" else 1
     return dict(found)
+
+
+def triton(op: str, *args: Any) -> list[tuple[sass.Code, int, int]]:
+    """The code, blocks and threads of what Triton's backend of an op launches, compiled as for a call on the GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compiled
+    from triton.runtime.jit import JITFunction
+
+    from s4_fast import dispatch
+
+    recorded: list[tuple[sass.Code, int, int]] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        bound = dict(zip(kernel.arg_names, args, strict=True))
+        constants = {p.name for p in kernel.params if p.is_constexpr}
+        constants |= {name for name, value in bound.items() if isinstance(value, int) and value == 1}
+        types = {name: "constexpr" if name in constants else _type(value) for name, value in bound.items()}
+        # As the launcher specialises: addresses and sizes that 16 divides.
+        even = {
+            (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+            for name, value in bound.items()
+            if types[name].startswith("*") or types[name] == "i32" and value % 16 == 0
+        }
+        values = {(kernel.arg_names.index(name),): bound[name] for name in constants}
+        result = compiled(ASTSource(kernel, types, values, even), target=GPUTarget("cuda", 90, 32), options=options)
+        blocks = grid(bound) if callable(grid) else grid
+        code = sass.triton_kernel(result.asm["cubin"], result.metadata.shared)
+        recorded.append((code, math.prod(blocks), 32 * result.metadata.num_warps))
+
+    with mock.patch.object(JITFunction, "run", record):
+        getattr(dispatch.load(op, "triton"), op)(*args)
+    return recorded
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return {torch.float32: "*fp32", torch.float64: "*fp64"}[value.dtype]
+    return "i32" if isinstance(value, int) else "fp32"

@@ -12,7 +12,7 @@ REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 * 1024, 64, 32
 # Bytes a second: of a copy of 0.5 GB, and of one that stays in the L2 cache, as replays of small calls do.
 DRAM, L2, L2_BYTES = 4.15e12, 7.0e12, 60e6
 # Cycles.
-DRAM_LATENCY, L2_LATENCY = 700, 300
+GLOBAL_LATENCY = 300  # of a load that the L2 cache holds
 LAUNCH = 2.2e-6  # seconds, of a kernel in a graph
 BLOCK_START, BARRIER = 300, 20
 # Cycles of work that the queues of shared and of global memory take before they hold the warps up.

@@ -179,7 +179,7 @@ def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
 
     ``trips`` of every loop: one of 2.25 trips is run three times by a quarter of the warps. ``shares`` of conditional
     branches forwards and exits: the part of the warps that does not leave by them; by default all go on, but where
-    only a call of a slow path or loops of no trips lie before the target.
+    before the target there are only a call of a slow path, loops of no trips, or a way around loops that have some.
     """
     instructions = code.instructions
     loops = declared(code, "loops", [(loop.start, loop.line) for loop in code.loops], trips)
@@ -205,7 +205,7 @@ def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
             if i in goes_on:
                 leaves = place > goes_on[i]
             else:
-                leaves = not ins.predicate or _is_slow(code, i, count)
+                leaves = not ins.predicate or _is_left_out(code, i, count)
             if leaves and ins.target is None:
                 break
             if leaves:
@@ -220,8 +220,8 @@ def _forward(i: int, ins: Instruction) -> bool:
     return ins.name == "EXIT" or ins.target is not None and ins.target > i
 
 
-def _is_slow(code: Code, i: int, count: dict[int, int]) -> bool:
-    """Whether what a branch jumps over is not run: a call that no inner branch avoids, or loops of no trips alone."""
+def _is_left_out(code: Code, i: int, count: dict[int, int]) -> bool:
+    """Whether what a branch jumps over is not run by what is known of calls and of loops."""
     target = code.instructions[i].target
     if target is None:
         return False
@@ -233,7 +233,10 @@ def _is_slow(code: Code, i: int, count: dict[int, int]) -> bool:
         for k in (inside if calls else ())
         if code.instructions[k].predicate
     )
-    return bool(calls) and not avoided or bool(loops) and not any(loops)
+    last = code.instructions[target - 1]
+    past = range(target, last.target) if last.target is not None and not last.predicate else ()
+    misses = any(count[loop.start] for loop in code.loops if loop.start in past and loop.end in past)
+    return bool(calls) and not avoided or bool(loops) and not any(loops) or not any(loops) and misses
 
 
 @cache

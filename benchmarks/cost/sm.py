@@ -103,7 +103,6 @@ def simulate(
     resident: int,
     bytes_per_cycle: float = NEVER,
     block_bytes: float = 0.0,
-    latency: float = machine.L2_LATENCY,
 ) -> Run:
     """``blocks`` blocks on an SM that holds ``resident`` at a time; ``ways`` has the indices of each warp of a block."""
     matrices = any(ins.name.startswith("HMMA") for ins in instructions)
@@ -178,7 +177,7 @@ def simulate(
                 memory = max(memory, shared) + step.wavefronts * per_wavefront
                 busy["memory"] += step.wavefronts * per_wavefront
                 if not step.is_store:
-                    done = memory + latency
+                    done = memory + machine.GLOBAL_LATENCY
         elif step.pipe:
             occupied[step.pipe] = max(occupied.get(step.pipe, 0.0), t) + step.cycles
             busy[step.pipe] += step.cycles / machine.PARTITIONS
