@@ -26,6 +26,7 @@ class Case:
     launches: Callable[[int, int], list[Launch]]
     kind: str = FORWARD
     measured: float | None = None
+    others: int = 0  # kernels of PyTorch that the call runs beside ours
 
 
 def up(a: int, b: int) -> int:
@@ -56,7 +57,7 @@ def vandermonde(H: int, L: int) -> list[Launch]:
     ]
 
 
-def moments(H: int, L: int) -> list[Launch]:
+def moments(H: int, L: int, first: bool = False) -> list[Launch]:
     M, T, rows, columns = (16, 16, 2, 1) if L <= 1024 else (64, 64, 4, 2)
     K, threads, blocks = 16, (M // rows) * (16 // columns), N // 16
     tiles = up(L, M * T)
@@ -64,7 +65,7 @@ def moments(H: int, L: int) -> list[Launch]:
     shares = up(tiles, each)
     launch = native(
         "csrc/cuda/moments.cu",
-        rf"moments_kernel<float, Tile<{M}, {T}, {rows}, {columns}>, false>",
+        rf"moments_kernel<float, Tile<{M}, {T}, {rows}, {columns}>, {str(first).lower()}>",
         shares * H * blocks,
         threads,
         trips={
@@ -85,7 +86,7 @@ def moments(H: int, L: int) -> list[Launch]:
     if shares == 1:
         return [launch]
     return [launch, native("csrc/cuda/moments.cu", "sum_parts_kernel<float", up(2 * H * N, 256), 256,
-                           trips={"p < parts": (shares // 4, 0)}, bytes=8 * H * N * shares)]  # fmt: skip
+                           trips={"p < parts": (shares // 4, 0)}, bytes=8 * H * N * shares)] * (1 + first)  # fmt: skip
 
 
 def cauchy(H: int, L: int) -> list[Launch]:
@@ -103,44 +104,90 @@ def dplr_spectrum(H: int, L: int) -> list[Launch]:
                    trips=trips, shares={"item < states": 0.625}, shared=16 * 16 * 5, bytes=8 * H * nodes)]  # fmt: skip
 
 
-def scan(H: int, L: int) -> list[Launch]:
-    source, chunks = "csrc/cuda/scan.cu", L // 64
-    tiles = chunks // 32
-    tile = {"share * shares.each": tiles}
+STATES_OF = {"threadIdx.x >= K": 0.25, "threadIdx.x >= M": 0.25}
+
+
+def scan_states(source: str, H: int, L: int, runs: int = 1) -> list[Launch]:
+    """The kernels before the outputs or the gradients, of so many recurrences."""
+    chunks = L // 64
     prepare = native(
         source,
         "scan_prepare_kernel<float, float>",
         H,
         128,
-        trips={"entry < STAGE": 0, "first < scan.n": 1, "direction < scan": 1, "k = group": (N / 2 / 2, 0)},
-        shares={"if (block < scan.H * scan.c)": 0, "if (threadIdx.x < states)": 0.25, "bilinear ?": 0,
-                "log1p": 0, "if (threadIdx.x >= T)": 0.5},  # fmt: skip
+        trips={"entry < STAGE": 0, "first < scan.n": 1, "direction < scan": 1, "k = group": (N // 4, 0)},
+        shares={"if (block < scan.H * scan.c)": 0, "if (threadIdx.x < states)": 0.25, "bilinear ?": 0, "log1p": 0,
+                "if (threadIdx.x >= T)": 0.5},
         shared=4224,
         bytes=100 * H * N,
-    )
+    )  # fmt: skip
     local = native(
         source,
         "scan_local_kernel<float>",
-        H,
+        H * runs,
         128,
-        trips={"entry < T * K": 8, "channel < run": 1, "entry < M * T": 4, "t < T": 32, "entry < until": 1,
-               "p < end": chunks / 8, **tile},  # fmt: skip
-        shares={"threadIdx.x >= K": 0.25, "threadIdx.x >= M": 0.25, "entry < until": 0.25},
+        trips={"tile < end": chunks // 32, "entry < T * K": 8, "channel < run": 1, "entry < M * T": 4, "t < T": 32,
+               "entry < until": 1, "p < end": chunks // 8},
+        shares={**STATES_OF, "entry < until": 0.25},
         shared=26240,
-        bytes=4 * H * L + 8 * H * chunks * N,
-    )
+        bytes=runs * (4 * H * L + 8 * H * chunks * N),
+    )  # fmt: skip
+    return [prepare, local]
+
+
+OUTPUT_TRIPS = {"first < scan.n": 1, "entry < here * T": 8, "direction < scan": 1, "entry < M * K": 2,
+                "k < here": (0, 0, 0, 0, 0, 16), "from = 0": 1, "lag < 2 * T": 0, "s < T": 32}  # fmt: skip
+
+
+def scan(H: int, L: int) -> list[Launch]:
+    chunks = L // 64
     output = native(
-        source,
+        "csrc/cuda/scan.cu",
         "scan_output_kernel<float, float>",
         H,
         128,
-        trips={"first < scan.n": 1, "entry < here * T": 8, "direction < scan": 1, "entry < M * K": 2,
-               "k < here": (0, 0, 0, 0, 0, 16), "entry < M * T": 4, "lag < 2 * T": 0, "s < T": 32, **tile},  # fmt: skip
-        shares={"threadIdx.x >= K": 0.25, "threadIdx.x >= M": 0.25, "if (direction == int": 0},
+        trips={"tile < end": chunks // 32, "entry < M * T": 4}
+        | {key: trips for key, trips in OUTPUT_TRIPS.items() if key != "from = 0"},
+        shares={**STATES_OF, "if (direction == int": 0},
         shared=35456,
         bytes=8 * H * L + 8 * H * chunks * N,
     )
-    return [prepare, local, output]
+    return [*scan_states("csrc/cuda/scan.cu", H, L), output]
+
+
+def scan_and_gradients(H: int, L: int) -> list[Launch]:
+    source, chunks = "csrc/cuda/scan_backward.cu", L // 64
+    trips = {"tile < end": chunks // 32, "entry < M * T": (4, 0, 4, 0, 4, 4, 0, 4, 0), "m = row": 4, "t = d": 4,
+             "t < T": 32, "entry < T * K": 8, **OUTPUT_TRIPS}  # fmt: skip
+    # Blocks of three kinds in one launch: for the parameters, for u, for the correlation.
+    signals, states = 4 * H * L, 8 * H * chunks * N
+    kinds = ((0, 1, 2 * signals + 2 * states), (1, 0, 2 * signals + states), (1, 1, 2 * signals))
+    gradients = [
+        native(
+            source,
+            "scan_gradients_kernel<float, float>",
+            H,
+            128,
+            trips=trips,
+            shares={"block < deal.parameters": parameters, "block < deal.outputs": outputs, "if (direction == int": 0,
+                    "if (threadIdx.x < K)": 0.25, **STATES_OF},
+            shared=35456,
+            bytes=moved,
+            launches=int(parameters == 0),
+        )
+        for parameters, outputs, moved in kinds
+    ]  # fmt: skip
+    finish = native(
+        source,
+        "scan_finish_kernel<float>",
+        H,
+        128,
+        trips={"first < (parts": 1, "row < rows": 1, "correlation_shares": 0, "d = group": 16, "share = group": 0,
+               "k = 2": 0},
+        shared=1536,
+        bytes=100 * H * N,
+    )  # fmt: skip
+    return [*scan(H, L), *scan_states(source, H, L, 2), *gradients, finish]
 
 
 def of_triton(op: str, trips: Callable[[int, int], Numbers]) -> Callable[[int, int], list[Launch]]:
@@ -171,14 +218,18 @@ TRITON = {
 def cases() -> Iterator[Case]:
     yield Case("log_vandermonde", "native", 1024, 4096, vandermonde)
     yield Case("log_vandermonde", "native", 1024, 65536, vandermonde, measured=0.385)
+    gradients = lambda H, L: [*vandermonde(H, L), *moments(H, L, first=True)]  # noqa: E731
+    yield Case("log_vandermonde", "native", 1024, 4096, gradients, BOTH, others=7)
     for H in (128, 1024):
         for L in (1024, 4096, 16384, 65536):
-            yield Case("log_vandermonde_transpose", "native", H, L, moments)
+            yield Case("log_vandermonde_transpose", "native", H, L, moments, others=1)
     for H, L in ((128, 4096), (1024, 1024), (1024, 4096)):
         yield Case("cauchy_mult", "native", H, L, cauchy)
     for L in (4096, 16384):
-        yield Case("dplr_kernel", "native", 1024, L, dplr_spectrum)
+        yield Case("dplr_kernel", "native", 1024, L, dplr_spectrum, others=20)
     yield Case("ssm_scan", "native", 1024, 4096, scan)
+    yield Case("ssm_scan", "native", 1024, 4096, scan_and_gradients, BOTH)
     for op, launches in TRITON.items():
         for H, L in ((128, 4096), (1024, 1024), (1024, 4096), (1024, 16384)):
-            yield Case(op, "triton", H, L, launches)
+            splits = op == "log_vandermonde_transpose" and H * (L // 1024) > 1024 >= 2 * H
+            yield Case(op, "triton", H, L, launches, others=splits + (op == "log_vandermonde_transpose"))

@@ -29,6 +29,7 @@ class Launch:
     shares: Numbers = field(default_factory=dict)
     bytes: int = 0  # of global memory that are read and written at the least
     shared: int = 0  # bytes of dynamic shared memory
+    launches: int = 1  # 0 for further blocks of the launch before
 
 
 def native(source: str, kernel: str, blocks: int, threads: int, **rest: Any) -> Launch:
@@ -55,7 +56,7 @@ def predict(launch: Launch) -> dict[str, Any]:
     use = {pipe: round(busy / run.cycles, 3) for pipe, busy in run.busy.items() if busy}
     return {
         "kernel": code.name,
-        "ms": 1e3 * (cycles / machine.CLOCK + machine.LAUNCH),
+        "ms": 1e3 * (cycles / machine.CLOCK + launch.launches * machine.LAUNCH),
         "busiest": max(use, key=lambda pipe: use[pipe]),
         "use": use,
         "registers": code.registers,

@@ -13,7 +13,7 @@ REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 * 1024, 64, 32
 DRAM, L2, L2_BYTES = 4.15e12, 7.0e12, 60e6
 # Cycles.
 GLOBAL_LATENCY = 300  # of a load that the L2 cache holds
-LAUNCH = 2.2e-6  # seconds, of a kernel in a graph
+LAUNCH, SMALL = 1.6e-6, 2.1e-6  # seconds: of a kernel's start in a graph, of a whole kernel that does little
 BLOCK_START, BARRIER = 300, 20
 # Cycles of work that the queues of shared and of global memory take before they hold the warps up.
 SHARED_QUEUE, GLOBAL_QUEUE = 24, 1500
