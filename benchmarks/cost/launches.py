@@ -14,44 +14,48 @@ import torch
 from benchmarks.cost import machine, sass, sm
 from benchmarks.cost.sass import Numbers
 
-# Blocks an SM runs one after another before the rest is taken to go on as the last of these did.
+# Of more blocks than an SM holds so often, the rest is taken to go on as the last of these do.
 GENERATIONS = 3
 
 
 @dataclass(frozen=True)
 class Launch:
-    """``trips`` and ``shares`` are those of :func:`sass.way`, of a SASS loop: an unrolled one has fewer than its source."""
+    """``trips`` and ``shares`` are what :func:`sass.way` asks for: those of loops in SASS, which may be unrolled."""
 
     code: Callable[[], sass.Code]
     blocks: int
     threads: int
     trips: Numbers = field(default_factory=dict)
     shares: Numbers = field(default_factory=dict)
-    bytes: int = 0  # of global memory that are read and written at the least
+    bytes: int = 0  # of global memory that must be read and written
     shared: int = 0  # bytes of dynamic shared memory
     launches: int = 1  # 0 for further blocks of the launch before
 
+    def ways(self) -> list[list[int]]:
+        """What each warp of a block runs through."""
+        code, warps = self.code(), -(-self.threads // machine.WARP)
+        return [sass.way(code, self.trips, self.shares, (w + 0.5) / warps) for w in range(warps)]
+
 
 def native(source: str, kernel: str, blocks: int, threads: int, **rest: Any) -> Launch:
+    """Of a kernel in a ``.cu`` file, from the top of the project, by the beginning of its name as a pattern."""
     return Launch(lambda: sass.native(source, kernel), blocks, threads, **rest)
 
 
 def predict(launch: Launch) -> dict[str, Any]:
-    """The milliseconds of a launch, and of what they are made."""
-    code, warps = launch.code(), -(-launch.threads // 32)
-    ways = [sass.way(code, launch.trips, launch.shares, (w + 0.5) / warps) for w in range(warps)]
+    """The milliseconds of a launch, and what they are made of."""
+    code, ways = launch.code(), launch.ways()
     resident = machine.resident(launch.threads, code.registers, code.shared + launch.shared)
     if not resident:
-        raise sass.CostError(f"{code.name}: no block of {launch.threads} threads fits into an SM")
-    large = launch.bytes > machine.L2_BYTES
-    rate = (machine.DRAM if large else machine.L2) / machine.SMS / machine.CLOCK
-    memory = (rate, launch.bytes / launch.blocks)
+        raise sass.CostError(f"{code.name}: an SM has no room for a block of {launch.threads} threads")
+    rate = (machine.DRAM if launch.bytes > machine.L2_BYTES else machine.L2) / machine.SMS / machine.CLOCK
+    memory = launch.bytes / launch.blocks / rate
     blocks = -(-launch.blocks // machine.SMS)
     some = min(blocks, GENERATIONS * resident)
-    run = sm.simulate(code.instructions, ways, some, resident, *memory)
+    run = sm.simulate(code.instructions, ways, some, resident, memory)
     cycles = run.cycles
     if some < blocks:
-        before = sm.simulate(code.instructions, ways, some - resident, resident, *memory)
+        before = sm.simulate(code.instructions, ways, some - resident, resident, memory)
         cycles += (blocks - some) * (run.cycles - before.cycles) / resident
     use = {pipe: round(busy / run.cycles, 3) for pipe, busy in run.busy.items() if busy}
     return {
@@ -63,19 +67,17 @@ def predict(launch: Launch) -> dict[str, Any]:
         "blocks": launch.blocks,
         "blocks_per_sm": resident,
         "bytes": launch.bytes,
-        "loops": [
-            {"line": loop.line, "instructions": counts(code, loop.start, loop.end + 1)} for loop in code.loops
-        ],
+        "loops": [{"line": loop.line, **counts(code, loop)} for loop in code.loops],
     }
 
 
-def counts(code: sass.Code, start: int, end: int) -> dict[str, int]:
-    """Instructions of a part of the code by what they occupy; of the shared memory the wavefronts."""
-    found: collections.Counter[str] = collections.Counter(issue=end - start)
-    for ins in code.instructions[start:end]:
-        cost = machine.cost(ins.name)
-        if cost.pipe:
-            found[cost.pipe] += int(cost.cycles) if cost.pipe == "shared" else 1
+def counts(code: sass.Code, loop: sass.Loop) -> dict[str, int]:
+    """Instructions of a loop by the pipe that they occupy; of the shared memory the wavefronts."""
+    found: collections.Counter[str] = collections.Counter(issue=loop.end + 1 - loop.start)
+    for ins in code.instructions[loop.start : loop.end + 1]:
+        pipe, cycles, _ = machine.cost(ins.name)
+        if pipe:
+            found[pipe] += int(cycles) if pipe == "shared" else 1
     return dict(found)
 
 
@@ -90,22 +92,22 @@ def triton(op: str, *args: Any) -> list[tuple[sass.Code, int, int]]:
 
     recorded: list[tuple[sass.Code, int, int]] = []
 
-    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    def record(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
         bound = dict(zip(kernel.arg_names, args, strict=True))
         constants = {p.name for p in kernel.params if p.is_constexpr}
         constants |= {name for name, value in bound.items() if isinstance(value, int) and value == 1}
         types = {name: "constexpr" if name in constants else _type(value) for name, value in bound.items()}
+        places = {name: (kernel.arg_names.index(name),) for name in bound}
         # As the launcher specialises: addresses and sizes that 16 divides.
         even = {
-            (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+            places[name]: [["tt.divisibility", 16]]
             for name, value in bound.items()
-            if types[name].startswith("*") or types[name] == "i32" and value % 16 == 0
+            if types[name].startswith("*") or (types[name] == "i32" and value % 16 == 0)
         }
-        values = {(kernel.arg_names.index(name),): bound[name] for name in constants}
-        result = compiled(ASTSource(kernel, types, values, even), target=GPUTarget("cuda", 90, 32), options=options)
-        blocks = grid(bound) if callable(grid) else grid
-        code = sass.triton_kernel(result.asm["cubin"], result.metadata.shared)
-        recorded.append((code, math.prod(blocks), 32 * result.metadata.num_warps))
+        source = ASTSource(kernel, types, {places[name]: bound[name] for name in constants}, even)
+        result = compiled(source, target=GPUTarget("cuda", 90, 32), options=options)
+        code = sass.of_triton(result.asm["cubin"], result.metadata.shared)
+        recorded.append((code, math.prod(grid), 32 * result.metadata.num_warps))
 
     with mock.patch.object(JITFunction, "run", record):
         getattr(dispatch.load(op, "triton"), op)(*args)

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from csrc.build_native import NVCC_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
-SECOND_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
+CODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/")
+SECOND_WORD = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/")
 SOURCE = re.compile(r'//## File "([^"]*)", line (\d+)')
-NOWHERE = ("", 0)
 
 
 class CostError(Exception):
@@ -50,27 +49,26 @@ class Code(NamedTuple):
     name: str
     instructions: tuple[Instruction, ...]
     registers: int
-    shared: int  # static, or for Triton all
+    shared: int  # static; of a kernel of Triton all
 
     @property
     def loops(self) -> list[Loop]:
-        """By their order in the code, which is that of their ends for nested ones; the last branch back is the end."""
-        ends = {
-            ins.target: i for i, ins in enumerate(self.instructions) if ins.target is not None and ins.target < i
-        }
+        """In the order of their starts. The last branch back to a start ends its loop."""
+        targets = enumerate(ins.target for ins in self.instructions)
+        ends = {target: i for i, target in targets if target is not None and target < i}
         return [Loop(start, end, self.instructions[end].line) for start, end in sorted(ends.items())]
 
     @property
     def branches(self) -> list[int]:
-        """What a part of the warps may leave out: conditional branches forwards and conditional exits."""
-        return [i for i, ins in enumerate(self.instructions) if ins.predicate and _forward(i, ins)]
+        """Conditional branches forwards and conditional exits, by which a part of the warps may leave."""
+        return [i for i, ins in enumerate(self.instructions) if ins.predicate and _is_forward(i, ins)]
 
 
 @cache
 def tool(name: str) -> str:
     """A program of the CUDA toolkit, or its copy in Triton's package."""
     found = shutil.which(name)
-    if not found and name != "nvcc":
+    if not found:
         try:
             import triton
         except ImportError:
@@ -82,77 +80,74 @@ def tool(name: str) -> str:
     return found
 
 
+def run(command: list[str], given: str = "") -> str:
+    result = subprocess.run(command, input=given, capture_output=True, text=True)
+    if result.returncode:
+        raise CostError(f"{Path(command[0]).name}: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout
+
+
 @cache
-def _cubin(source: str) -> dict[str, Code]:
+def _compiled(source: Path) -> dict[str, Code]:
+    """Every kernel of a ``.cu`` file by its name without namespaces."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "code.cubin")
-        command = [tool("nvcc"), "-cubin", "-arch=sm_90", "-lineinfo", *NVCC_FLAGS, str(ROOT / source), "-o", str(cubin)]
-        _run(command)
-        return decode(cubin)
+        run([tool("nvcc"), "-cubin", "-arch=sm_90", "-lineinfo", *NVCC_FLAGS, str(source), "-o", str(cubin)])
+        codes = decode(cubin)
+    names = run([tool("c++filt")], "\n".join(code.name for code in codes)).splitlines()
+    names = [re.sub(r"^void |\(anonymous namespace\)::|\bs4_fast::", "", name) for name in names]
+    return {name: code._replace(name=name.partition("(")[0]) for name, code in zip(names, codes, strict=True)}
 
 
-def native(source: str, kernel: str) -> Code:
-    """The one kernel in a ``.cu`` file whose name, without qualifiers, begins with what the pattern matches."""
-    codes = _cubin(source)
-    names = dict(zip(_run([_filter()], "\n".join(codes)).splitlines(), codes.values(), strict=True))
-    plain = {re.sub(r"^void |\(anonymous namespace\)::|\bs4_fast::", "", name): code for name, code in names.items()}
-    found = {name: code for name, code in plain.items() if re.match(kernel, name)}
+def native(source: str | Path, kernel: str) -> Code:
+    """The one kernel of a ``.cu`` file, from the top of the project, whose name begins with the pattern."""
+    codes = _compiled(ROOT / source)
+    found = [code for name, code in codes.items() if re.match(kernel, name)]
     if len(found) != 1:
-        raise CostError(f"{source}: {kernel!r} is {len(found)} of the kernels {sorted(plain)}")
-    ((name, code),) = found.items()
-    return code._replace(name=name.partition("(")[0])
+        raise CostError(f"{source}: {kernel!r} is {len(found)} of the kernels {sorted(codes)}")
+    return found[0]
 
 
-def _filter() -> str:
-    found = shutil.which("cu++filt") or shutil.which("c++filt")
-    if not found:
-        raise CostError("neither cu++filt nor c++filt is on the PATH")
-    return found
-
-
-def triton_kernel(cubin: bytes, shared: int) -> Code:
-    """What Triton has compiled: a file of one kernel."""
+def of_triton(cubin: bytes, shared: int) -> Code:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "code.cubin")
         path.write_bytes(cubin)
-        ((name, code),) = decode(path).items()
-    return code._replace(name=name, shared=shared)
+        (code,) = decode(path)
+    return code._replace(shared=shared)
 
 
-def decode(cubin: Path) -> dict[str, Code]:
-    """Every kernel of a file by its mangled name."""
-    usage = _run([tool("cuobjdump"), "-res-usage", str(cubin)])
-    resources = dict(
-        (found[1], (int(found[2]), int(found[3])))
-        for found in re.finditer(r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", usage)
+def decode(cubin: Path) -> list[Code]:
+    usage = re.findall(
+        r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", run([tool("cuobjdump"), "-res-usage", str(cubin)])
     )
-    listing = _run([tool("nvdisasm"), "-hex", "-gi", "-c", str(cubin)])
+    resources = {name: (int(registers), int(shared)) for name, registers, shared in usage}
+    listing = run([tool("nvdisasm"), "-hex", "-gi", "-c", str(cubin)])
     sections = re.split(r"^\s*\.section\s+\.text\.([^,\s]+),.*$", listing, flags=re.MULTILINE)[1:]
-    return {
-        name: Code(name, parse(text), *resources[name]) for name, text in zip(sections[::2], sections[1::2], strict=True)
-    }
+    pairs = zip(sections[::2], sections[1::2], strict=True)
+    return [Code(name, parse(text), *resources[name]) for name, text in pairs]
 
 
 def parse(listing: str) -> tuple[Instruction, ...]:
     """The instructions of one section as ``nvdisasm -hex -gi -c`` lists it."""
     labels: dict[str, int] = {}
     found: list[tuple[Any, ...]] = []
-    source, fresh = NOWHERE, True
+    source, is_innermost = ("", 0), True
     lines = listing.splitlines()
     for number, text in enumerate(lines):
         if label := re.match(r"(\.L\w+):", text):
             labels[label[1]] = len(found)
         elif place := SOURCE.search(text):
-            # The first of several is the innermost of calls that are inlined.
-            source, fresh = (place[1], int(place[2])) if fresh else source, False
+            # What follows the first are the lines that it is inlined at.
+            source, is_innermost = (place[1], int(place[2])) if is_innermost else source, False
         elif code := CODE.search(text):
+            predicate, name, operands = code.groups(default="")
             second = SECOND_WORD.match(lines[number + 1])
+            target = re.search(r"`\((\.L\w+)\)", operands) if name.startswith("BRA") else None
             assert second, lines[number + 1]
             control = int(second[1], 16) >> 41
-            target = re.search(r"`\((\.L\w+)\)", code[3]) if code[2].startswith("BRA") else None
             bits = (control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63)
-            found.append((code[1] or "", code[2], code[3], *bits, source, target and target[1]))
-            fresh = True
+            found.append((predicate, name, operands, *bits, source, target and target[1]))
+            is_innermost = True
     return tuple(Instruction(*row[:-1], labels[row[-1]] if row[-1] else None) for row in found)
 
 
@@ -160,9 +155,9 @@ Numbers = dict[str, "float | tuple[float, ...]"]
 
 
 def declared(code: Code, what: str, places: Sequence[tuple[int, str]], numbers: Numbers) -> dict[int, float]:
-    """The numbers of the places in the code by their source lines, of which each key is a part.
+    """The numbers of places in the code by their source lines, of which each key is a part.
 
-    A key has one number for all of its lines' places, or one for each in their order.
+    A key has one number for all places with such a line, or one for each in their order.
     """
     found: dict[int, float] = {}
     for text, given in numbers.items():
@@ -178,75 +173,59 @@ def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
     """The indices that a warp runs through, ``place`` in (0, 1) being where it stands among those of its block.
 
     ``trips`` of every loop: one of 2.25 trips is run three times by a quarter of the warps. ``shares`` of conditional
-    branches forwards and exits: the part of the warps that does not leave by them; by default all go on, but where
+    branches forwards and exits: the part of the warps that does not leave by them. By default none leaves, but where
     before the target there are only a call of a slow path, loops of no trips, or a way around loops that have some.
     """
-    instructions = code.instructions
     loops = declared(code, "loops", [(loop.start, loop.line) for loop in code.loops], trips)
-    if missing := [loop for loop in code.loops if loop.start not in loops]:
-        raise CostError(f"{code.name}: no trips for {', '.join(repr(loop.line) for loop in missing)}")
-    goes_on = declared(code, "branches", [(i, instructions[i].line) for i in code.branches], shares)
+    if missing := [loop.line for loop in code.loops if loop.start not in loops]:
+        raise CostError(f"{code.name}: no trips for {missing}")
+    stays = declared(code, "branches", [(i, code.instructions[i].line) for i in code.branches], shares)
     count = {start: int(number + place) for start, number in loops.items()}
-    ends = {loop.end: loop.start for loop in code.loops}
+    starts = {loop.end: loop.start for loop in code.loops}
     left: dict[int, int] = {}
     out: list[int] = []
-    i = 0
-    while i < len(instructions):
-        ins = instructions[i]
+    i: int | None = 0
+    while i is not None and i < len(code.instructions):
+        ins = code.instructions[i]
         out.append(i)
-        if i in ends:
-            start = ends[i]
+        if i in starts:
+            start = starts[i]
             left[start] = left.get(start, count[start]) - 1
-            if left[start] > 0:
-                i = start
-                continue
-            del left[start]
-        elif _forward(i, ins):
-            if i in goes_on:
-                leaves = place > goes_on[i]
-            else:
-                leaves = not ins.predicate or _is_left_out(code, i, count)
-            if leaves and ins.target is None:
-                break
-            if leaves:
-                assert ins.target is not None
-                i = ins.target
-                continue
-        i += 1
+            i = start if left[start] > 0 else i + 1
+            if left[start] <= 0:
+                del left[start]
+        elif _is_forward(i, ins) and (
+            place > stays[i] if i in stays else not ins.predicate or _is_left_out(code, i, count)
+        ):
+            i = ins.target
+        else:
+            i += 1
     return out
 
 
-def _forward(i: int, ins: Instruction) -> bool:
-    return ins.name == "EXIT" or ins.target is not None and ins.target > i
+def _is_forward(i: int, ins: Instruction) -> bool:
+    return ins.name == "EXIT" or (ins.target is not None and ins.target > i)
 
 
 def _is_left_out(code: Code, i: int, count: dict[int, int]) -> bool:
-    """Whether what a branch jumps over is not run by what is known of calls and of loops."""
-    target = code.instructions[i].target
+    """Whether what a branch jumps over is not run, by what is known of calls and of loops."""
+    ins = code.instructions
+    target = ins[i].target
     if target is None:
         return False
-    inside = range(i + 1, target)
-    loops = [count[start] for start in count if start in inside]
-    calls = [k for k in inside if code.instructions[k].name.startswith("CALL")]
-    avoided = any(
-        (end := code.instructions[k].target) is not None and k < calls[0] < end <= target
-        for k in (inside if calls else ())
-        if code.instructions[k].predicate
-    )
-    last = code.instructions[target - 1]
+    loops = [count[start] for start in count if i < start < target]
+    if any(loops):
+        return False
+    ends = [k for k in range(i + 1, target) if ins[k].name.startswith("CALL")]
+    inner = [(k, ins[k].target) for k in range(i + 1, target) if ins[k].predicate]
+    avoided = any(end is not None and k < ends[0] < end <= target for k, end in inner) if ends else True
+    last = ins[target - 1]
     past = range(target, last.target) if last.target is not None and not last.predicate else ()
     misses = any(count[loop.start] for loop in code.loops if loop.start in past and loop.end in past)
-    return bool(calls) and not avoided or bool(loops) and not any(loops) or not any(loops) and misses
+    return not avoided or bool(loops) or misses
 
 
 @cache
 def _line(file: str, number: int) -> str:
     path = Path(file)
-    return path.read_text("utf-8").splitlines()[number - 1].strip() if number and path.is_file() else ""
-
-
-def _run(command: list[str], given: str = "") -> str:
-    result = subprocess.run(command, input=given, capture_output=True, text=True)
-    if result.returncode:
-        raise CostError(f"{Path(command[0]).name}: {result.stderr.strip() or result.stdout.strip()}")
-    return result.stdout
+    return path.read_text("utf-8").splitlines()[number - 1].strip() if path.is_file() else ""
