@@ -18,9 +18,12 @@ RESULTS = sass.ROOT / "benchmarks/results"
 COMMAND = "python -m benchmarks.cost write"
 
 
-def measured(case: kernels.Case) -> float | None:
-    rows = json.loads((RESULTS / "nvidia-h200.json").read_text("utf-8"))["rows"]
-    for row in rows:
+def measured(case: kernels.Case, triton: str) -> float | None:
+    """Of the code that this version of Triton makes: another one's is other code."""
+    recorded = json.loads((RESULTS / "nvidia-h200.json").read_text("utf-8"))
+    if case.implementation == "triton" and recorded["machine"]["triton"] != triton:
+        return None
+    for row in recorded["rows"]:
         if (row["op"], row["implementation"], row["H"], row["L"]) == (case.op, case.implementation, case.H, case.L):
             return row[case.kind]["median"]
     return case.measured
@@ -30,11 +33,11 @@ def row(case: kernels.Case) -> dict[str, Any]:
     """What is predicted of a call, of each of its launches, and what was measured."""
     launches = [predict(launch) for launch in case.launches(case.H, case.L)]
     ms = sum(launch["ms"] for launch in launches) + 1e3 * case.others * machine.SMALL
-    time = measured(case)
+    time, longest = measured(case, metadata.version("triton")), max(launches, key=lambda launch: launch["ms"])
     return {
         **{"op": case.op, "H": case.H, "n": kernels.N, "L": case.L, "implementation": case.implementation},
         **{"pass": case.kind, "predicted_ms": ms, "measured_ms": time, "ratio": time and ms / time},
-        **{"busiest": max(launches, key=lambda launch: launch["ms"])["busiest"], "others": case.others},
+        **{"busiest": longest["busiest"], "use": longest["use"][longest["busiest"]], "others": case.others},
         **{"bytes": sum(launch["bytes"] for launch in launches), "launches": launches},
     }
 

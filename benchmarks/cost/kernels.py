@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -154,19 +153,14 @@ def of_triton(op: str) -> Callable[[int, int], list[Launch]]:
 
     def launches(H: int, L: int) -> list[Launch]:
         states, nodes = torch.ones(H, N, dtype=torch.complex64), L // 2 + 1
-        each = up(up(L, 1024), 1024 // H)
-        arguments, trips, moved = {
-            "log_vandermonde": ((states[None], states, L), {"range(0, n, K)": N // 16}, 4 * L),
-            "log_vandermonde_transpose": (
-                (torch.empty(1, H, L), states[None], states, L), {"(split * each": each} if each > 1 else {}, 4 * L),
-            "cauchy_mult": ((states[None], states[:1, :1].expand(1, nodes), states, True), {"in range(n)": N},
-                            8 * nodes),
-            "cauchy_bilinear": ((states[None], states, L), {"in range(n)": N}, 8 * nodes),
-        }[op]  # fmt: skip
-        return [
-            Launch(lambda: code, blocks, threads, dict[str, Any](trips), bytes=H * moved)
-            for code, blocks, threads in triton(op, *arguments)
-        ]
+        if op == "log_vandermonde":
+            return triton(op, states[None], states, L, trips={"range(0, n, K)": N // 16}, bytes=4 * H * L)
+        if op == "log_vandermonde_transpose":
+            each = up(up(L, 1024), 1024 // H)
+            trips: Numbers = {"(split * each": each} if each > 1 else {}
+            return triton(op, torch.empty(1, H, L), states[None], states, L, trips=trips, bytes=4 * H * L)
+        rest = (states, L) if op == "cauchy_bilinear" else (states.new_empty(1, nodes), states, True)
+        return triton(op, states[None], *rest, trips={"in range(n)": N}, bytes=8 * H * nodes)
 
     return launches
 

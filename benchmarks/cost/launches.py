@@ -81,8 +81,8 @@ def counts(code: sass.Code, loop: sass.Loop) -> dict[str, int]:
     return dict(found)
 
 
-def triton(op: str, *args: Any) -> list[tuple[sass.Code, int, int]]:
-    """The code, blocks and threads of what Triton's backend of an op launches, compiled as for a call on the GPU."""
+def triton(op: str, *args: Any, trips: Numbers, bytes: int) -> list[Launch]:
+    """What Triton's backend of an op launches, compiled as for a call on the GPU, all with these trips and bytes."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compiled
@@ -90,7 +90,7 @@ def triton(op: str, *args: Any) -> list[tuple[sass.Code, int, int]]:
 
     from s4_fast import dispatch
 
-    recorded: list[tuple[sass.Code, int, int]] = []
+    recorded: list[Launch] = []
 
     def record(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
         bound = dict(zip(kernel.arg_names, args, strict=True))
@@ -107,7 +107,7 @@ def triton(op: str, *args: Any) -> list[tuple[sass.Code, int, int]]:
         source = ASTSource(kernel, types, {places[name]: bound[name] for name in constants}, even)
         result = compiled(source, target=GPUTarget("cuda", 90, 32), options=options)
         code = sass.of_triton(result.asm["cubin"], result.metadata.shared)
-        recorded.append((code, math.prod(grid), 32 * result.metadata.num_warps))
+        recorded.append(Launch(lambda: code, math.prod(grid), 32 * result.metadata.num_warps, trips, bytes=bytes))
 
     with mock.patch.object(JITFunction, "run", record):
         getattr(dispatch.load(op, "triton"), op)(*args)

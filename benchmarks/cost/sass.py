@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from csrc.build_native import NVCC_FLAGS
 
@@ -130,7 +130,7 @@ def decode(cubin: Path) -> list[Code]:
 def parse(listing: str) -> tuple[Instruction, ...]:
     """The instructions of one section as ``nvdisasm -hex -gi -c`` lists it."""
     labels: dict[str, int] = {}
-    found: list[tuple[Any, ...]] = []
+    found, targets = list[Instruction](), list[str]()
     source, is_innermost = ("", 0), True
     lines = listing.splitlines()
     for number, text in enumerate(lines):
@@ -146,9 +146,10 @@ def parse(listing: str) -> tuple[Instruction, ...]:
             assert second, lines[number + 1]
             control = int(second[1], 16) >> 41
             bits = (control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63)
-            found.append((predicate, name, operands, *bits, source, target and target[1]))
+            found.append(Instruction(predicate, name, operands, *bits, source, None))
+            targets.append(target[1] if target else "")
             is_innermost = True
-    return tuple(Instruction(*row[:-1], labels[row[-1]] if row[-1] else None) for row in found)
+    return tuple(ins._replace(target=labels.get(label)) for ins, label in zip(found, targets, strict=True))
 
 
 Numbers = dict[str, "float | tuple[float, ...]"]
