@@ -1,8 +1,9 @@
 // Runs the kernels on the CPU, for tests of their arithmetic, indices and barriers where there is no GPU.
 //
 // With S4_FAST_EMULATE the sources of this folder are C++. A block's threads are coroutines: each runs up to its next
-// barrier, in an order that emulation::order chooses. A missing barrier shows as a result that depends on the order,
-// shared memory that was never written as NaN. Blocks run one after the other: it sees no race between blocks.
+// barrier, of the block or of its warp, in an order that emulation::order chooses. A missing barrier shows as a result
+// that depends on the order, shared memory that was never written as NaN. Blocks run one after the other: it sees no
+// race between blocks.
 #pragma once
 
 #include <ucontext.h>
@@ -45,10 +46,22 @@ enum Order { FORWARDS, BACKWARDS, SHUFFLED };
 inline int order = FORWARDS;
 inline long launches = 0;
 
+enum Waiting { FOR_NOTHING, FOR_WARP, FOR_BLOCK };
+
+constexpr int WARP = 32;
+
+// What a lane shows the others of its warp in one exchange.
+struct Words {
+    uint64_t of[6];
+};
+
 struct Coroutine {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(64 << 10);
     bool finished = false;
+    Waiting waiting = FOR_NOTHING;
+    unsigned exchanges = 0;
+    Words words[2];
 };
 
 inline std::vector<Coroutine> coroutines;
@@ -61,6 +74,36 @@ inline void enter() {
     body();
     current->finished = true;
     swapcontext(&current->context, &scheduler);
+}
+
+inline void wait(Waiting waiting) {
+    current->waiting = waiting;
+    swapcontext(&current->context, &scheduler);
+}
+
+// Shows `words` to the warp; words of lane i are warp[i]. Each exchange uses the other of two places, so that a lane
+// which is one ahead leaves what the others have yet to read.
+struct Exchange {
+    explicit Exchange(Words words) : lane(threadIdx.x % WARP), place(current->exchanges++ % 2) {
+        current->words[place] = words;
+        first = threadIdx.x - lane;
+        wait(FOR_WARP);
+    }
+    const uint64_t *operator[](unsigned i) const { return coroutines[first + i].words[place].of; }
+    unsigned lane, place, first;
+};
+
+// Lets those go on for whom all others have come; whether there were any.
+inline bool release(int threads) {
+    auto wait_for = [&](int first, int end, Waiting what) {
+        for (int i = first; i < end; ++i)
+            if (coroutines[i].finished || coroutines[i].waiting != what) return false;
+        for (int i = first; i < end; ++i) coroutines[i].waiting = FOR_NOTHING;
+        return true;
+    };
+    bool any = wait_for(0, threads, FOR_BLOCK);
+    for (int warp = 0; warp + WARP <= threads; warp += WARP) any |= wait_for(warp, warp + WARP, FOR_WARP);
+    return any;
 }
 
 inline void run_block(int threads) {
@@ -76,17 +119,20 @@ inline void run_block(int threads) {
         coroutine.context.uc_stack.ss_size = coroutine.stack.size();
         coroutine.context.uc_link = nullptr;
         coroutine.finished = false;
+        coroutine.waiting = FOR_NOTHING;
         makecontext(&coroutine.context, enter, 0);
     }
-    for (int finished = 0; !finished;) {
+    for (int finished = 0; finished < threads;) {
         if (order == SHUFFLED) std::shuffle(turn.begin(), turn.end(), random);
         for (int i : turn) {
-            threadIdx.x = unsigned(i);
             current = &coroutines[i];
+            if (current->finished || current->waiting != FOR_NOTHING) continue;
+            threadIdx.x = unsigned(i);
             swapcontext(&scheduler, &current->context);
             finished += current->finished;
         }
-        if (finished && finished < threads) throw std::logic_error("a barrier that not all threads of a block reach");
+        if (!release(threads) && finished < threads)
+            throw std::logic_error("a barrier that not all threads of a block, or of a warp, reach");
     }
 }
 
@@ -107,10 +153,8 @@ void run(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shar
 
 }  // namespace s4_fast::emulation
 
-inline void __syncthreads() {
-    namespace emulation = s4_fast::emulation;
-    swapcontext(&emulation::current->context, &emulation::scheduler);
-}
+inline void __syncthreads() { s4_fast::emulation::wait(s4_fast::emulation::FOR_BLOCK); }
+inline void __syncwarp() { s4_fast::emulation::wait(s4_fast::emulation::FOR_WARP); }
 
 namespace s4_fast {
 template <class Tables>

@@ -314,6 +314,40 @@ S4_FAST_API int s4_fast_cuda_dplr_scan_backward(
     void *grad_A_imag, void *grad_P, void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
     void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
+/* The same on tensor cores, for GPUs from sm_80 on: dtype float32 alone, and of diagonal models one channel (c = 1)
+ * and one direction. Samples of a chunk of 64 are rounded to 2^-37 of the largest of them and of the states before it.
+ */
+S4_FAST_API int s4_fast_cuda_tensor_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L,
+                                                const void *v, const void *x, double scale, void *out, void *workspace,
+                                                int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u,
+                                            const void *x, void *zeroth, void *first, void *workspace,
+                                            int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
+                                         const void *x, const void *B, const void *C, const void *D, const void *state,
+                                         void *y, void *final, int64_t time_major, void *workspace,
+                                         int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L,
+                                                  const void *grad_y, const void *grad_final, const void *u,
+                                                  const void *x, const void *B, const void *C, const void *D,
+                                                  const void *state, void *grad_u, void *grad_x, void *grad_B,
+                                                  void *grad_C, void *grad_D, void *grad_state, int64_t time_major,
+                                                  void *workspace, int64_t *workspace_bytes, int64_t device,
+                                                  void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch,
+                                             int64_t H, int64_t n, int64_t L, int64_t c, int64_t copies,
+                                             int64_t dt_states, double rate, const void *u, const void *dt,
+                                             const void *A_real, const void *A_imag, const void *B, const void *C,
+                                             const void *D, const void *state, const void *ahead, void *y, void *final,
+                                             void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_diagonal_backward(
+    int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c,
+    int64_t copies, int64_t dt_states, double rate, const void *grad_y, const void *grad_final, const void *u,
+    const void *dt, const void *A_real, const void *A_imag, const void *B, const void *C, const void *D,
+    const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real, void *grad_A_imag,
+    void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead, void *workspace,
+    int64_t *workspace_bytes, int64_t device, void *stream);
+
 S4_FAST_API int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
                                          const void *v, const void *z, const void *w, int64_t symmetric, void *out,
                                          void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);

@@ -44,9 +44,10 @@ class Layer:
         without: Sequence[str] = (),
         dtype: torch.dtype = torch.float64,
         signal: torch.dtype | None = None,
+        family: str = "",
     ) -> None:
         copies, kind = copies or H, COMPLEX[dtype]
-        self.form, self.dtype, self.signal = form, dtype, signal or dtype
+        self.form, self.dtype, self.signal, self.family = form, dtype, signal or dtype, family
         self.rank, self.sizes = rank, (batch, H, n, L, c, *([rank] if rank else []), copies, 1 if shared_dt else n)
         channels = c * (1 + form.bidirectional)
         dt = log_uniform(generator, 1e-3, 1e-1, H, self.sizes[-1])
@@ -69,8 +70,8 @@ class Layer:
         self.grad_final = normal(generator, batch, H, n, dtype=kind)
 
     @property
-    def op(self) -> str:
-        return "dplr_scan" if self.rank else "diagonal"
+    def function(self) -> str:
+        return self.family + ("dplr_scan" if self.rank else "diagonal")
 
     @property
     def head(self) -> tuple[object, ...]:
@@ -90,7 +91,7 @@ class Layer:
     def forward(self, library: Library, with_final: bool = True) -> tuple[Tensor, Tensor | None]:
         y = empty(self.laid(self.grad_y).to(library.device))
         final = empty(self.grad_final.to(library.device)) if with_final else None
-        library.call(self.op, y, *self.head, *self.arguments(library), y, final)
+        library.call(self.function, y, *self.head, *self.arguments(library), y, final)
         return self.back(y), final
 
     def backward(
@@ -104,7 +105,7 @@ class Layer:
         first = [g if wanted else None for g, wanted in zip(grads, cotangents, strict=True)]
         like = arguments[0]
         assert like is not None
-        library.call(f"{self.op}_backward", like, *self.head, *first, *arguments, *(out.get(name) for name in names))
+        library.call(f"{self.function}_backward", like, *self.head, *first, *arguments, *(out.get(name) for name in names))
         if "u" in out:
             out["u"] = self.back(out["u"])
         return out

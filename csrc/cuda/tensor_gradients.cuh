@@ -1,0 +1,371 @@
+// The gradients' sums over all chunks (scan_gradients.cuh) on tensor cores: the four warps of a block go through the
+// same 16 rows. Two have what the states S are multiplied by, P, P' and, by the recurrence, S itself, for half of the
+// states each; one has what the gradients conj(G) are multiplied by, U and U'; the last one has the correlation.
+// conj(G) is read as the adjoint scan left it.
+#pragma once
+
+#include "scan_gradients.cuh"
+#include "tensor_call.cuh"
+
+namespace s4_fast {
+namespace tensor {
+namespace {
+
+template <class S>
+struct Sources {
+    const Node<float> *nodes;
+    const Node<double> *wide;
+    const Complex<float> *enter, *leave;  // (H, n)
+    const S *u, *grad_y;                  // (batch, H, L), or NULL for 0
+    const Complex<float> *initial;        // (batch, H, segments, n), or NULL for 0
+    const Complex<float> *gradients;      // (batch, H, chunks, n)
+    bool aligned;
+};
+
+struct GradientTables {
+    PowerTable<STATE_PARTS> powers, weighted;  // lambda^t and t / T lambda^t, scaled
+    Complex<float> decay[2][STATES], enter[STATES];
+    float down[STATES];  // of what the products give
+    Node<float> nodes[STATES];
+};
+
+// Lags within a chunk: 32 apart, 4 (steps), less 2 for the second half of a step's samples, and what the places in a
+// product of 16 x 8 add to that.
+using Correlation = float[2][3][2][4];
+
+struct CorrelationTile {
+    float of[2][3][2][16][8];
+};
+
+template <class S>
+S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &scan, int64_t h, int64_t first,
+                                         const Sources<S> &in) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int64_t index = h * scan.n + first + lane;
+    const bool present = first + lane < scan.n;
+    const Node<float> node = present ? in.nodes[index] : Node<float>{0, 0, 0};
+    const Scale scale = scale_to(grown_by(scan, node));
+    each_power(scan, node, warp, WARPS, [&](int t, Complex<float> power) {
+        tables.powers.set(t, lane, scale.up * power);
+        tables.weighted.set(t, lane, scale.up * (float(t) * (1.0f / T)) * power);
+    });
+    if (warp > 0) return;
+    set_decay(tables.decay, present ? power(in.wide[index], T) : Wide{0, 0});
+    tables.enter[lane] = present ? in.enter[index] : Complex<float>{0, 0};
+    tables.down[lane] = scale.down;
+    tables.nodes[lane] = node;
+}
+
+// sums[i][...] of the state blocks 2 j and 2 j + 1: samples by a table, from its last row on if FLIPPED.
+template <bool FLIPPED, int SAMPLES>
+S4_FAST_INLINE void find_moments(float (&sums)[2][4], const SampleOperands<SAMPLES> &samples,
+                                 const PowerTable<STATE_PARTS> &table, int j) {
+#pragma unroll
+    for (int a = 0; a < 2; ++a)
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+            const auto right = over_samples<FLIPPED>(table, a, s, j);
+            multiply(sums[0], samples.of[a][s], right.first);
+            multiply(sums[1], samples.of[a][s], right.second);
+        }
+}
+
+// The samples of a step, scaled, and what undoes that. All rows alike if `together`.
+template <class S>
+S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, float (&unit)[2], const Cut &cut,
+                                  const Row (&rows)[2], int64_t step, const int (&moved)[2], const S *from,
+                                  bool aligned, bool together) {
+    Samples8<S> samples[2][2];
+    load_chunk<false>(samples, cut, rows, step, moved, from, aligned);
+    float up[2], largest[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+        largest[row] = largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest()));
+    if (together) largest[0] = largest[1] = largest_of_warp(fmaxf(largest[0], largest[1]));
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        const Scale scale = scale_to(largest[row]);
+        up[row] = scale.up;
+        unit[row] = scale.down;
+    }
+    operands.set(samples, up);
+}
+
+// correlation += what the chunk of 16 rows adds at each lag: grad_y and u, transposed, rows being summed over.
+template <int PARTS>
+S4_FAST_INLINE void correlate(Correlation &correlation, const SampleOperands<PARTS> &late,
+                              const SampleOperands<PARTS> &early, float unit) {
+    uint32_t left[2][2][PARTS][4];
+#pragma unroll
+    for (int a = 0; a < 2; ++a)
+#pragma unroll
+        for (int s = 0; s < 2; ++s)
+#pragma unroll
+            for (int p = 0; p < PARTS; ++p)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) left[a][s][p][i % 2 * 2 + i / 2] = transpose_halves(late.of[a][s][p][i]);
+#pragma unroll
+    for (int from = 0; from < 2; ++from)
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+            uint32_t right[2][PARTS][2];
+#pragma unroll
+            for (int s = 0; s < 2; ++s)
+#pragma unroll
+                for (int p = 0; p < PARTS; ++p)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) right[s][p][i] = transpose_halves(early.of[from][s][p][2 * second + i]);
+#pragma unroll
+            for (int a = from; a < 2; ++a)
+#pragma unroll
+                for (int steps = 0; steps < 3; ++steps) {
+                    float sums[4] = {};
+#pragma unroll
+                    for (int s = 0; s < 2; ++s) {
+                        const int other = s - (steps - 1);
+                        if (other == 0 || other == 1) multiply(sums, left[a][s], right[other]);
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) correlation[a - from][steps][second][i] += unit * sums[i];
+                }
+        }
+}
+
+// Of a place in a product of 16 x 8, the sample that it is of, less what its step and half add.
+S4_FAST_INLINE int sample_at(int place) { return place % 8 / 2 * 8 + place % 2 + place / 8 * 2; }
+
+// The sums of four lanes' states over the lanes that have other rows.
+S4_FAST_INLINE Complex<float> sum_rows(Complex<float> value) {
+#pragma unroll
+    for (int mask = 4; mask < WARP; mask *= 2) {
+        value.re += shuffle_xor(value.re, mask);
+        value.im += shuffle_xor(value.im, mask);
+    }
+    return value;
+}
+
+S4_FAST_INLINE Complex<float> of_row(const float (&sums)[4], int row, float unit) {
+    return {unit * sums[2 * row], unit * sums[2 * row + 1]};
+}
+
+// conj(G) of the states of blocks 2 j and 2 j + 1 and both rows.
+template <class S>
+S4_FAST_INLINE void load_gradients(Complex<float> (&found)[2][2], const Sources<S> &in, const Cut &cut,
+                                   const Row (&rows)[2], int64_t step, int64_t first, int j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const int64_t k = first + 4 * (2 * j + i) + threadIdx.x % 4, chunk = rows[row].of_chunks<false>(cut, step);
+            const bool present = rows[row].length<false>(cut, step) && k < cut.scan.n;
+            found[i][row] = present ? in.gradients[chunk * cut.scan.n + k] : Complex<float>{0, 0};
+        }
+}
+
+S4_FAST_INLINE void find_rows(Row (&rows)[2], const Cut &cut, int64_t h, int64_t tile) {
+    rows[0].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4);
+    rows[1].find(cut, h, tile * ROWS + threadIdx.x % WARP / 4 + 8);
+}
+
+// How far the samples of a short chunk are moved up for lambda^{length-1-t}.
+S4_FAST_INLINE void find_moved(int (&moved)[2], const Cut &cut, const Row (&rows)[2], int64_t step) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) moved[row] = missing(rows[row].length<false>(cut, step));
+}
+
+// State blocks of a warp on the states' side.
+constexpr int HALF = 4;
+
+// sums += S P, S P' / T, and length conj(G) lambda^length S, for the states of half of the blocks.
+template <class S>
+S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTables &tables, const Cut &cut, int64_t h,
+                               int64_t tile, int64_t first, int half, const Sources<S> &in) {
+    const int q = threadIdx.x % 4 + 4 * HALF * half;
+    Row rows[2];
+    find_rows(rows, cut, h, tile);
+    Complex<float> state[HALF][2];
+#pragma unroll
+    for (int j = 0; j < HALF; ++j)
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const int64_t k = first + 4 * j + q;
+            const bool present = in.initial && rows[row].segment >= 0 && k < cut.scan.n;
+            state[j][row] = present ? in.initial[rows[row].of_segments(cut) * cut.scan.n + k] : Complex<float>{0, 0};
+        }
+#pragma unroll 1
+    for (int64_t step = 0; step < cut.each; ++step) {
+        const int unmoved[2] = {0, 0};
+        int moved[2];
+        find_moved(moved, cut, rows, step);
+        SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
+        float of_u[2], of_y[2];
+        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
+        load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, false);
+#pragma unroll
+        for (int j = 0; j < HALF / 2; ++j) {
+            Complex<float> gradients[2][2];
+            load_gradients(gradients, in, cut, rows, step, first + 4 * HALF * half, j);
+            float entered[2][4] = {}, plain[2][4] = {}, weighted[2][4] = {};
+            find_moments<true>(entered, u, tables.powers, HALF / 2 * half + j);
+            find_moments<false>(plain, grad_y, tables.powers, HALF / 2 * half + j);
+            find_moments<false>(weighted, grad_y, tables.weighted, HALF / 2 * half + j);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int row = 0; row < 2; ++row) {
+                    const int block = 2 * j + i, k = 4 * block + q, length = rows[row].length<false>(cut, step);
+                    const float down = tables.down[k];
+                    Complex<float> &s = state[block][row];
+                    sums[0][block] += s * of_row(plain[i], row, of_y[row] * down);
+                    sums[1][block] += s * of_row(weighted[i], row, of_y[row] * down);
+                    s = decayed(tables.decay, tables.nodes, k, length, s);
+                    sums[2][block] += float(length) * (gradients[i][row] * s);
+                    s += tables.enter[k] * of_row(entered[i], row, of_u[row] * down);
+                }
+        }
+    }
+}
+
+// sums += conj(G) U, conj(G) U' / T
+template <class S>
+S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const GradientTables &tables, const Cut &cut,
+                                  int64_t h, int64_t tile, int64_t first, const Sources<S> &in) {
+    Row rows[2];
+    find_rows(rows, cut, h, tile);
+#pragma unroll 1
+    for (int64_t step = 0; step < cut.each; ++step) {
+        int moved[2];
+        find_moved(moved, cut, rows, step);
+        SampleOperands<SAMPLE_PARTS<S>> u;
+        float of_u[2];
+        load_operands(u, of_u, cut, rows, step, moved, in.u, in.aligned, false);
+#pragma unroll
+        for (int j = 0; j < HALF; ++j) {
+            Complex<float> gradients[2][2];
+            load_gradients(gradients, in, cut, rows, step, first, j);
+            float plain[2][4] = {}, weighted[2][4] = {};
+            find_moments<true>(plain, u, tables.powers, j);
+            find_moments<true>(weighted, u, tables.weighted, j);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int row = 0; row < 2; ++row) {
+                    const int block = 2 * j + i;
+                    const float down = of_u[row] * tables.down[4 * block + threadIdx.x % 4];
+                    sums[0][block] += gradients[i][row] * of_row(plain[i], row, down);
+                    sums[1][block] += gradients[i][row] * of_row(weighted[i], row, down);
+                }
+        }
+    }
+}
+
+template <class S>
+S4_FAST_INLINE void sum_correlation(Correlation &correlation, const Cut &cut, int64_t h, int64_t tile,
+                                    const Sources<S> &in) {
+    Row rows[2];
+    find_rows(rows, cut, h, tile);
+    const int unmoved[2] = {0, 0};
+#pragma unroll 1
+    for (int64_t step = 0; step < cut.each; ++step) {
+        SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
+        float of_u[2], of_y[2];
+        load_operands(u, of_u, cut, rows, step, unmoved, in.u, in.aligned, true);
+        load_operands(grad_y, of_y, cut, rows, step, unmoved, in.grad_y, in.aligned, true);
+        correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
+    }
+}
+
+// What a warp leaves for a state: parts[share, side, parameter, h, state].
+S4_FAST_INLINE void store_parts(Complex<float> *parts, const Scan &scan, int64_t index, Complex<float> of_C,
+                                Complex<float> of_B, Complex<float> of_x) {
+    const int64_t size = scan.H * scan.n;
+    parts[OF_C * size + index] = of_C;
+    parts[OF_B * size + index] = of_B;
+    parts[OF_X * size + index] = of_x;
+}
+
+// A correlation by the lags that it has at each place.
+S4_FAST_INLINE void spread(CorrelationTile &tile, const Correlation &correlation) {
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int apart = 0; apart < 2; ++apart)
+#pragma unroll
+        for (int steps = 0; steps < 3; ++steps)
+#pragma unroll
+            for (int second = 0; second < 2; ++second)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    tile.of[apart][steps][second][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] =
+                        correlation[apart][steps][second][i];
+}
+
+S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag) {
+    float sum = 0;
+    for (int key = 0; key < 12; ++key) {
+        const int apart = key / 6, steps = key / 2 % 3, second = key % 2;
+        for (int place = 0; place < 16 * 8; ++place) {
+            const int late = place / 8, early = place % 8;
+            if (32 * apart + 4 * (steps - 1) - 2 * second + sample_at(late) - sample_at(early) == lag)
+                sum += tile.of[apart][steps][second][late][early];
+        }
+    }
+    return sum;
+}
+
+// Into parts, and correlations[share, h, lag]: by each block for a share of the tiles.
+template <class S>
+__global__ void __launch_bounds__(WARPS *WARP, 2)
+    tensor_gradients_kernel(const __grid_constant__ Cut cut, int64_t shares, int64_t blocks,
+                            const __grid_constant__ Sources<S> in, Complex<float> *parts, float *correlations) {
+    auto &tables = shared_memory<GradientTables>();
+    auto &found = shared_memory<CorrelationTile>();
+    static_assert(sizeof(found) <= sizeof(tables));
+    const Scan &scan = cut.scan;
+    const int64_t h = blockIdx.x % scan.H, block = blockIdx.x / scan.H % blocks, share = blockIdx.x / scan.H / blocks;
+    const int64_t first = block * STATES;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    make_gradient_tables(tables, scan, h, first, in);
+    __syncthreads();
+    parts += (share * 2 + warp / 2) * PARAMETERS * scan.H * scan.n;
+    if (warp < 2) {
+        Complex<float> sums[3][HALF] = {};
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares)
+            sum_states(sums, tables, cut, h, tile, first, warp, in);
+#pragma unroll
+        for (int j = 0; j < HALF; ++j) {
+            const int64_t k = first + 4 * (HALF * warp + j) + lane % 4, index = h * scan.n + k;
+            const Complex<float> plain = sum_rows(sums[0][j]), weighted = sum_rows(sums[1][j]);
+            const Complex<float> rest = sum_rows(sums[2][j]);
+            if (lane < 4 && k < scan.n)
+                store_parts(parts, scan, index, power(in.nodes[index], 1) * plain, {0, 0},
+                            in.leave[index] * (plain + float(T) * weighted) + rest);
+        }
+    } else if (warp == 2) {
+        Complex<float> sums[2][2 * HALF] = {};
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares)
+            sum_gradients(sums, tables, cut, h, tile, first, in);
+#pragma unroll
+        for (int j = 0; j < 2 * HALF; ++j) {
+            const int64_t k = first + 4 * j + lane % 4, index = h * scan.n + k;
+            const Complex<float> plain = sum_rows(sums[0][j]), weighted = sum_rows(sums[1][j]);
+            if (lane < 4 && k < scan.n)
+                store_parts(parts, scan, index, {0, 0}, plain, float(T) * (in.enter[index] * weighted));
+        }
+    }
+    if (first > 0) return;
+    Correlation correlation = {};
+    if (warp == 3) {
+#pragma unroll 1
+        for (int64_t tile = share; tile < cut.tiles(); tile += shares) sum_correlation(correlation, cut, h, tile, in);
+    }
+    __syncthreads();
+    if (warp == 3) spread(found, correlation);
+    __syncthreads();
+    if (threadIdx.x < T) correlations[(share * scan.H + h) * T + threadIdx.x] = sum_at(found, threadIdx.x);
+}
+
+}  // namespace
+}  // namespace tensor
+}  // namespace s4_fast

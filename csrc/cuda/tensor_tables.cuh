@@ -1,0 +1,157 @@
+// Tables of powers in shared memory, as the products on tensor cores take them.
+//
+// A table has a row for each time t of a chunk and two columns for each state. It is the right operand of both products
+// of a scan, of samples by powers where its rows are summed over, and of states by powers where its columns are.
+//
+// A lane (g, q) reads the samples 8 q to 8 q + 7 of each half of a chunk, 32 a + 8 q + i, at once. In the product over
+// them, step s of half a takes its samples i = 4 s to 4 s + 3 as the columns 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of its
+// left operand. Block j of the outputs of half a has 32 a + 8 (c / 2) + 2 j + c % 2 in its column c, so that a lane
+// gets eight neighbouring outputs of the four blocks together.
+#pragma once
+
+#include <type_traits>
+
+#include "halves.cuh"
+#include "scan_chunks.cuh"
+
+namespace s4_fast {
+namespace tensor {
+namespace {
+
+// Samples of a chunk, states of a block, rows of a warp's products.
+constexpr int T = 64, STATES = 32, ROWS = 16;
+static_assert(T == CHUNK<float>);
+
+// Rows are padded by 16 bytes, so that eight of them begin in different banks.
+constexpr int PITCH = 2 * STATES + 8;
+
+template <int PARTS>
+struct PowerTable {
+    alignas(16) uint16_t part[PARTS][T][PITCH];
+
+    S4_FAST_INLINE void set(int t, int state, Complex<float> value) {
+        uint32_t words[PARTS];
+        split(value.re, value.im, words);
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][t][2 * state]) = words[p];
+    }
+};
+
+// Two right operands of neighbouring blocks.
+template <int PARTS>
+struct Operands {
+    uint32_t first[PARTS][2], second[PARTS][2];
+
+    S4_FAST_INLINE void set(int p, const Matrices &found) {
+        first[p][0] = found.word[0];
+        first[p][1] = found.word[1];
+        second[p][0] = found.word[2];
+        second[p][1] = found.word[3];
+    }
+};
+
+// The rows t of samples by the columns of the state blocks 2 j and 2 j + 1, for step s of half a; from the last row on
+// if FLIPPED.
+template <bool FLIPPED, int PARTS>
+S4_FAST_INLINE Operands<PARTS> over_samples(const PowerTable<PARTS> &table, int a, int s, int j) {
+    const int lane = threadIdx.x % WARP;
+    const int t = lane % 8 / 2 * 8 + lane % 2 + lane / 8 % 2 * 2 + 32 * a + 4 * s;
+    const int column = lane / 16 * 8 + 16 * j;
+    Operands<PARTS> found;
+#pragma unroll
+    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<true>(&table.part[p][FLIPPED ? T - 1 - t : t][column]));
+    return found;
+}
+
+// The columns of the state blocks 2 k and 2 k + 1 by the rows of the output blocks 2 j and 2 j + 1 of half a.
+template <bool FLIPPED, int PARTS>
+S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a, int k, int j) {
+    const int lane = threadIdx.x % WARP;
+    const int t = lane % 8 / 2 * 8 + lane % 2 + lane / 16 * 2 + 32 * a + 4 * j;
+    const int column = lane / 8 % 2 * 8 + 16 * k;
+    Operands<PARTS> found;
+#pragma unroll
+    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<false>(&table.part[p][FLIPPED ? T - 1 - t : t][column]));
+    return found;
+}
+
+// visit(t, lambda^t) for this lane's state and a warp's share of the times: products of one power in 16 and one of 16.
+template <class Visit>
+S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, int warp, int warps, Visit visit) {
+    constexpr int RUN = 16;
+    Complex<float> powers[RUN];
+#pragma unroll
+    for (int t = 0; t < RUN; ++t) powers[t] = bounded_power(scan, node, t);
+#pragma unroll 1
+    for (int start = warp * RUN; start < T; start += warps * RUN) {
+        const Complex<float> step = bounded_power(scan, node, start);
+#pragma unroll
+        for (int t = 0; t < RUN; ++t) visit(start + t, start + t < scan.L ? step * powers[t] : Complex<float>{0, 0});
+    }
+}
+
+// How much lambda^t is at most within a chunk.
+S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
+    return fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
+}
+
+// lambda^T, and what it is more than a float.
+S4_FAST_INLINE void set_decay(Complex<float> (&decay)[2][STATES], Wide whole) {
+    const int state = threadIdx.x % WARP;
+    decay[0][state] = convert<float>(whole);
+    decay[1][state] = convert<float>(whole - convert<double>(decay[0][state]));
+}
+
+// lambda^length s
+S4_FAST_INLINE Complex<float> decayed(const Complex<float> (&decay)[2][STATES], const Node<float> (&nodes)[STATES],
+                                      int k, int length, Complex<float> s) {
+    if (length == 0) return s;
+    if (length != T) return power(nodes[k], length) * s;
+    return decay[0][k] * s + decay[1][k] * s;
+}
+
+// What a row's states and samples are, at most, over the four lanes that have them.
+S4_FAST_INLINE float largest_of_row(float value) {
+    value = fmaxf(value, shuffle_xor(value, 1));
+    return fmaxf(value, shuffle_xor(value, 2));
+}
+
+S4_FAST_INLINE float largest_of_warp(float value) {
+#pragma unroll
+    for (int mask = 1; mask < WARP; mask *= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+}
+
+// Left operands: the samples of a chunk of rows g and g + 8, scaled and split.
+template <int PARTS>
+struct SampleOperands {
+    uint32_t of[2][2][PARTS][4];  // half, step
+
+    template <class S>
+    S4_FAST_INLINE void set(const Samples8<S> (&samples)[2][2], const float (&scale)[2]) {
+#pragma unroll
+        for (int a = 0; a < 2; ++a)
+#pragma unroll
+            for (int row = 0; row < 2; ++row)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    uint32_t words[PARTS];
+                    split(samples[row][a].low(i) * scale[row], samples[row][a].high(i) * scale[row], words);
+#pragma unroll
+                    for (int p = 0; p < PARTS; ++p) of[a][i / 2][p][i % 2 * 2 + row] = words[p];
+                }
+    }
+};
+
+// The halves in which samples are split: as many as their type has bits for. States, and what follows from them alone,
+// are as accurate as float32 whatever the signal: what gives them has two. What gives the outputs is rounded with
+// these.
+template <class S>
+constexpr int SAMPLE_PARTS = std::is_same_v<S, float> ? 2 : 1;
+template <class S>
+constexpr int OUTPUT_PARTS = std::is_same_v<S, BFloat16> ? 1 : 2;
+constexpr int STATE_PARTS = 2;
+
+}  // namespace
+}  // namespace tensor
+}  // namespace s4_fast
