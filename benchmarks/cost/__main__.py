@@ -93,9 +93,10 @@ def loops(source: str, kernel: str) -> None:
 
 @main.command()
 @click.argument("op")
-def lines(op: str) -> None:
-    """How often the first and the last warp of a block run each part of the code of a registered native op."""
-    case = next(case for case in kernels.cases() if (case.op, case.implementation) == (op, "native"))
+@click.argument("implementation", default="native")
+def lines(op: str, implementation: str) -> None:
+    """How often the first and the last warp of a block run each part of the code of a registered op."""
+    case = next(case for case in kernels.cases() if (case.op, case.implementation) == (op, implementation))
     for launch in case.launches(case.H, case.L):
         code, ways = launch.code(), launch.ways()
         click.echo(code.name)

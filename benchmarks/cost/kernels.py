@@ -148,6 +148,26 @@ def scan_and_gradients(H: int, L: int) -> list[Launch]:
     return [*scan(H, L), *scan_states(source, H, L, 2), *gradients, finish]
 
 
+def tensor_scan(H: int, L: int) -> list[Launch]:
+    """Of a batch of 1: a row per segment, 16 of them a tile, all of which one warp has where there are few."""
+    source, chunks = "csrc/cuda/tensor_scan.cu", L // 64
+    segments = up(1024 * 16, H)
+    each = up(chunks, segments)
+    tiles = up(up(chunks, each), 16)
+    prepare, _ = scan_states(source, H, L)
+    trips: Numbers = {"entry = threadIdx": 14, "start = warp": 4, "tile = share": tiles, "step < cut": each}
+    whole: Numbers = {"length != T": 0, "aligned && first": 0}
+    outputs = whole | {"missing(length[0])": 0, "pass.states)": 0, "pass.add)": 0, "pass.partial)": 0, "pass.final)": 0}
+    passes = [
+        native(source, f"tensor::tensor_scan_kernel<float, false, {kind}>", H, 32, trips=trips, shares=shares,
+               shared=41744, bytes=4 * H * L * number)
+        for kind, shares, number in (("false", whole, 1), ("true", outputs, 2))
+    ]  # fmt: skip
+    carry = native(source, "tensor::tensor_carry_kernel<false>", up(H * N, 128), 128,
+                   trips={"step < cut": segments}, shares={"cut.each * T <=": 0}, bytes=16 * H * N * segments)  # fmt: skip
+    return [prepare, passes[0], carry, passes[1]]
+
+
 def of_triton(op: str) -> Callable[[int, int], list[Launch]]:
     """The one kernel of a forward op."""
 
@@ -178,6 +198,7 @@ def cases() -> Iterator[Case]:
         yield Case("dplr_kernel", "native", 1024, L, dplr_spectrum, others=20)
     yield Case("ssm_scan", "native", 1024, 4096, scan)
     yield Case("ssm_scan", "native", 1024, 4096, scan_and_gradients, BOTH)
+    yield Case("ssm_scan", "tensor", 1024, 4096, tensor_scan)
     for op, others in (("log_vandermonde", 0), ("log_vandermonde_transpose", 1), ("cauchy_mult", 0),
                        ("cauchy_bilinear", 0)):  # fmt: skip
         for H, L in ((128, 4096), (1024, 1024), (1024, 4096), (1024, 16384)):

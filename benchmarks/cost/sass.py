@@ -53,9 +53,13 @@ class Code(NamedTuple):
 
     @property
     def loops(self) -> list[Loop]:
-        """In the order of their starts. The last branch back to a start ends its loop."""
-        targets = enumerate(ins.target for ins in self.instructions)
-        ends = {target: i for i, target in targets if target is not None and target < i}
+        """In the order of their starts. The last branch back to a start ends its loop.
+
+        Behind the code's end lies what warps do that have diverged, which returns into it.
+        """
+        end = next((i for i, ins in enumerate(self.instructions) if ins.name == "EXIT" and not ins.predicate), 0)
+        targets = [(i, ins.target) for i, ins in enumerate(self.instructions) if ins.target is not None]
+        ends = {target: i for i, target in targets if target < i and not target < end < i}
         return [Loop(start, end, self.instructions[end].line) for start, end in sorted(ends.items())]
 
     @property
@@ -142,7 +146,7 @@ def parse(listing: str) -> tuple[Instruction, ...]:
         elif code := CODE.search(text):
             predicate, name, operands = code.groups(default="")
             second = SECOND_WORD.match(lines[number + 1])
-            target = re.search(r"`\((\.L\w+)\)", operands) if name.startswith("BRA") else None
+            target = re.search(r"`\((\.L\w+)\)", operands) if re.match(r"BRA\b(?!\.DIV)", name) else None
             assert second, lines[number + 1]
             control = int(second[1], 16) >> 41
             bits = (control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63)
