@@ -163,8 +163,8 @@ def tensor_scan(H: int, L: int) -> list[Launch]:
                shared=41744, bytes=4 * H * L * number)
         for kind, shares, number in (("false", whole, 1), ("true", outputs, 2))
     ]  # fmt: skip
-    carry = native(source, "tensor::tensor_carry_kernel<false>", up(H * N, 128), 128,
-                   trips={"step < cut": segments}, shares={"cut.each * T <=": 0}, bytes=16 * H * N * segments)  # fmt: skip
+    carry = native(source, "tensor::tensor_carry_kernel<false>", up(H * N, 128), 128, trips={"step < cut": segments},
+                   shares={"cut.each * T <=": 0}, bytes=16 * H * N * segments)  # fmt: skip
     return [prepare, passes[0], carry, passes[1]]
 
 
