@@ -184,6 +184,22 @@ def export(rows: list[Row]) -> str:
     return table("`S4SequenceModel` | `model.step` | ONNX step | ONNX prefill | C | code and constants | state", lines)
 
 
+def predicted(rows: list[Row]) -> str:
+    """The model of cost beside the H200."""
+    lines = (
+        [
+            f"`{row['op']}` ({row['H']}, {row['n']}, {row['L']})",
+            row["pass"].replace("+", " + "),
+            row["implementation"],
+            time(row["predicted_ms"]),
+            *((time(row["measured_ms"]), f"{row['ratio']:.2f}") if row["measured_ms"] else ("", "")),
+            f"{row['busiest']} {row['use']:.0%}",
+        ]
+        for row in rows
+    )
+    return table("(H, n, L) | pass | kernels | predicted | measured | ratio | busiest", lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "ops": against("direct", is_op),
     "layers": against("direct", is_layer),
@@ -192,10 +208,14 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "losses": losses,
     "h200": h200,
     "export": export,
+    "predicted": predicted,
 }
 
 
 def caption(document: dict[str, Any]) -> str:
+    if "compilers" in document:
+        versions = ", ".join(f"{name} {version}" for name, version in document["compilers"].items())
+        return f"`{document['settings']['command']}` with {versions}.\n"
     machine = document["machine"]
     if "gpu" in machine:
         versions = f"PyTorch {machine['torch']}, Triton {machine['triton']}"

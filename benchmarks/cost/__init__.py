@@ -1,0 +1,1 @@
+"""A model of what the kernels cost on a GPU that is not here: ``python -m benchmarks.cost``."""
