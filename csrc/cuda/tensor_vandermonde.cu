@@ -98,7 +98,9 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                 float down[2];
                 make_left(left, down, starts, tables.rows);
                 __syncwarp();
-                const int count = int(L - start < TILE ? L - start : TILE);
+                const bool at_once = aligned && start + TILE <= L;
+                float *to = out + row * L + start + g * T + 4 * q;
+                int there = int(L - start < TILE ? L - start : TILE) - g * T - 4 * q;
 #pragma unroll 1
                 for (int half = 0; half < 2; ++half) {
                     float sums[BLOCKS][4] = {};
@@ -117,9 +119,11 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                             float four[4];
 #pragma unroll
                             for (int i = 0; i < 4; ++i) four[i] = sums[j + i / 2][2 * r + i % 2] * down[r];
-                            const int l = (g + 8 * r) * T + 8 * (BLOCKS * half + j) + 4 * q;
-                            store(out + row * L + start + l, four, count - l, aligned && count == TILE, first > 0);
+                            const int at = 8 * r * T + 8 * j;
+                            store(to + at, four, there - at, at_once, first > 0);
                         }
+                    to += 8 * BLOCKS;
+                    there -= 8 * BLOCKS;
                 }
             }
         }
