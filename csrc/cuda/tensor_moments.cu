@@ -22,21 +22,36 @@ struct Group {
     Complex<float> starts[WARPS][STATES];                  // lambda^start of each tile, less the scale of steps
 };
 
+// A state's powers 1, 8 and 16 of lambda, and powers of two that bring the columns of lambda^t and of t lambda^t to one
+// size. Where lambda decays within a sample, the largest of the latter is far below that of the former.
+struct States {
+    Node<float> nodes[STATES];
+    Complex<float> powers[3][STATES];
+    float up[2][STATES], down[STATES], ratio[STATES];  // of the first, and of the second to the first
+
+    // By all threads; a lane has a state.
+    S4_FAST_INLINE void make(Node<float> node, int64_t L) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+        if (warp < WARPS - 1) {
+            powers[warp][lane] = bounded(node, warp ? 8 * warp : 1, L);
+            return;
+        }
+        const float last = fmaxf(1.0f, last_step(L)), decay = -node.high * 0.6931472f;
+        const float peak = decay * last > 1 ? fmaxf(1.0f, 1 / decay) : last;
+        const Scale steps = scale_to(growth(node, L)), ramp = scale_to(peak * exp2f(node.high * peak));
+        nodes[lane] = node;
+        up[0][lane] = steps.up;
+        up[1][lane] = ramp.up;
+        down[lane] = steps.down;
+        ratio[lane] = ramp.down / steps.down;
+    }
+};
+static_assert(WARPS == 4);
+
 struct MomentTables {
     Group groups[2];
     RowPowers rows;
-    Node<float> nodes[STATES];
-};
-
-// Powers of two for a state's columns of lambda^t and of t lambda^t. Where lambda decays within a sample, the largest
-// of the latter is far below that of the former.
-struct StateScales {
-    Scale steps, ramp;
-    S4_FAST_INLINE StateScales(Node<float> node, int64_t L) : steps(scale_to(growth(node, L))) {
-        const float last = fmaxf(1.0f, last_step(L)), decay = -node.high * 0.6931472f;
-        const float peak = decay * last > 1 ? fmaxf(1.0f, 1 / decay) : last;
-        ramp = scale_to(peak * exp2f(node.high * peak));
-    }
+    States states;
 };
 
 // Right operands: lambda^t and t lambda^t of a warp's states.
@@ -44,14 +59,13 @@ template <int MOMENTS>
 struct StateOperands {
     uint32_t of[MOMENTS][BLOCKS][STEPS][2][2];
 
-    S4_FAST_INLINE void make(const MomentTables &tables, int64_t L) {
+    S4_FAST_INLINE void make(const States &states, int64_t L) {
         const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
 #pragma unroll
         for (int j = 0; j < BLOCKS; ++j) {
-            const Node<float> node = tables.nodes[threadIdx.x / WARP * OWN_STATES + 4 * j + g / 2];
-            const StateScales scales(node, L);
-            const Complex<float> one = bounded(node, 1, L), eight = bounded(node, 8, L), more = bounded(node, 16, L);
-            Complex<float> step = bounded(node, 2 * q, L);
+            const int k = threadIdx.x / WARP * OWN_STATES + 4 * j + g / 2;
+            const Complex<float> one = states.powers[0][k], eight = states.powers[1][k], more = states.powers[2][k];
+            Complex<float> step = bounded(states.nodes[k], 2 * q, L);
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
                 if (s > 0) step = step * more;
@@ -61,8 +75,8 @@ struct StateOperands {
                 for (int i = 0; i < 4; ++i) {
                     const int t = 16 * s + 2 * q + i / 2 * 8 + i % 2;
                     const float value = t < L ? g % 2 ? powers[i].im : powers[i].re : 0;
-                    values[0][i] = scales.steps.up * value;
-                    if constexpr (MOMENTS > 1) values[1][i] = scales.ramp.up * (float(t) * value);
+                    values[0][i] = states.up[0][k] * value;
+                    if constexpr (MOMENTS > 1) values[1][i] = states.up[1][k] * (float(t) * value);
                 }
 #pragma unroll
                 for (int m = 0; m < MOMENTS; ++m)
@@ -136,20 +150,16 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     const int64_t state = first_state + lane;
     const Node<float> node = make_node(state < n ? x[row % H * n + state] : Complex<float>{0, 0});
-    if (warp == 0) tables.nodes[lane] = node;
+    tables.states.make(node, L);
     make_rows(tables.rows, node, L);
     __syncthreads();
     StateOperands<MOMENTS> right;
-    right.make(tables, L);
-    const float weight = StateScales(node, L).steps.down;
+    right.make(tables.states, L);
+    const float weight = tables.states.down[lane];
     Complex<float> totals[MOMENTS][BLOCKS] = {};
-    float ramp[BLOCKS];
+    float ratio[BLOCKS];
 #pragma unroll
-    for (int j = 0; j < BLOCKS; ++j) {
-        const int k = warp * OWN_STATES + 4 * j + q;
-        const StateScales scales(tables.nodes[k], L);
-        ramp[j] = scales.ramp.down / scales.steps.down;
-    }
+    for (int j = 0; j < BLOCKS; ++j) ratio[j] = tables.states.ratio[warp * OWN_STATES + 4 * j + q];
     const int64_t begin = share * shares.each * GROUP, whole = begin + shares.each * GROUP;
     const int64_t end = whole < L ? whole : L;
     int parity = 0;
@@ -193,7 +203,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                     add_product(found[0], at, inner);
                     if constexpr (MOMENTS > 1) {
                         const Complex<float> within = {sums[1][j][2 * r], sums[1][j][2 * r + 1]};
-                        add_product(found[1], at, ramp[j] * within + float((g + 8 * r) * T) * inner);
+                        add_product(found[1], at, ratio[j] * within + float((g + 8 * r) * T) * inner);
                     }
                 }
                 const Complex<float> at_start = group.starts[tile][k];
