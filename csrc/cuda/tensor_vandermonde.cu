@@ -21,7 +21,8 @@ struct VandermondeTables {
 S4_FAST_INLINE float make_tables(VandermondeTables &tables, Node<float> node, int64_t L) {
     const Scale scale = scale_to(growth(node, L));
     const int lane = threadIdx.x % WARP;
-    each_step(node, L, [&](int t, Complex<float> power) { tables.steps.set(place(t), lane, conj(scale.up * power)); });
+    each_step(node, L,
+              [&](int t, Complex<float> power) { tables.steps.set_row(place(t), lane, conj(scale.up * power)); });
     make_rows(tables.rows, node, L);
     return scale.down * ONE;
 }
