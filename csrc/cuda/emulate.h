@@ -124,14 +124,17 @@ inline void run_block(int threads) {
     }
     for (int finished = 0; finished < threads;) {
         if (order == SHUFFLED) std::shuffle(turn.begin(), turn.end(), random);
+        // One warp may be ahead of another: now and then one rests.
+        const int warps = threads / WARP, pick = order == SHUFFLED && warps > 1 ? int(random() % (2 * warps)) : warps;
+        const int resting = pick < warps ? pick : -1;
         for (int i : turn) {
             current = &coroutines[i];
-            if (current->finished || current->waiting != FOR_NOTHING) continue;
+            if (current->finished || current->waiting != FOR_NOTHING || i / WARP == resting) continue;
             threadIdx.x = unsigned(i);
             swapcontext(&scheduler, &current->context);
             finished += current->finished;
         }
-        if (!release(threads) && finished < threads)
+        if (!release(threads) && finished < threads && resting < 0)
             throw std::logic_error("a barrier that not all threads of a block, or of a warp, reach");
     }
 }

@@ -22,18 +22,23 @@ namespace {
 constexpr int T = 64, STATES = 32, ROWS = 16;
 static_assert(T == CHUNK<float>);
 
-// Rows are padded by 16 bytes, so that eight of them begin in different banks.
+// Rows are padded by 16 bytes, so that eight neighbours begin in different banks.
 constexpr int PITCH = 2 * STATES + 8;
 
 template <int PARTS>
 struct PowerTable {
     alignas(16) uint16_t part[PARTS][T][PITCH];
 
+    // Neighbours in the table are the eight times of one column block, which are read at once.
     S4_FAST_INLINE void set(int t, int state, Complex<float> value) {
+        set_row(t / 32 * 32 + t % 8 / 2 * 8 + t % 32 / 8 * 2 + t % 2, state, value);
+    }
+
+    S4_FAST_INLINE void set_row(int row, int state, Complex<float> value) {
         uint32_t words[PARTS];
         split(value.re, value.im, words);
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][t][2 * state]) = words[p];
+        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][row][2 * state]) = words[p];
     }
 };
 
@@ -55,11 +60,12 @@ struct Operands {
 template <bool FLIPPED, int PARTS>
 S4_FAST_INLINE Operands<PARTS> over_samples(const PowerTable<PARTS> &table, int a, int s, int j) {
     const int lane = threadIdx.x % WARP;
-    const int t = lane % 8 / 2 * 8 + lane % 2 + lane / 8 % 2 * 2 + 32 * a + 4 * s;
+    const int row = lane % 16 + 32 * a + 16 * s;
     const int column = lane / 16 * 8 + 16 * j;
     Operands<PARTS> found;
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<true>(&table.part[p][FLIPPED ? T - 1 - t : t][column]));
+    for (int p = 0; p < PARTS; ++p)
+        found.set(p, load_matrices<true>(&table.part[p][FLIPPED ? T - 1 - row : row][column]));
     return found;
 }
 
@@ -67,11 +73,12 @@ S4_FAST_INLINE Operands<PARTS> over_samples(const PowerTable<PARTS> &table, int 
 template <bool FLIPPED, int PARTS>
 S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a, int k, int j) {
     const int lane = threadIdx.x % WARP;
-    const int t = lane % 8 / 2 * 8 + lane % 2 + lane / 16 * 2 + 32 * a + 4 * j;
+    const int row = lane % 8 + lane / 16 * 8 + 32 * a + 16 * j;
     const int column = lane / 8 % 2 * 8 + 16 * k;
     Operands<PARTS> found;
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<false>(&table.part[p][FLIPPED ? T - 1 - t : t][column]));
+    for (int p = 0; p < PARTS; ++p)
+        found.set(p, load_matrices<false>(&table.part[p][FLIPPED ? T - 1 - row : row][column]));
     return found;
 }
 

@@ -69,6 +69,9 @@ S4_FAST_INLINE Matrices load_matrices(const uint16_t *row) {
     Matrices found;
     for (unsigned i = 0; i < 4; ++i) {
         auto row_of = [&](unsigned r) { return reinterpret_cast<const uint16_t *>(warp[8 * i + r][0]); };
+        unsigned banks = 0;
+        for (unsigned r = 0; r < 8; ++r) banks |= 1u << warp[8 * i + r][0] / 16 % 8;
+        if (banks != 0xff) throw std::logic_error("rows of a matrix that begin in the same banks");
         const uint16_t low = TRANSPOSED ? row_of(2 * q)[g] : row_of(g)[2 * q];
         const uint16_t high = TRANSPOSED ? row_of(2 * q + 1)[g] : row_of(g)[2 * q + 1];
         found.word[i] = uint32_t(high) << 16 | low;
