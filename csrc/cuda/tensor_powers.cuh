@@ -63,8 +63,7 @@ S4_FAST_INLINE Operands<2> over_columns(const PowerTable<2> &table, int s, int k
     Operands<2> found;
 #pragma unroll
     for (int p = 0; p < 2; ++p)
-        found.set(p,
-                  load_matrices<false>(&table.part[p][lane / 16 * 8 + lane % 8 + 16 * s][lane / 8 % 2 * 8 + 16 * k]));
+        found.set(p, load_matrices<false>(table.at(p, lane / 16 * 8 + lane % 8 + 16 * s, lane / 8 % 2 * 8 + 16 * k)));
     return found;
 }
 

@@ -13,6 +13,8 @@
 // chunk.
 #pragma once
 
+#include <algorithm>
+
 #include "scan_call.cuh"
 #include "scan_prepare.cuh"
 #include "tensor_tables.cuh"
@@ -21,7 +23,7 @@ namespace s4_fast {
 namespace tensor {
 namespace {
 
-// Warps of a block at most, and the rows of warps that keep a GPU busy.
+// Warps of a block at most.
 constexpr int WARPS = 4;
 
 // How many chunks a segment has at most: those are carried in float32.
@@ -33,14 +35,25 @@ struct Cut {
     int64_t segments, each;  // of a sequence, and the chunks of one
     __host__ S4_FAST_INLINE int64_t rows() const { return scan.batch * segments; }
     __host__ S4_FAST_INLINE int64_t tiles() const { return (rows() + ROWS - 1) / ROWS; }
+    // Whether a block has all rows of its features, and so what its segments leave behind.
+    __host__ S4_FAST_INLINE bool is_complete() const { return tiles() <= WARPS; }
 };
 
+// Up to how many features one block for each leaves most of a GPU idle.
+#ifdef S4_FAST_EMULATE
+constexpr int64_t FEW_FEATURES = 1;
+#else
+constexpr int64_t FEW_FEATURES = 128;
+#endif
+
 inline Cut make_cut(const Scan &scan) {
-    const int64_t wanted = divide_up(ENOUGH_BLOCKS * ROWS, scan.H * scan.batch);
-    const int64_t least = divide_up(scan.chunks, LONGEST_SEGMENT), most = divide_up(scan.chunks, 2);
-    // Whole sequences need no first pass, which pays if they alone are half of what is wanted.
-    const int64_t segments = least == 1 && wanted <= 2 ? 1 : wanted < least ? least : wanted < most ? wanted : most;
-    const int64_t each = divide_up(scan.chunks, segments);
+    const int64_t least = divide_up(scan.chunks, LONGEST_SEGMENT), filling = divide_up(WARPS * ROWS, scan.batch);
+    // More rows than a block has cost a launch for the states between segments, too many chunks to a row accuracy, and
+    // whole sequences save half of the work that is for states.
+    int64_t segments = filling;
+    if (scan.H <= FEW_FEATURES) segments = std::max(filling, 2 * ENOUGH_BLOCKS * ROWS / (scan.H * scan.batch));
+    if (scan.batch >= ROWS && scan.H > FEW_FEATURES) segments = 1;
+    const int64_t each = divide_up(scan.chunks, std::min(std::max(segments, least), scan.chunks));
     return {scan, divide_up(scan.chunks, each), each};
 }
 
@@ -51,8 +64,9 @@ struct Pass {
     const Complex<float> *enter, *leave;  // (H, n)
     const float *response;                // (H, 2 T), lag 0 in the middle
     const S *samples;                     // (batch, H, L), or NULL for 0
-    const Complex<float> *initial;        // (batch, H, segments, n), or NULL for 0
+    const Complex<float> *initial;        // (batch, H, n), or NULL for 0
     Complex<float> *final;                // the same, or NULL
+    Complex<float> *segments;             // (batch, H, segments, n), or NULL where there is one
     Complex<float> *states;               // (batch, H, chunks, n), those before each chunk, or NULL
     S *out;                               // (batch, H, L)
     const float *add;                     // like out: what other states give, or NULL for nothing
@@ -62,14 +76,19 @@ struct Pass {
     bool aligned;                         // samples and out to 16 bytes, in every row
 };
 
-template <int PARTS>
-struct ScanTables {
+// What advances the states of a block.
+struct StateTables {
     PowerTable<STATE_PARTS> in;
-    PowerTable<PARTS> out;
-    uint32_t response[PARTS][2][7][WARP];  // as load_response reads it
     Decays decays;
     // Of the states in registers, their inverses, and of what X_in gives for them.
     float factor[STATES], inverse[STATES], entered[STATES];
+};
+
+// And what gives the outputs.
+template <int PARTS>
+struct ScanTables : StateTables {
+    PowerTable<PARTS> out;
+    uint32_t response[PARTS][2][7][WARP];  // as load_response reads it
     float response_down;
 };
 
@@ -103,9 +122,8 @@ S4_FAST_INLINE void load_response(uint32_t (&operand)[PARTS][2], const uint32_t 
 }
 
 // By all threads of a block; a lane has a state.
-template <bool BACKWARDS, int PARTS, class S>
-S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int64_t h, const Pass<S> &pass,
-                                int warps) {
+template <bool BACKWARDS, bool OUTPUTS, class Tables, class S>
+S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, const Pass<S> &pass, int warps) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int64_t state = pass.first + lane, index = h * scan.n + state;
     const bool present = state < scan.n;
@@ -116,22 +134,23 @@ S4_FAST_INLINE void make_tables(ScanTables<PARTS> &tables, const Scan &scan, int
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
     const Scale of_enter = scale_to(size(enter));
     // A column that is 2^-40 of the largest adds nothing, and its states shall not vanish.
-    const float largest = largest_of_warp(size(leave));
-    const float out = fmaxf(size(leave), 9.1e-13f * largest);
+    const float out = fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave)));
     const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
-    const float *const K = pass.response + h * 2 * T + T;
-    const Scale of_response = scale_to(largest_of_warp(fmaxf(fabsf(K[lane]), fabsf(K[lane + WARP]))));
-    make_responses<BACKWARDS>(tables.response, K, of_response.up, warps);
     each_power(scan, node, warp, warps, [&](int t, Complex<float> power) {
         tables.in.set(t, lane, of_enter.up * enter * power);
-        tables.out.set(t, lane, conj(of_leave.up * leave * power));
+        if constexpr (OUTPUTS) tables.out.set(t, lane, conj(of_leave.up * leave * power));
     });
+    if constexpr (OUTPUTS) {
+        const float *const K = pass.response + h * 2 * T + T;
+        const Scale of_response = scale_to(largest_of_warp(fmaxf(fabsf(K[lane]), fabsf(K[lane + WARP]))));
+        make_responses<BACKWARDS>(tables.response, K, of_response.up, warps);
+        if (threadIdx.x == 0) tables.response_down = of_response.down;
+    }
     if (warp > 0) return;
     tables.decays.set(scan, present ? pass.wide[index] : Node<double>{0, 0, 0});
     tables.factor[lane] = of_leave.down;
-    tables.entered[lane] = of_leave.down * of_enter.down;
     tables.inverse[lane] = of_leave.up;
-    if (lane == 0) tables.response_down = of_response.down;
+    tables.entered[lane] = of_leave.down * of_enter.down;
 }
 
 // A row of a warp: a segment of a sequence, of (batch, H). Where there is none, the last one stands in its place.
@@ -220,9 +239,9 @@ S4_FAST_INLINE int missing(int length) { return length > 0 ? T - length : 0; }
 // State 4 j + q of rows g and g + 8 in registers: re, im, re, im.
 using State = float[8][4];
 
-template <class S, int PARTS>
-S4_FAST_INLINE void load_states(State &state, const ScanTables<PARTS> &tables, const Cut &cut, const Pass<S> &pass,
-                                const Row (&rows)[2]) {
+template <class S>
+S4_FAST_INLINE void load_states(State &state, const StateTables &tables, const Cut &cut, const Pass<S> &pass,
+                                const Row (&rows)[2], const Complex<float> *from, bool conjugate) {
     const int q = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -230,17 +249,17 @@ S4_FAST_INLINE void load_states(State &state, const ScanTables<PARTS> &tables, c
         for (int row = 0; row < 2; ++row) {
             const int64_t k = pass.first + 4 * j + q;
             Complex<float> s = {0, 0};
-            if (pass.initial && k < cut.scan.n)
-                s = tables.factor[4 * j + q] * pass.initial[rows[row].of_segments(cut) * cut.scan.n + k];
+            if (from && k < cut.scan.n)
+                s = tables.factor[4 * j + q] * from[rows[row].of_segments(cut) * cut.scan.n + k];
             state[j][2 * row] = s.re;
-            state[j][2 * row + 1] = pass.conjugate ? -s.im : s.im;
+            state[j][2 * row + 1] = conjugate ? -s.im : s.im;
         }
 }
 
 // Writes the states of both rows, each where its `index`, of states of all n, is not negative.
-template <class S, int PARTS>
-S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const ScanTables<PARTS> &tables,
-                                 const Cut &cut, const Pass<S> &pass, const int64_t (&index)[2], bool conjugate) {
+template <class S>
+S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const StateTables &tables, const Cut &cut,
+                                 const Pass<S> &pass, const int64_t (&index)[2], bool conjugate) {
     const int q = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -254,108 +273,108 @@ S4_FAST_INLINE void store_states(Complex<float> *to, const State &state, const S
     }
 }
 
-// outputs[a][j] = X_out S + R u for block j of half a. `up` are the scales of a row's states, `down` of its products
-// with samples and with states.
-template <bool BACKWARDS, int PARTS, int SAMPLES>
-S4_FAST_INLINE void find_outputs(float (&outputs)[2][4][4], const State &state, const SampleOperands<SAMPLES> &samples,
-                                 const ScanTables<PARTS> &tables, const Scale (&of_states)[2],
-                                 const float (&of_samples)[2], bool with_response) {
-    uint32_t left[4][PARTS][4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float *const s = state[2 * k + i / 2] + i % 2 * 2;
-            const float up = of_states[i % 2].up;
-            uint32_t words[PARTS];
-            split(s[0] * up, s[1] * up, words);
-#pragma unroll
-            for (int p = 0; p < PARTS; ++p) left[k][p][i] = words[p];
-        }
-#pragma unroll
-    for (int a = 0; a < 2; ++a) {
-        float sums[4][4] = {};
+// Left operands: the states of rows g and g + 8, scaled and split.
+template <int PARTS>
+struct StateOperands {
+    uint32_t of[4][PARTS][4];
+
+    S4_FAST_INLINE void set(const State &state, const Scale (&scale)[2]) {
 #pragma unroll
         for (int k = 0; k < 4; ++k)
 #pragma unroll
-            for (int j = 0; j < 4; j += 2) {
-                const auto right = over_states<BACKWARDS>(tables.out, a, k, j / 2);
-                multiply(sums[j], left[k], right.first);
-                multiply(sums[j + 1], left[k], right.second);
+            for (int i = 0; i < 4; ++i) {
+                const float *const s = state[2 * k + i / 2] + i % 2 * 2;
+                uint32_t words[PARTS];
+                split(s[0] * scale[i % 2].up, s[1] * scale[i % 2].up, words);
+#pragma unroll
+                for (int p = 0; p < PARTS; ++p) of[k][p][i] = words[p];
             }
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) outputs[a][j][i] = of_states[i / 2].down * sums[j][i];
     }
+};
+
+// outputs[j] = X_out S + R u for the blocks of half a. What undoes the scales of a row's states, and of its samples.
+template <bool BACKWARDS, int PARTS, int SAMPLES>
+S4_FAST_INLINE void find_outputs(float (&outputs)[4][4], int a, const StateOperands<PARTS> &states,
+                                 const SampleOperands<SAMPLES> &samples, const ScanTables<PARTS> &tables,
+                                 const Scale (&of_states)[2], const float (&of_samples)[2], bool with_response) {
+    float sums[4][4] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+            const auto right = over_states<BACKWARDS>(tables.out, a, k, j / 2);
+            multiply(sums[j], states.of[k], right.first);
+            multiply(sums[j + 1], states.of[k], right.second);
+        }
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            outputs[j][i] = of_states[i / 2].down * sums[j][i];
+            sums[j][i] = 0;
+        }
     if (!with_response) return;
 #pragma unroll
-    for (int a = 0; a < 2; ++a) {
-        float sums[4][4] = {};
+    for (int from = BACKWARDS ? a : 0; from <= (BACKWARDS ? 1 : a); ++from)
 #pragma unroll
-        for (int from = BACKWARDS ? a : 0; from <= (BACKWARDS ? 1 : a); ++from)
+        for (int s = 0; s < 2; ++s)
 #pragma unroll
-            for (int s = 0; s < 2; ++s)
+            for (int j = 0; j < 4; ++j) {
+                uint32_t right[PARTS][2];
+                load_response<BACKWARDS>(right, tables.response, a == from ? 0 : 1, s, j);
+                multiply(sums[j], samples.of[from][s], right);
+            }
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    uint32_t right[PARTS][2];
-                    load_response<BACKWARDS>(right, tables.response, a == from ? 0 : 1, s, j);
-                    multiply(sums[j], samples.of[from][s], right);
-                }
+    for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) outputs[a][j][i] += of_samples[i / 2] * sums[j][i];
-    }
+        for (int i = 0; i < 4; ++i) outputs[j][i] += of_samples[i / 2] * sums[j][i];
 }
 
-// Eight outputs of each row and half, at moved[row] less than their places in the chunk, which is whole if WHOLE.
+// Eight outputs of each row in half a, at moved[row] less than their places in the chunk, which is whole if WHOLE.
 template <bool WHOLE, class S>
-S4_FAST_INLINE void store_outputs(const float (&outputs)[2][4][4], const Pass<S> &pass, const Row (&rows)[2],
+S4_FAST_INLINE void store_outputs(const float (&outputs)[4][4], int a, const Pass<S> &pass, const Row (&rows)[2],
                                   const int64_t (&start)[2], const int (&length)[2], const int (&moved)[2]) {
+    const int t = 32 * a + threadIdx.x % 4 * 8;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         if (!rows[row].present) continue;
+        const int first = moved[row] - t, end = moved[row] + length[row] - t;
+        const int64_t index = start[row] - moved[row] + t;
+        auto put = [&](const auto &packed, auto *to) {
+            if constexpr (WHOLE)
+                packed.store(to + index);
+            else
+                packed.store(to + index, first, end);
+        };
+        float values[8];
 #pragma unroll
-        for (int a = 0; a < 2; ++a) {
-            const int t = 32 * a + threadIdx.x % 4 * 8, first = moved[row] - t, end = moved[row] + length[row] - t;
-            const int64_t index = start[row] - moved[row] + t;
-            auto put = [&](const auto &packed, auto *to) {
-                if constexpr (WHOLE)
-                    packed.store(to + index);
-                else
-                    packed.store(to + index, first, end);
-            };
-            float values[8];
+        for (int i = 0; i < 8; ++i) values[i] = outputs[i / 2][2 * row + i % 2];
+        if (pass.add) {
+            Samples8<float> others;
+            if constexpr (WHOLE)
+                others.load(pass.add + index);
+            else
+                others.load(pass.add + index, first, end);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) values[i] = outputs[a][i / 2][2 * row + i % 2];
-            if (pass.add) {
-                Samples8<float> others;
-                if constexpr (WHOLE)
-                    others.load(pass.add + index);
-                else
-                    others.load(pass.add + index, first, end);
+            for (int i = 0; i < 8; ++i) values[i] += others.get(i);
+        }
+        if (pass.partial) {
+            Samples8<float> packed;
 #pragma unroll
-                for (int i = 0; i < 8; ++i) values[i] += others.get(i);
-            }
-            if (pass.partial) {
-                Samples8<float> packed;
+            for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
+            put(packed, pass.partial);
+        } else if (pass.out) {
+            Samples8<S> packed;
 #pragma unroll
-                for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
-                put(packed, pass.partial);
-            } else if (pass.out) {
-                Samples8<S> packed;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
-                put(packed, pass.out);
-            }
+            for (int i = 0; i < 4; ++i) packed.set_pair(i, values[2 * i], values[2 * i + 1]);
+            put(packed, pass.out);
         }
     }
 }
 
 // S <- lambda^length S + X_in u
-template <bool BACKWARDS, int PARTS, int SAMPLES>
-S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples, const ScanTables<PARTS> &tables,
+template <bool BACKWARDS, int SAMPLES>
+S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples, const StateTables &tables,
                             const int (&length)[2], const float (&unit)[2]) {
     const int q = threadIdx.x % 4;
 #pragma unroll
@@ -384,127 +403,203 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
     }
 }
 
-template <class S, bool BACKWARDS, bool OUTPUTS>
-__global__ void __launch_bounds__(WARPS *WARP, 2) tensor_scan_kernel(const __grid_constant__ Cut cut, int64_t shares,
-                                                                     int warps, const __grid_constant__ Pass<S> pass) {
-    constexpr int PARTS = OUTPUT_PARTS<S>;
-    auto &tables = shared_memory<ScanTables<PARTS>>();
-    const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
-    const int warp = threadIdx.x / WARP;
-    make_tables<BACKWARDS>(tables, cut.scan, h, pass, warps);
-    __syncthreads();
-    for (int64_t tile = share * warps + warp; tile < cut.tiles(); tile += shares * warps) {
-        Row rows[2];
+// Goes through the chunks of a tile, from one state to the next.
+template <class S, bool BACKWARDS>
+struct Sweep {
+    const Cut &cut;
+    const Pass<S> &pass;
+    Row rows[2];
+    Steps whole_steps;
+    int64_t start[2];
+    Samples8<S> samples[2][2];
+
+    S4_FAST_INLINE Sweep(const Cut &cut, const Pass<S> &pass, int64_t h, int64_t tile) : cut(cut), pass(pass) {
         find_rows(rows, cut, h, tile);
-        Steps whole_steps;
-        whole_steps.find<BACKWARDS>(cut, tile, pass.aligned && pass.samples);
-        int64_t start[2] = {rows[0].template of_samples<BACKWARDS>(cut, 0),
-                            rows[1].template of_samples<BACKWARDS>(cut, 0)};
-        State state;
-        load_states(state, tables, cut, pass, rows);
-        Samples8<S> samples[2][2];
-        auto lengths = [&](int64_t step, int (&length)[2]) {
-            for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
-        };
-        // Outputs and states take a short chunk's samples from different places.
-        auto moved_for = [](bool outputs, const int (&length)[2], int (&moved)[2]) {
-            for (int row = 0; row < 2; ++row) moved[row] = outputs == BACKWARDS ? missing(length[row]) : 0;
-        };
-        auto load = [&](int64_t step) {
-            if (whole_steps.have(step)) return load_whole(samples, start, pass.samples);
-            int length[2], moved[2];
-            lengths(step, length);
-            moved_for(OUTPUTS, length, moved);
-            load_short(samples, start, length, moved, pass.samples);
-        };
-        auto go = [&](auto whole, int64_t step) {
-            constexpr bool WHOLE = decltype(whole)::value;
-            int length[2] = {T, T};
-            if constexpr (!WHOLE) lengths(step, length);
-            float up[2], unit[2];
+        whole_steps.template find<BACKWARDS>(cut, tile, pass.aligned && pass.samples);
+    }
+
+    template <bool OUTPUTS, class Tables>
+    S4_FAST_INLINE void run(State &state, const Tables &tables) {
 #pragma unroll
-            for (int row = 0; row < 2; ++row) {
-                const Scale scale =
-                    scale_to(largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest())));
-                up[row] = scale.up;
-                unit[row] = scale.down;
-            }
-            SampleOperands<SAMPLE_PARTS<S>> left;
-            left.set(samples, up);
-            [[maybe_unused]] const int64_t here[2] = {start[0], start[1]};
-#pragma unroll
-            for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -T : T;
-            if constexpr (WHOLE) load(step + 1);
-            if constexpr (OUTPUTS) {
-                Scale of_states[2];
-#pragma unroll
-                for (int row = 0; row < 2; ++row) {
-                    float largest = 0;
-#pragma unroll
-                    for (int j = 0; j < 8; ++j)
-                        largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
-                    of_states[row] = scale_to(largest_of_row(largest));
-                }
-                if (pass.states) {
-                    int64_t index[2];
-                    for (int row = 0; row < 2; ++row)
-                        index[row] =
-                            length[row] && rows[row].present
-                                ? rows[row].sequence * cut.scan.chunks + rows[row].template number<BACKWARDS>(cut, step)
-                                : -1;
-                    store_states(pass.states, state, tables, cut, pass, index, false);
-                }
-                float outputs[2][4][4];
-                const float of_samples[2] = {unit[0] * tables.response_down, unit[1] * tables.response_down};
-                find_outputs<BACKWARDS>(outputs, state, left, tables, of_states, of_samples, pass.first == 0);
-                int moved[2] = {0, 0};
-                if constexpr (!WHOLE) moved_for(true, length, moved);
-                store_outputs<WHOLE>(outputs, pass, rows, here, length, moved);
-                if (!WHOLE && (missing(length[0]) || missing(length[1]))) {
-                    moved_for(false, length, moved);
-                    load_short(samples, here, length, moved, pass.samples);
-                    left.set(samples, up);
-                }
-            }
-            advance<BACKWARDS>(state, left, tables, length, unit);
-            if constexpr (!WHOLE) load(step + 1);
-        };
-        load(0);
+        for (int row = 0; row < 2; ++row) start[row] = rows[row].template of_samples<BACKWARDS>(cut, 0);
+        load<OUTPUTS>(0);
 #pragma unroll 1
         for (int64_t step = 0; step < cut.each; ++step) {
             if (whole_steps.have(step))
-                go(std::true_type{}, step);
+                advance_by<OUTPUTS, true>(state, tables, step);
             else
-                go(std::false_type{}, step);
+                advance_by<OUTPUTS, false>(state, tables, step);
         }
-        if (pass.final) {
-            int64_t index[2];
-            for (int row = 0; row < 2; ++row) index[row] = rows[row].present ? rows[row].of_segments(cut) : -1;
-            store_states(pass.final, state, tables, cut, pass, index, pass.conjugate);
+    }
+
+    S4_FAST_INLINE void store(Complex<float> *to, const State &state, const StateTables &tables, bool conjugate) {
+        int64_t index[2];
+#pragma unroll
+        for (int row = 0; row < 2; ++row) index[row] = rows[row].present ? rows[row].of_segments(cut) : -1;
+        store_states(to, state, tables, cut, pass, index, conjugate);
+    }
+
+   private:
+    S4_FAST_INLINE void find_lengths(int (&length)[2], int64_t step) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
+    }
+
+    // Outputs and states take a short chunk's samples from different places.
+    S4_FAST_INLINE void find_moved(int (&moved)[2], const int (&length)[2], bool outputs) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) moved[row] = outputs == BACKWARDS ? missing(length[row]) : 0;
+    }
+
+    template <bool OUTPUTS>
+    S4_FAST_INLINE void load(int64_t step) {
+        if (whole_steps.have(step)) return load_whole(samples, start, pass.samples);
+        int length[2], moved[2];
+        find_lengths(length, step);
+        find_moved(moved, length, OUTPUTS);
+        load_short(samples, start, length, moved, pass.samples);
+    }
+
+    template <bool OUTPUTS, bool WHOLE, class Tables>
+    S4_FAST_INLINE void advance_by(State &state, const Tables &tables, int64_t step) {
+        int length[2] = {T, T};
+        if constexpr (!WHOLE) find_lengths(length, step);
+        float up[2], unit[2];
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const Scale scale = scale_to(largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest())));
+            up[row] = scale.up;
+            unit[row] = scale.down;
         }
+        SampleOperands<SAMPLE_PARTS<S>> left;
+        left.set(samples, up);
+        [[maybe_unused]] const int64_t here[2] = {start[0], start[1]};
+#pragma unroll
+        for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -T : T;
+        if constexpr (WHOLE) load<OUTPUTS>(step + 1);
+        if constexpr (OUTPUTS) {
+            Scale of_states[2];
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                float largest = 0;
+#pragma unroll
+                for (int j = 0; j < 8; ++j)
+                    largest = fmaxf(largest, fmaxf(fabsf(state[j][2 * row]), fabsf(state[j][2 * row + 1])));
+                of_states[row] = scale_to(largest_of_row(largest));
+            }
+            if (pass.states) {
+                int64_t index[2];
+#pragma unroll
+                for (int row = 0; row < 2; ++row)
+                    index[row] = length[row] && rows[row].present ? rows[row].sequence * cut.scan.chunks +
+                                                                        rows[row].template number<BACKWARDS>(cut, step)
+                                                                  : -1;
+                store_states(pass.states, state, tables, cut, pass, index, false);
+            }
+            StateOperands<OUTPUT_PARTS<S>> states;
+            states.set(state, of_states);
+            const float of_samples[2] = {unit[0] * tables.response_down, unit[1] * tables.response_down};
+            int moved[2] = {0, 0};
+            if constexpr (!WHOLE) find_moved(moved, length, true);
+#pragma unroll
+            for (int a = 0; a < 2; ++a) {
+                float outputs[4][4];
+                find_outputs<BACKWARDS>(outputs, a, states, left, tables, of_states, of_samples, pass.first == 0);
+                store_outputs<WHOLE>(outputs, a, pass, rows, here, length, moved);
+            }
+            if (!WHOLE && (missing(length[0]) || missing(length[1]))) {
+                find_moved(moved, length, false);
+                load_short(samples, here, length, moved, pass.samples);
+                left.set(samples, up);
+            }
+        }
+        advance<BACKWARDS>(state, left, tables, length, unit);
+        if constexpr (!WHOLE) load<OUTPUTS>(step + 1);
+    }
+};
+
+// Replaces what each segment of a sequence leaves behind by the state before it, in the order in which they are gone
+// through.
+template <bool BACKWARDS, class S>
+S4_FAST_INLINE void carry_sequence(const Cut &cut, const Pass<S> &pass, int64_t sequence, int64_t k) {
+    constexpr int AT_ONCE = 8;  // loads that do not wait for each other
+    const Scan &scan = cut.scan;
+    const int64_t index = sequence * scan.n + k, samples = cut.each * T;
+    const Node<double> node = pass.wide[sequence % scan.H * scan.n + k];
+    const Wide whole = power(node, samples), last = power(node, scan.L - (cut.segments - 1) * samples);
+    Complex<float> *const base = pass.segments + sequence * cut.segments * scan.n + k;
+    Wide s = pass.initial ? convert<double>(pass.initial[index]) : Wide{0, 0};
+    if (pass.conjugate) s = conj(s);
+    for (int64_t first = 0; first < cut.segments; first += AT_ONCE) {
+        Complex<float> left[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int64_t step = first + i, segment = BACKWARDS ? cut.segments - 1 - step : step;
+            if (step < cut.segments) left[i] = base[segment * scan.n];
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int64_t step = first + i, segment = BACKWARDS ? cut.segments - 1 - step : step;
+            if (step >= cut.segments) break;
+            base[segment * scan.n] = convert<float>(s);
+            s = (segment == cut.segments - 1 ? last : whole) * s + convert<double>(left[i]);
+        }
+    }
+    if (pass.final) pass.final[index] = convert<float>(pass.conjugate ? conj(s) : s);
+}
+
+template <class S, bool BACKWARDS>
+__global__ void __launch_bounds__(THREADS)
+    tensor_carry_kernel(const __grid_constant__ Cut cut, const __grid_constant__ Pass<S> pass) {
+    const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, sequence = id / cut.scan.n;
+    if (sequence < cut.scan.batch * cut.scan.H) carry_sequence<BACKWARDS>(cut, pass, sequence, id % cut.scan.n);
+}
+
+// What each segment leaves behind on its own.
+template <class S, bool BACKWARDS>
+__global__ void __launch_bounds__(WARPS *WARP, 2)
+    tensor_states_kernel(const __grid_constant__ Cut cut, int64_t shares, int warps,
+                         const __grid_constant__ Pass<S> pass) {
+    auto &tables = shared_memory<StateTables>();
+    const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
+    make_tables<BACKWARDS, false>(tables, cut.scan, h, pass, warps);
+    __syncthreads();
+    for (int64_t tile = share * warps + threadIdx.x / WARP; tile < cut.tiles(); tile += shares * warps) {
+        Sweep<S, BACKWARDS> sweep(cut, pass, h, tile);
+        State state = {};
+        sweep.template run<false>(state, tables);
+        sweep.store(pass.segments, state, tables, false);
     }
 }
 
-// Replaces what each segment leaves behind by the state before it, in the order in which the segments are gone through.
-template <bool BACKWARDS>
-__global__ void __launch_bounds__(THREADS)
-    tensor_carry_kernel(const __grid_constant__ Cut cut, const Node<double> *wide, const Complex<float> *initial,
-                        Complex<float> *segments, Complex<float> *final, bool conjugate) {
-    const Scan &scan = cut.scan;
-    const int64_t id = int64_t(blockIdx.x) * THREADS + threadIdx.x, sequence = id / scan.n, k = id % scan.n;
-    if (sequence >= scan.batch * scan.H) return;
-    const Node<double> node = wide[sequence % scan.H * scan.n + k];
-    const Wide whole = power(node, cut.each * T);
-    Wide s = initial ? convert<double>(initial[id]) : Wide{0, 0};
-    if (conjugate) s = conj(s);
-    for (int64_t step = 0; step < cut.segments; ++step) {
-        const int64_t segment = BACKWARDS ? cut.segments - 1 - step : step, start = segment * cut.each * T;
-        Complex<float> &left = segments[(sequence * cut.segments + segment) * scan.n + k];
-        const Wide added = convert<double>(left);
-        left = convert<float>(s);
-        s = (start + cut.each * T <= scan.L ? whole : power(node, scan.L - start)) * s + added;
+template <class S, bool BACKWARDS>
+__global__ void __launch_bounds__(WARPS *WARP, 2)
+    tensor_outputs_kernel(const __grid_constant__ Cut cut, int64_t shares, int warps,
+                          const __grid_constant__ Pass<S> pass) {
+    auto &tables = shared_memory<ScanTables<OUTPUT_PARTS<S>>>();
+    const int64_t h = blockIdx.x % cut.scan.H, share = blockIdx.x / cut.scan.H;
+    make_tables<BACKWARDS, true>(tables, cut.scan, h, pass, warps);
+    __syncthreads();
+    if (pass.segments && cut.is_complete()) {
+        Sweep<S, BACKWARDS> sweep(cut, pass, h, threadIdx.x / WARP);
+        State state = {};
+        sweep.template run<false>(state, tables);
+        sweep.store(pass.segments, state, tables, false);
+        __syncthreads();
+        for (int64_t entry = threadIdx.x; entry < cut.scan.batch * STATES; entry += warps * WARP) {
+            const int64_t k = pass.first + entry % STATES;
+            if (k < cut.scan.n) carry_sequence<BACKWARDS>(cut, pass, entry / STATES * cut.scan.H + h, k);
+        }
+        __syncthreads();
     }
-    if (final) final[id] = convert<float>(conjugate ? conj(s) : s);
+    for (int64_t tile = share * warps + threadIdx.x / WARP; tile < cut.tiles(); tile += shares * warps) {
+        Sweep<S, BACKWARDS> sweep(cut, pass, h, tile);
+        State state;
+        load_states(state, tables, cut, pass, sweep.rows, pass.segments ? pass.segments : pass.initial,
+                    pass.conjugate && !pass.segments);
+        sweep.template run<true>(state, tables);
+        if (pass.final && !pass.segments) sweep.store(pass.final, state, tables, pass.conjugate);
+    }
 }
 
 // From (batch, L, features) to (batch, features, L), or back: a signal as these kernels read it, or the reverse.
@@ -532,13 +627,14 @@ void turn(Call &call, int64_t batch, int64_t rows, int64_t columns, const S *fro
                 THREADS, sizeof(S[STAGE][STAGE + 1]), rows, columns, from, to);
 }
 
-template <class S, bool BACKWARDS, bool OUTPUTS>
-void run_pass(Call &call, const Cut &cut, const Pass<S> &pass) {
-    const int warps = int(cut.tiles() < WARPS ? cut.tiles() : WARPS);
-    const Shares shares(divide_up(cut.tiles(), warps), 4 * ENOUGH_BLOCKS / cut.scan.H);
-    call.launch("tensor_scan_kernel", tensor_scan_kernel<S, BACKWARDS, OUTPUTS>, cut.scan.H * shares.count,
-                warps * WARP, sizeof(ScanTables<OUTPUT_PARTS<S>>), cut, shares.count, warps, pass);
-}
+// In how many shares of how many warps the tiles of a feature are dealt.
+struct Dealt {
+    int warps;
+    Shares shares;
+    explicit Dealt(const Cut &cut)
+        : warps(int(cut.tiles() < WARPS ? cut.tiles() : WARPS)),
+          shares(divide_up(cut.tiles(), warps), 4 * ENOUGH_BLOCKS / cut.scan.H) {}
+};
 
 // What a sequence of passes needs beside its arguments.
 struct Room {
@@ -552,34 +648,29 @@ inline Room take_room(Call &call, const Cut &cut, bool outputs) {
             outputs && scan.n > STATES ? call.take<float>(scan.batch * scan.H * scan.L) : nullptr};
 }
 
-// The states before all segments, in room.segments, and the final state if there are several segments.
+// The states before all segments, and the final one.
 template <class S, bool BACKWARDS>
-void find_segments(Call &call, const Cut &cut, Pass<S> pass, const Room &room, const Complex<float> *initial,
-                   Complex<float> *final) {
-    pass.initial = nullptr;
-    pass.final = room.segments;
-    pass.states = nullptr;
-    const bool conjugate = pass.conjugate;
-    pass.conjugate = false;
-    for (pass.first = 0; pass.first < cut.scan.n; pass.first += STATES) run_pass<S, BACKWARDS, false>(call, cut, pass);
-    call.launch("tensor_carry_kernel", tensor_carry_kernel<BACKWARDS>,
-                divide_up(cut.scan.batch * cut.scan.H * cut.scan.n, THREADS), THREADS, 0, cut, pass.wide, initial,
-                room.segments, final, conjugate);
+void find_segments(Call &call, const Cut &cut, Pass<S> pass) {
+    const Dealt dealt(cut);
+    for (pass.first = 0; pass.first < cut.scan.n; pass.first += STATES)
+        call.launch("tensor_states_kernel", tensor_states_kernel<S, BACKWARDS>, cut.scan.H * dealt.shares.count,
+                    dealt.warps * WARP, sizeof(StateTables), cut, dealt.shares.count, dealt.warps, pass);
+    call.launch("tensor_carry_kernel", tensor_carry_kernel<S, BACKWARDS>,
+                divide_up(cut.scan.batch * cut.scan.H * cut.scan.n, THREADS), THREADS, 0, cut, pass);
 }
 
 // The whole scan: outputs, final state and, where wanted, those before all chunks.
 template <class S, bool BACKWARDS>
 void run_scan(Call &call, const Cut &cut, Pass<S> pass, const Room &room) {
-    if (cut.segments > 1) {
-        find_segments<S, BACKWARDS>(call, cut, pass, room, pass.initial, pass.final);
-        pass.initial = room.segments;
-        pass.final = nullptr;
-        pass.conjugate = false;
-    }
+    const Dealt dealt(cut);
+    pass.segments = room.segments;
+    if (room.segments && !cut.is_complete()) find_segments<S, BACKWARDS>(call, cut, pass);
     for (pass.first = 0; pass.first < cut.scan.n; pass.first += STATES) {
         pass.add = pass.first > 0 ? room.partial : nullptr;
         pass.partial = pass.first + STATES < cut.scan.n ? room.partial : nullptr;
-        run_pass<S, BACKWARDS, true>(call, cut, pass);
+        call.launch("tensor_outputs_kernel", tensor_outputs_kernel<S, BACKWARDS>, cut.scan.H * dealt.shares.count,
+                    dealt.warps * WARP, sizeof(ScanTables<OUTPUT_PARTS<S>>), cut, dealt.shares.count, dealt.warps,
+                    pass);
     }
 }
 

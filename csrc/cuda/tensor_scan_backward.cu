@@ -48,7 +48,9 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
         tensor::Pass<S> forwards = tensor::make_pass<S>(tables, tables.enter, tables.leave);
         forwards.samples = u.laid;
         forwards.aligned = tensor::are_aligned<S>(scan, u.laid, nullptr);
-        tensor::find_segments<S, false>(call, cut, forwards, of_u, in.state, nullptr);
+        forwards.initial = in.state;
+        forwards.segments = of_u.segments;
+        tensor::find_segments<S, false>(call, cut, forwards);
         sources.initial = of_u.segments;
     }
     call.launch("tensor_gradients_kernel", tensor::tensor_gradients_kernel<S>, scan.H * blocks * shares.count,

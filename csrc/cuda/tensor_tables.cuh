@@ -22,12 +22,14 @@ namespace {
 constexpr int T = 64, STATES = 32, ROWS = 16;
 static_assert(T == CHUNK<float>);
 
-// Rows are padded by 16 bytes, so that eight neighbours begin in different banks.
-constexpr int PITCH = 2 * STATES + 8;
-
 template <int PARTS>
 struct PowerTable {
-    alignas(16) uint16_t part[PARTS][T][PITCH];
+    alignas(16) uint16_t part[PARTS][T][2 * STATES];
+
+    // Where a row has eight neighbouring columns: eight rows that are read at once have them in different banks.
+    S4_FAST_INLINE const uint16_t *at(int p, int row, int column) const {
+        return &part[p][row][(column / 8 ^ row % 8) * 8];
+    }
 
     // Neighbours in the table are the eight times of one column block, which are read at once.
     S4_FAST_INLINE void set(int t, int state, Complex<float> value) {
@@ -37,8 +39,9 @@ struct PowerTable {
     S4_FAST_INLINE void set_row(int row, int state, Complex<float> value) {
         uint32_t words[PARTS];
         split(value.re, value.im, words);
+        const int column = (2 * state / 8 ^ row % 8) * 8 + 2 * state % 8;
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][row][2 * state]) = words[p];
+        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][row][column]) = words[p];
     }
 };
 
@@ -64,8 +67,7 @@ S4_FAST_INLINE Operands<PARTS> over_samples(const PowerTable<PARTS> &table, int 
     const int column = lane / 16 * 8 + 16 * j;
     Operands<PARTS> found;
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p)
-        found.set(p, load_matrices<true>(&table.part[p][FLIPPED ? T - 1 - row : row][column]));
+    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<true>(table.at(p, FLIPPED ? T - 1 - row : row, column)));
     return found;
 }
 
@@ -78,7 +80,7 @@ S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a
     Operands<PARTS> found;
 #pragma unroll
     for (int p = 0; p < PARTS; ++p)
-        found.set(p, load_matrices<false>(&table.part[p][FLIPPED ? T - 1 - row : row][column]));
+        found.set(p, load_matrices<false>(table.at(p, FLIPPED ? T - 1 - row : row, column)));
     return found;
 }
 
