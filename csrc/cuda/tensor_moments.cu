@@ -96,18 +96,20 @@ struct StateOperands {
 S4_FAST_INLINE void bring(Group &group, const float *u, int64_t left, bool aligned) {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
     const bool at_once = aligned && left >= TILE;
+    const float *const from = u + g * T + 4 * q;
+    const int there = int(left < TILE ? left : TILE) - g * T - 4 * q;
     Vector samples[2][STEPS];
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const int l = (g + 8 * r) * T + 16 * s + 4 * q;
+            const int at = 8 * r * T + 16 * s;
             if (at_once) {
-                samples[r][s] = *reinterpret_cast<const Vector *>(u + l);
+                samples[r][s] = *reinterpret_cast<const Vector *>(from + at);
                 continue;
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) samples[r][s].word[i] = l + i < left ? bits_of(u[l + i]) : 0;
+            for (int i = 0; i < 4; ++i) samples[r][s].word[i] = at + i < there ? bits_of(from[at + i]) : 0;
         }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

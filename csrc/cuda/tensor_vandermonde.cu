@@ -88,11 +88,14 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
         if (first > 0) __syncthreads();
         const float weight = make_tables(tables, node, L) * scale;
         __syncthreads();
+        // The warps of all blocks take turns over the tiles of one channel and then of the next.
+        const int64_t whole = (L + TILE - 1) / TILE * TILE;
+        int64_t start = (share * WARPS + warp) * TILE;
 #pragma unroll 1
-        for (int64_t row = h; row < c * H; row += H) {
+        for (int64_t row = h; row < c * H; row += H, start -= whole) {
             const Complex<float> coefficient = state < n ? weight * v[row * n + state] : Complex<float>{0, 0};
 #pragma unroll 1
-            for (int64_t start = (share * WARPS + warp) * TILE; start < L; start += shares * WARPS * TILE) {
+            for (; start < L; start += shares * WARPS * TILE) {
                 starts[lane] = coefficient * power(node, start);
                 __syncwarp();
                 uint32_t left[STATES / 8][2][4];
@@ -134,7 +137,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
 void run_vandermonde(Call &call, int64_t c, int64_t H, int64_t n, int64_t L, const Complex<float> *v,
                      const Complex<float> *x, double scale, float *out) {
     if (!call.ready()) return;
-    const Shares shares(divide_up(L, WARPS * TILE), ENOUGH_BLOCKS / H);
+    const Shares shares(divide_up(c * divide_up(L, TILE), WARPS), ENOUGH_BLOCKS / H);
     call.launch("tensor_vandermonde_kernel", tensor_vandermonde_kernel, H * shares.count, WARPS * WARP,
                 sizeof(VandermondeTables), c, H, n, L, shares.count, v, x, float(scale), out, are_aligned(out, L));
 }

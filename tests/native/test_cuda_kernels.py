@@ -520,7 +520,10 @@ def test_no_sanitizer_complains() -> None:
     every_kernel = (
         "order or (emulated and (weak or dplr or cauchy or step or optional or half)) and not (long or largest)"
     )
-    files = [__file__, *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in ("diagonal", "dplr"))]
+    files = [
+        __file__,
+        *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in ("diagonal", "dplr", "tensor_vandermonde")),
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
