@@ -211,30 +211,41 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
         }
 #pragma unroll 1
     for (int64_t step = 0; step < cut.each; ++step) {
-        SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
-        float of_u[2], of_y[2];
-        load_operands(u, of_u, cut, walk, step, true, in.u, false);
-        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, false);
+        // One operand after the other: there are no registers for both.
+        SampleOperands<SAMPLE_PARTS<S>> samples;
+        float unit[2];
+        load_operands(samples, unit, cut, walk, step, false, in.grad_y, false);
+#pragma unroll
+        for (int j = 0; j < HALF / 2; ++j) {
+            float plain[2][4] = {}, weighted[2][4] = {};
+            find_moments<false>(plain, samples, tables.powers, HALF / 2 * half + j);
+            find_moments<false>(weighted, samples, tables.weighted, HALF / 2 * half + j);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int row = 0; row < 2; ++row) {
+                    const int block = 2 * j + i;
+                    const float down = unit[row] * tables.down[4 * block + q];
+                    sums[0][block] += state[block][row] * of_row(plain[i], row, down);
+                    sums[1][block] += state[block][row] * of_row(weighted[i], row, down);
+                }
+        }
+        load_operands(samples, unit, cut, walk, step, true, in.u, false);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             Complex<float> gradients[2][2];
             load_gradients(gradients, in, cut, walk, step, first + 4 * HALF * half, j);
-            float entered[2][4] = {}, plain[2][4] = {}, weighted[2][4] = {};
-            find_moments<true>(entered, u, tables.powers, HALF / 2 * half + j);
-            find_moments<false>(plain, grad_y, tables.powers, HALF / 2 * half + j);
-            find_moments<false>(weighted, grad_y, tables.weighted, HALF / 2 * half + j);
+            float entered[2][4] = {};
+            find_moments<true>(entered, samples, tables.powers, HALF / 2 * half + j);
 #pragma unroll
             for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
                     const int block = 2 * j + i, k = 4 * block + q, length = walk.length(cut, row, step);
-                    const float down = tables.down[k];
                     Complex<float> &s = state[block][row];
-                    sums[0][block] += s * of_row(plain[i], row, of_y[row] * down);
-                    sums[1][block] += s * of_row(weighted[i], row, of_y[row] * down);
                     s = tables.decays.of(k, length, s);
                     sums[2][block] += float(length) * (gradients[i][row] * s);
-                    s += tables.enter[k] * of_row(entered[i], row, of_u[row] * down);
+                    s += tables.enter[k] * of_row(entered[i], row, unit[row] * tables.down[k]);
                 }
         }
     }

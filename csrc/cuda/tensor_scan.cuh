@@ -440,6 +440,9 @@ struct Sweep {
     }
 
    private:
+    // Whether the next chunk's samples are asked for before this one's outputs: those of float take more registers.
+    static constexpr bool EARLY = sizeof(S) < sizeof(float);
+
     S4_FAST_INLINE void find_lengths(int (&length)[2], int64_t step) {
 #pragma unroll
         for (int row = 0; row < 2; ++row) length[row] = rows[row].template length<BACKWARDS>(cut, step);
@@ -476,7 +479,7 @@ struct Sweep {
         [[maybe_unused]] const int64_t here[2] = {start[0], start[1]};
 #pragma unroll
         for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -T : T;
-        if constexpr (WHOLE) load<OUTPUTS>(step + 1);
+        if constexpr (EARLY && WHOLE) load<OUTPUTS>(step + 1);
         if constexpr (OUTPUTS) {
             Scale of_states[2];
 #pragma unroll
@@ -513,6 +516,7 @@ struct Sweep {
                 left.set(samples, up);
             }
         }
+        if constexpr (!EARLY && WHOLE) load<OUTPUTS>(step + 1);
         advance<BACKWARDS>(state, left, tables, length, unit);
         if constexpr (!WHOLE) load<OUTPUTS>(step + 1);
     }
