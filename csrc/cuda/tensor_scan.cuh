@@ -606,29 +606,35 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     }
 }
 
+// Rows and columns of a piece that a block turns: 128 bytes of a row.
+template <class S>
+constexpr int TURNED = sizeof(S) < sizeof(float) ? 64 : 32;
+
 // From (batch, L, features) to (batch, features, L), or back: a signal as these kernels read it, or the reverse.
 template <class S>
 __global__ void __launch_bounds__(THREADS) tensor_turn_kernel(int64_t rows, int64_t columns, const S *from, S *to) {
-    auto &tile = shared_memory<S[STAGE][STAGE + 1]>();
-    const int64_t along = (columns + STAGE - 1) / STAGE, across = (rows + STAGE - 1) / STAGE;
-    const int64_t j = blockIdx.x % along * STAGE, i = blockIdx.x / along % across * STAGE;
+    constexpr int SIZE = TURNED<S>;
+    auto &tile = shared_memory<S[SIZE][SIZE + 4 / sizeof(S)]>();
+    const int64_t along = (columns + SIZE - 1) / SIZE, across = (rows + SIZE - 1) / SIZE;
+    const int64_t j = blockIdx.x % along * SIZE, i = blockIdx.x / along % across * SIZE;
     const int64_t start = blockIdx.x / (along * across) * rows * columns;
-    for (int entry = threadIdx.x; entry < STAGE * STAGE; entry += THREADS) {
-        const int64_t row = i + entry / STAGE, column = j + entry % STAGE;
-        if (row < rows && column < columns) tile[entry / STAGE][entry % STAGE] = from[start + row * columns + column];
+    for (int entry = threadIdx.x; entry < SIZE * SIZE; entry += THREADS) {
+        const int64_t row = i + entry / SIZE, column = j + entry % SIZE;
+        if (row < rows && column < columns) tile[entry / SIZE][entry % SIZE] = from[start + row * columns + column];
     }
     __syncthreads();
-    for (int entry = threadIdx.x; entry < STAGE * STAGE; entry += THREADS) {
-        const int64_t column = j + entry / STAGE, row = i + entry % STAGE;
-        if (row < rows && column < columns) to[start + column * rows + row] = tile[entry % STAGE][entry / STAGE];
+    for (int entry = threadIdx.x; entry < SIZE * SIZE; entry += THREADS) {
+        const int64_t column = j + entry / SIZE, row = i + entry % SIZE;
+        if (row < rows && column < columns) to[start + column * rows + row] = tile[entry % SIZE][entry / SIZE];
     }
 }
 
 // (batch, rows, columns) -> (batch, columns, rows)
 template <class S>
 void turn(Call &call, int64_t batch, int64_t rows, int64_t columns, const S *from, S *to) {
-    call.launch("tensor_turn_kernel", tensor_turn_kernel<S>, batch * divide_up(rows, STAGE) * divide_up(columns, STAGE),
-                THREADS, sizeof(S[STAGE][STAGE + 1]), rows, columns, from, to);
+    constexpr int SIZE = TURNED<S>;
+    call.launch("tensor_turn_kernel", tensor_turn_kernel<S>, batch * divide_up(rows, SIZE) * divide_up(columns, SIZE),
+                THREADS, sizeof(S[SIZE][SIZE + 4 / sizeof(S)]), rows, columns, from, to);
 }
 
 // In how many shares of how many warps the tiles of a feature are dealt.

@@ -104,6 +104,32 @@ S4_FAST_INLINE void pack_values(uint32_t &target, float low, float high, BFloat1
     target = uint32_t(b.bits) << 16 | a.bits;
 }
 
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+
+// Such GPUs lack these instructions. Where the library is built for them too, the calls that would come here are
+// refused.
+template <class Result>
+S4_FAST_INLINE Result not_here() {
+    __trap();
+    return Result{};
+}
+
+S4_FAST_INLINE uint32_t pack_halves(float, float) { return not_here<uint32_t>(); }
+S4_FAST_INLINE float low_half(uint32_t) { return not_here<float>(); }
+S4_FAST_INLINE float high_half(uint32_t) { return not_here<float>(); }
+S4_FAST_INLINE void multiply_halves(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) { __trap(); }
+template <bool TRANSPOSED>
+S4_FAST_INLINE Matrices load_matrices(const uint16_t *) {
+    return not_here<Matrices>();
+}
+S4_FAST_INLINE uint32_t transpose_halves(uint32_t) { return not_here<uint32_t>(); }
+S4_FAST_INLINE float shuffle_xor(float, int) { return not_here<float>(); }
+S4_FAST_INLINE uint32_t max_pairs(uint32_t, uint32_t) { return not_here<uint32_t>(); }
+template <class S>
+S4_FAST_INLINE void pack_values(uint32_t &, float, float, S) {
+    __trap();
+}
+
 #else
 
 S4_FAST_INLINE uint32_t pack_halves(float low, float high) {
