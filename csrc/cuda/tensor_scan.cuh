@@ -26,8 +26,8 @@ namespace {
 // Warps of a block at most.
 constexpr int WARPS = 4;
 
-// How many chunks a segment has at most: those are carried in float32.
-constexpr int64_t LONGEST_SEGMENT = 64;
+// How many chunks are carried in float32 at most: a whole sequence's, or a segment's. Rounding adds up over these.
+constexpr int64_t LONGEST_WHOLE = 64, LONGEST_SEGMENT = 16;
 
 // A scan cut into rows.
 struct Cut {
@@ -47,7 +47,8 @@ constexpr int64_t FEW_FEATURES = 128;
 #endif
 
 inline Cut make_cut(const Scan &scan) {
-    const int64_t least = divide_up(scan.chunks, LONGEST_SEGMENT), filling = divide_up(WARPS * ROWS, scan.batch);
+    const int64_t least = scan.chunks <= LONGEST_WHOLE ? 1 : divide_up(scan.chunks, LONGEST_SEGMENT);
+    const int64_t filling = divide_up(WARPS * ROWS, scan.batch);
     // More rows than a block has cost a launch for the states between segments, too many chunks to a row accuracy, and
     // whole sequences save half of the work that is for states.
     int64_t segments = filling;
