@@ -46,14 +46,15 @@ constexpr int64_t FEW_FEATURES = 1;
 constexpr int64_t FEW_FEATURES = 128;
 #endif
 
+// Rows that fill a block, unless whole sequences keep a GPU busy, which saves going through them twice, or so few
+// features leave it idle that a launch for the states between segments pays.
 inline Cut make_cut(const Scan &scan) {
     const int64_t least = scan.chunks <= LONGEST_WHOLE ? 1 : divide_up(scan.chunks, LONGEST_SEGMENT);
-    const int64_t filling = divide_up(WARPS * ROWS, scan.batch);
-    // More rows than a block has cost a launch for the states between segments, too many chunks to a row accuracy, and
-    // whole sequences save half of the work that is for states.
-    int64_t segments = filling;
-    if (scan.H <= FEW_FEATURES) segments = std::max(filling, 2 * ENOUGH_BLOCKS * ROWS / (scan.H * scan.batch));
-    if (scan.batch >= ROWS && scan.H > FEW_FEATURES) segments = 1;
+    int64_t segments = divide_up(WARPS * ROWS, scan.batch);
+    if (scan.H * divide_up(scan.batch, ROWS) >= ENOUGH_BLOCKS && scan.batch >= ROWS)
+        segments = 1;
+    else if (scan.H <= FEW_FEATURES)
+        segments = std::max(segments, 2 * ENOUGH_BLOCKS * ROWS / (scan.H * scan.batch));
     const int64_t each = divide_up(scan.chunks, std::min(std::max(segments, least), scan.chunks));
     return {scan, divide_up(scan.chunks, each), each};
 }
@@ -157,7 +158,7 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
 // A row of a warp: a segment of a sequence, of (batch, H). Where there is none, the last one stands in its place.
 struct Row {
     int64_t sequence;
-    int segment;  // fewer than samples / 2^12, which no memory holds 2^43 of
+    int segment;  // 2^31 of them have more samples than fit into memory
     bool present;
 
     S4_FAST_INLINE void find(const Cut &cut, int64_t h, int64_t row) {
