@@ -138,9 +138,10 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
     // A column that is 2^-40 of the largest adds nothing, and its states shall not vanish.
     const float out = fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave)));
     const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
-    each_power(scan, node, warp, warps, [&](int t, Complex<float> power) {
-        tables.in.set(t, lane, of_enter.up * enter * power);
-        if constexpr (OUTPUTS) tables.out.set(t, lane, conj(of_leave.up * leave * power));
+    const Complex<float> weights[2] = {of_enter.up * enter, of_leave.up * leave};
+    each_power(scan, node, weights, warp, warps, [&](int t, const Complex<float>(&values)[2]) {
+        tables.in.set(t, lane, values[0]);
+        if constexpr (OUTPUTS) tables.out.set(t, lane, conj(values[1]));
     });
     if constexpr (OUTPUTS) {
         const float *const K = pass.response + h * 2 * T + T;

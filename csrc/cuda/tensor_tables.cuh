@@ -84,18 +84,32 @@ S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a
     return found;
 }
 
-// visit(t, lambda^t) for this lane's state and a warp's share of the times: products of one power in 16 and one of 16.
-template <class Visit>
-S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, int warp, int warps, Visit visit) {
+// visit(t, weights lambda^t) for this lane's state and a warp's share of the times, 0 beyond L: a product of the
+// weights, one power in 16 and one of 16, which are themselves products of four.
+template <int WEIGHTS, class Visit>
+S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex<float> (&weights)[WEIGHTS], int warp,
+                               int warps, Visit visit) {
     constexpr int RUN = 16;
-    Complex<float> powers[RUN];
+    Complex<float> powers[RUN] = {{1, 0}};
 #pragma unroll
-    for (int t = 0; t < RUN; ++t) powers[t] = bounded_power(scan, node, t);
+    for (int t = 1; t < RUN; ++t) {
+        const int rest = t & (t - 1);
+        powers[t] = rest ? powers[rest] * powers[t - rest] : bounded_power(scan, node, t);
+    }
 #pragma unroll 1
     for (int start = warp * RUN; start < T; start += warps * RUN) {
         const Complex<float> step = bounded_power(scan, node, start);
+        Complex<float> factors[WEIGHTS];
 #pragma unroll
-        for (int t = 0; t < RUN; ++t) visit(start + t, start + t < scan.L ? step * powers[t] : Complex<float>{0, 0});
+        for (int i = 0; i < WEIGHTS; ++i) factors[i] = weights[i] * step;
+#pragma unroll
+        for (int t = 0; t < RUN; ++t) {
+            Complex<float> values[WEIGHTS];
+#pragma unroll
+            for (int i = 0; i < WEIGHTS; ++i)
+                values[i] = start + t < scan.L ? factors[i] * powers[t] : Complex<float>{0, 0};
+            visit(start + t, values);
+        }
     }
 }
 
