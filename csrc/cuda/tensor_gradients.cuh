@@ -46,9 +46,9 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &sca
     const Node<float> node = present ? in.nodes[index] : Node<float>{0, 0, 0};
     const Scale scale = scale_to(grown_by(scan, node));
     const Complex<float> weights[1] = {{scale.up, 0}};
-    each_power(scan, node, weights, warp, WARPS, [&](int t, const Complex<float>(&values)[1]) {
-        tables.powers.set(t, lane, values[0]);
-        tables.weighted.set(t, lane, float(t) * (1.0f / T) * values[0]);
+    each_power(scan, node, weights, warp, WARPS, [&](int run, int t, const Complex<float>(&values)[1]) {
+        tables.powers.set(run, t, lane, values[0]);
+        tables.weighted.set(run, t, lane, float(16 * run + t) * (1.0f / T) * values[0]);
     });
     if (warp > 0) return;
     tables.decays.set(scan, present ? in.wide[index] : Node<double>{0, 0, 0});

@@ -139,9 +139,9 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
     const float out = fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave)));
     const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
     const Complex<float> weights[2] = {of_enter.up * enter, of_leave.up * leave};
-    each_power(scan, node, weights, warp, warps, [&](int t, const Complex<float>(&values)[2]) {
-        tables.in.set(t, lane, values[0]);
-        if constexpr (OUTPUTS) tables.out.set(t, lane, conj(values[1]));
+    each_power(scan, node, weights, warp, warps, [&](int run, int t, const Complex<float>(&values)[2]) {
+        tables.in.set(run, t, lane, values[0]);
+        if constexpr (OUTPUTS) tables.out.set(run, t, lane, conj(values[1]));
     });
     if constexpr (OUTPUTS) {
         const float *const K = pass.response + h * 2 * T + T;
