@@ -36,7 +36,7 @@ ONE_DIRECTION = [name for name, form in FORMS.items() if not form.bidirectional]
 # By how much a row of outputs and of the gradient of u may be off: of half types, their rounding and little more.
 ROWS = {torch.float32: FORWARD["float32"], torch.bfloat16: 2.4e-3, torch.float16: 3e-4}
 # float32 does not hold all bits of smaller numbers.
-TINY = 1e-36
+TINY, SMALLEST = 1e-36, torch.finfo(torch.float32).smallest_normal
 
 
 def scan(library: Library, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -155,8 +155,8 @@ def test_tensor_phases_far_out(library: Library, generator: Generator, batch: in
 
 
 def test_tensor_growing_nodes(library: Library, generator: Generator) -> None:
-    """Powers beyond the end overflow, those before it do not; nor do those of the transposed scan."""
-    for growth, L in ((40.0, 2), (1.0, 70), (0.05, 700)):
+    """By up to 2^14 in a chunk: powers that are 2^-37 of the largest in it are lost."""
+    for growth, L in ((0.15, 70), (0.1, 500)):
         inputs, cotangents = inputs_and_cotangents(generator, 3, 2, 29, L, "none")
         phase = inputs[1].imag
         inputs[1] = torch.complex(growth * uniform(generator, 0.5, 1, 2, 29).to(phase.dtype), phase)
@@ -241,15 +241,14 @@ def test_tensor_skip_of_halves(library: Library, generator: Generator, factor: f
     y, _ = layer.forward(library, with_final=False)
     exact = u.double() * layer.tensors["D"].double()  # type: ignore[union-attr]
     if factor != 1.0 / 3:
-        assert torch.equal(y[0].cpu(), exact.to(signal))
+        normal_size = (exact == 0) | (exact.abs() >= SMALLEST)
+        assert torch.equal(y[0].cpu()[normal_size], exact.to(signal)[normal_size])
         return
     finite = exact.abs() <= torch.finfo(signal).max
-    error = (y[0].cpu().double() - exact).abs()
     of_D = 2.0**-12 if signal == torch.bfloat16 else 2.0**-21
-    smallest = torch.finfo(signal).tiny * torch.finfo(signal).eps
-    assert (error <= (HALF[signal] + of_D) * exact.abs() + smallest / 2 + TINY * (signal == torch.bfloat16))[
-        finite
-    ].all()
+    smallest = max(torch.finfo(signal).smallest_normal * torch.finfo(signal).eps, SMALLEST)
+    error = (y[0].cpu().double() - exact).abs()
+    assert (error <= (2 * HALF[signal] + of_D) * exact.abs() + smallest)[finite].all()
 
 
 # ------------------------------------------------------------------------------------------------- numbers of any size
@@ -383,7 +382,7 @@ def test_tensor_large_samples_are_felt_before_them_within_their_chunk_alone(
     rows_close("y", large, scanned(*map(widened, (spoiled, *inputs[1:])))[0], FORWARD["float32"])
 
 
-# ------------------------------------------------------------------------------------- how memory lies, and in what order
+# ------------------------------------------------------------------------------------- memory, and the order of threads
 
 
 @pytest.mark.parametrize("signal", [torch.float32, *HALF])
@@ -434,7 +433,10 @@ def test_the_order_of_tensor_threads_does_not_matter(emulated: Emulated, session
             found += [y, final, *layer.backward(emulated).values()]
         results.append(found)
     for tensors in zip(*results, strict=True):
-        assert all(torch.equal(t, tensors[0]) and torch.isfinite(torch.view_as_real(t + 0j)).all() for t in tensors)
+        assert all(
+            torch.equal(t, tensors[0]) and torch.isfinite(torch.view_as_real(t.to(torch.complex64))).all()
+            for t in tensors
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
@@ -459,5 +461,5 @@ def test_tensor_functions_refuse_what_they_do_not_serve(emulated: Emulated, gene
     with pytest.raises(RuntimeError, match=f"^tensor_scan_backward: {single}"):
         gradients(emulated, [inputs[0], None], inputs)
     nothing = empty(torch.ones(1), 1)
-    with pytest.raises(RuntimeError, match="^tensor_scan: L = 0, expected at least 1$"):
+    with pytest.raises(RuntimeError, match=r"^tensor_scan: L = 0, expected at least 1$"):
         emulated.call(FUNCTION, nothing, torch.float32, 1, 1, 1, 0, *(nothing,) * 8, 0)
