@@ -63,8 +63,12 @@ def rows_close(name: str, actual: Tensor, expected: Tensor, allowed: float) -> N
     expected = expected.detach()
     norm = torch.linalg.vector_norm(expected, dim=-1)
     error = torch.linalg.vector_norm(widened(actual.cpu()) - expected, dim=-1)
+    bound = allowed * norm + TINY
+    if actual.dtype in HALF:
+        # Of few samples that are much larger than the others, rounding takes more.
+        bound = bound.maximum(1.15 * torch.linalg.vector_norm(widened(expected.to(actual.dtype)) - expected, dim=-1))
     # Not `>`, which would let NaN pass.
-    wrong = ~(error <= allowed * norm + TINY)
+    wrong = ~(error <= bound)
     assert not wrong.any(), (name, wrong.nonzero().tolist(), (error / norm)[wrong])
 
 
