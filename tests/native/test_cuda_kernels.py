@@ -560,7 +560,8 @@ def test_no_sanitizer_complains() -> None:
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
     }
     every_kernel = (
-        "order or (emulated and (weak or dplr or cauchy or step or optional or half)) and not (long or largest)"
+        "order or (emulated and (weak or dplr or cauchy or step or optional or half or signals or memory))"
+        " and not (long or largest or whole)"
     )
     names = ("diagonal", "dplr", "tensor_scan")
     files = [__file__, *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in names)]

@@ -97,7 +97,7 @@ SIZES = [
     (17, 2, 32, 64),
     (2, 3, 33, 65),
     (1, 2, 100, 200),
-    (17, 2, 3, 1047),
+    (17, 2, 3, 470),
     (1, 3, 2, 4096),
 ]
 
@@ -322,13 +322,13 @@ def test_tensor_zeros(library: Library, generator: Generator, L: int, signal: to
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 70, 129, 299])
-@pytest.mark.parametrize(("batch", "n"), [(3, 5), (33, 40)])
+@pytest.mark.parametrize("place", [0, 70, 129, 199])
+@pytest.mark.parametrize(("batch", "n"), [(3, 5), (17, 33)])
 def test_tensor_bad_samples_stay_in_their_row(
     library: Library, generator: Generator, batch: int, n: int, place: int, bad: float
 ) -> None:
     """And after the chunk's beginning; the adjoint's stay before its end."""
-    inputs, cotangents = inputs_and_cotangents(generator, batch, 2, n, 300, "weak")
+    inputs, cotangents = inputs_and_cotangents(generator, batch, 2, n, 200, "weak")
     (y, final), grads = scan(library, *inputs), gradients(library, cotangents, inputs)
     row, first = (batch // 2, 1), place // CHUNK * CHUNK
     others = torch.ones(batch, 2, dtype=torch.bool)
