@@ -281,6 +281,18 @@ def test_tensor_states_of_any_size(
     check_rows(library, inputs, cotangents)
 
 
+@pytest.mark.parametrize("n", [1, 33])
+@pytest.mark.parametrize("small", ["lambda", "C", "B"])
+def test_tensor_states_that_outputs_hardly_see(library: Library, generator: Generator, small: str, n: int) -> None:
+    """Alone in their block of 32, where no larger one gives the scale."""
+    inputs, cotangents = inputs_and_cotangents(generator, 2, 3, n, 65, "weak")
+    if small == "lambda":
+        inputs[1][:, -1] = torch.complex(torch.tensor(-83.0), torch.tensor(1.0))
+    else:
+        inputs[3 if small == "C" else 2][:, -1] *= 1e-34
+    check_rows(library, inputs, cotangents)
+
+
 @pytest.mark.parametrize("decay", ["weak", "strong"])
 @pytest.mark.parametrize("cotangent_sizes", ["alike", "the same", "opposite"])
 @pytest.mark.parametrize(("batch", "H", "n", "L"), [(3, 2, 32, 300), (17, 2, 29, 130)])
