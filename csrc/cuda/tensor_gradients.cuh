@@ -86,11 +86,12 @@ struct Walk {
     }
 };
 
-// The samples of a step, scaled, all rows alike if `together`, and what undoes that. Those of a short chunk are moved
-// up to its end if `late`, for lambda^{length-1-t}.
+// The samples of a step, scaled, and what undoes that: each row of its own, or all alike once each is multiplied by its
+// `factors`, if there are any. Those of a short chunk are moved up to its end if `late`, for lambda^{length-1-t}.
 template <class S>
 S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, float (&unit)[2], const Cut &cut,
-                                  const Walk &walk, int64_t step, bool late, const S *from, bool together) {
+                                  const Walk &walk, int64_t step, bool late, const S *from,
+                                  const float *factors = nullptr) {
     Samples8<S> samples[2][2];
     const int64_t start[2] = {walk.rows[0].of_samples<false>(cut, step), walk.rows[1].of_samples<false>(cut, step)};
     if (walk.whole_steps.have(step) && from) {
@@ -108,11 +109,11 @@ S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, flo
 #pragma unroll
     for (int row = 0; row < 2; ++row)
         largest[row] = largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest()));
-    if (together) largest[0] = largest[1] = largest_of_warp(fmaxf(largest[0], largest[1]));
+    if (factors) largest[0] = largest[1] = largest_of_warp(fmaxf(factors[0] * largest[0], factors[1] * largest[1]));
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         const Scale scale = scale_to(largest[row]);
-        up[row] = walk.rows[row].present ? scale.up : 0.0f;
+        up[row] = walk.rows[row].present ? scale.up * (factors ? factors[row] : 1.0f) : 0.0f;
         unit[row] = scale.down;
     }
     operands.set(samples, up);
@@ -215,7 +216,7 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
         // One operand after the other: there are no registers for both.
         SampleOperands<SAMPLE_PARTS<S>> samples;
         float unit[2];
-        load_operands(samples, unit, cut, walk, step, false, in.grad_y, false);
+        load_operands(samples, unit, cut, walk, step, false, in.grad_y);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             float plain[2][4] = {}, weighted[2][4] = {};
@@ -231,7 +232,7 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
                     sums[1][block] += state[block][row] * of_row(weighted[i], row, down);
                 }
         }
-        load_operands(samples, unit, cut, walk, step, true, in.u, false);
+        load_operands(samples, unit, cut, walk, step, true, in.u);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             Complex<float> gradients[2][2];
@@ -261,7 +262,7 @@ S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const Gra
     for (int64_t step = 0; step < cut.each; ++step) {
         SampleOperands<SAMPLE_PARTS<S>> u;
         float of_u[2];
-        load_operands(u, of_u, cut, walk, step, true, in.u, false);
+        load_operands(u, of_u, cut, walk, step, true, in.u);
 #pragma unroll
         for (int j = 0; j < HALF; ++j) {
             Complex<float> gradients[2][2];
@@ -290,9 +291,9 @@ S4_FAST_INLINE void sum_correlation(Correlation &correlation, const Cut &cut, in
     for (int64_t step = 0; step < cut.each; ++step) {
         SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
         float of_u[2], of_y[2];
-        load_operands(u, of_u, cut, walk, step, false, in.u, true);
-        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, true);
-        correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
+        load_operands(u, of_u, cut, walk, step, false, in.u);
+        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, of_u);
+        correlate(correlation, grad_y, u, of_y[0]);
     }
 }
 

@@ -135,9 +135,8 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
     const float grown = grown_by(scan, node);
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
     const Scale of_enter = scale_to(size(enter));
-    // A column that is 2^-40 of the largest adds nothing, and its states shall not vanish.
-    const float out = fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave)));
-    const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
+    // A column of 2^-64, or of 2^-40 of the largest, hardly adds to the outputs, and its states shall not vanish.
+    const Scale of_leave = scale_to(fmaxf(fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave))), 5.4e-20f));
     const Complex<float> weights[2] = {of_enter.up * enter, of_leave.up * leave};
     each_power(scan, node, weights, warp, warps, [&](int run, int t, const Complex<float>(&values)[2]) {
         tables.in.set(run, t, lane, values[0]);
@@ -399,8 +398,8 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
                 const Complex<float> after = tables.decays.of(k, length[row], Complex<float>{s[0], s[1]});
-                s[0] = after.re + unit[row] * entered * sums[i][2 * row];
-                s[1] = after.im + unit[row] * entered * sums[i][2 * row + 1];
+                s[0] = after.re + entered * (unit[row] * sums[i][2 * row]);
+                s[1] = after.im + entered * (unit[row] * sums[i][2 * row + 1]);
             }
         }
     }

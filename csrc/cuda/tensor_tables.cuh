@@ -121,7 +121,7 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex
 
 // How much lambda^t is at most within a chunk.
 S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
-    return fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
+    return fmaxf(1.0f, exp2f(node.high * float((T < scan.L ? T : scan.L) - 1)));
 }
 
 // What a state decays by: over a whole chunk, lambda^T and what that is more than a float; over the short one at the
