@@ -127,11 +127,15 @@ def test_how_many_blocks_an_sm_holds() -> None:
 
 
 def key(row: dict[str, object]) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("op", "implementation", "H", "L", "pass"))
+    return tuple(row[name] for name in ("op", "implementation", "H", "L", "pass", "batch", "signal"))
+
+
+def key_of(case: kernels.Case) -> tuple[object, ...]:
+    return case.op, case.implementation, case.H, case.L, case.kind, case.batch, case.signal
 
 
 def test_stored_predictions_are_those_of_the_registry() -> None:
-    cases = {(case.op, case.implementation, case.H, case.L, case.kind): case for case in kernels.cases()}
+    cases = {key_of(case): case for case in kernels.cases()}
     assert {key(row) for row in STORED["rows"]} == set(cases), f"run: {command.COMMAND}"
     for row in STORED["rows"]:
         assert row["measured_ms"] == command.measured(cases[key(row)], STORED["compilers"]["triton"]), row["op"]
