@@ -51,12 +51,16 @@ def of_triton(op: str) -> Callable[[int, int], list[Launch]]:
 
 
 def cases() -> Iterator[Case]:
-    yield from on_cuda_cores()
-    yield from on_tensor_cores()
+    yield from native_cases()
     for op, others in (("log_vandermonde", 0), ("log_vandermonde_transpose", 1), ("cauchy_mult", 0),
                        ("cauchy_bilinear", 0)):  # fmt: skip
         for H, L in ((128, 4096), (1024, 1024), (1024, 4096), (1024, 16384)):
             yield Case(op, "triton", H, L, of_triton(op), others=others)
+
+
+def native_cases() -> Iterator[Case]:
+    yield from on_cuda_cores()
+    yield from on_tensor_cores()
 
 
 def on_cuda_cores() -> Iterator[Case]:

@@ -34,9 +34,19 @@ class Launch:
     trips: Numbers = field(default_factory=dict)
     shares: Numbers = field(default_factory=dict)
     never: tuple[str, ...] = ()  # parts of lines that no warp runs
+    off: tuple[str, ...] = ()  # of lines whose loads and stores are not done where they have a predicate
     bytes: int = 0  # of global memory that must be read and written
     shared: int = 0  # bytes of dynamic shared memory
     launches: int = 1  # 0 for further blocks of the launch before
+
+    def instructions(self) -> list[sass.Instruction]:
+        """Those of the code, in which what is off only takes its turn to issue."""
+        return [
+            ins._replace(name="NOP")
+            if ins.predicate and machine.is_global(ins.name) and any(text in ins.line for text in self.off)
+            else ins
+            for ins in self.code().instructions
+        ]
 
     def ways(self) -> list[list[int]]:
         """What each warp of a block runs through."""
@@ -59,10 +69,11 @@ def predict(launch: Launch) -> dict[str, Any]:
     memory = launch.bytes / launch.blocks / rate
     blocks = up(launch.blocks, machine.SMS)
     some = min(blocks, GENERATIONS * resident)
-    run = sm.simulate(code.instructions, ways, some, resident, memory)
+    instructions = launch.instructions()
+    run = sm.simulate(instructions, ways, some, resident, memory)
     cycles = run.cycles
     if some < blocks:
-        before = sm.simulate(code.instructions, ways, some - resident, resident, memory)
+        before = sm.simulate(instructions, ways, some - resident, resident, memory)
         cycles += (blocks - some) * (run.cycles - before.cycles) / resident
     use = {pipe: round(busy / run.cycles, 3) for pipe, busy in run.busy.items() if busy}
     return {

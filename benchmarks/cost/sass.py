@@ -260,4 +260,5 @@ def _leaves(code: Code, i: int, count: dict[int, int], ahead: Sequence[int]) -> 
 @cache
 def _line(file: str, number: int) -> str:
     path = Path(file)
-    return path.read_text("utf-8").splitlines()[number - 1].strip() if path.is_file() else ""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return lines[number - 1].strip() if 0 < number <= len(lines) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.cost import machine
 from benchmarks.cost.cuda_cores import scan_states
 from benchmarks.cost.launches import Launch, N, native, up
 from benchmarks.cost.sass import Numbers
@@ -9,6 +10,8 @@ from benchmarks.cost.sass import Numbers
 # What is only for samples that do not begin where 16 bytes do, or are fewer than a chunk or a tile has.
 SHORT = ("set(i, from[i])", "return length ? last", "if (i < count) out", "at + i < there", "rest <= 0 ? 0",
          "if (!WHOLE")  # fmt: skip
+# What other states give is not added where one block has all states.
+ADDED = ("uint32_t word(int i) const",)
 TYPES = {"float32": ("float", 4), "bfloat16": ("BFloat16", 2)}
 # Bytes of shared memory: of a table of powers by its parts, and of what else a kernel has.
 TABLE, STATES, RESPONSE, GRADIENTS = 8192, 1152, 1792, 1152
@@ -50,11 +53,13 @@ class Scan:
             shares |= {"cut.is_complete()": carries, "pass.final && !": 0, "pass.states)": states}
         else:
             trips |= {"step < cut": self.each}
+        again = carries and self.signal > machine.L2_BYTES  # what has left the cache when the outputs are made
         parts = 0 if not outputs else 1 if self.type == "BFloat16" else 2
         return native(
             self.source, kernel, self.H * self.shares, 32 * self.warps, trips=trips, shares=shares, never=SHORT,
+            off=ADDED,
             shared=2 * TABLE + STATES + parts * (TABLE + RESPONSE),
-            bytes=(1 + outputs) * self.signal + self.left * (1 + carries) + states * self.states,
+            bytes=(1 + outputs + again) * self.signal + self.left * (1 + carries) + states * self.states,
         )  # fmt: skip
 
     def carry(self, backwards: bool) -> Launch:
