@@ -321,17 +321,20 @@ S4_FAST_INLINE void spread(CorrelationTile &tile, const Correlation &correlation
                         correlation[apart][steps][second][i];
 }
 
-S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag) {
+// By two neighbouring threads, each for half of the places. The sample of a late place, 0 to 31, has no bit 2.
+S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag, int half) {
     float sum = 0;
-    for (int key = 0; key < 12; ++key) {
-        const int apart = key / 6, steps = key / 2 % 3, second = key % 2;
-        for (int place = 0; place < 16 * 8; ++place) {
-            const int late = place / 8, early = place % 8;
-            if (32 * apart + 4 * (steps - 1) - 2 * second + sample_at(late) - sample_at(early) == lag)
-                sum += tile.of[apart][steps][second][late][early];
-        }
-    }
-    return sum;
+#pragma unroll
+    for (int steps = 0; steps < 3; ++steps)
+#pragma unroll
+        for (int second = 0; second < 2; ++second)
+#pragma unroll
+            for (int early = 0; early < 8; ++early) {
+                const int late = lag - 32 * half - 4 * (steps - 1) + 2 * second + sample_at(early);
+                const unsigned at = late, place = at / 2 % 2 * 8 + at / 8 * 2 + at % 2;
+                if ((late & ~27) == 0) sum += tile.of[half][steps][second][place][early];
+            }
+    return sum + shuffle_xor(sum, 1);
 }
 
 // Into parts, and correlations[share, h, lag]: by each block for a share of the tiles.
@@ -385,7 +388,9 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     __syncthreads();
     if (warp == 3) spread(found, correlation);
     __syncthreads();
-    if (threadIdx.x < T) correlations[(share * scan.H + h) * T + threadIdx.x] = sum_at(found, threadIdx.x);
+    const int lag = threadIdx.x / 2;
+    const float sum = sum_at(found, lag, threadIdx.x % 2);
+    if (threadIdx.x % 2 == 0) correlations[(share * scan.H + h) * T + lag] = sum;
 }
 
 }  // namespace

@@ -46,11 +46,11 @@ constexpr int64_t FEW_FEATURES = 1;
 constexpr int64_t FEW_FEATURES = 128;
 #endif
 
-// Rows that fill a block, unless whole sequences keep a GPU busy, which saves going through them twice, or so few
-// features leave it idle that a launch for the states between segments pays.
+// Rows for two warps of a block, as the carry takes longer than what more would share, unless whole sequences keep a
+// GPU busy, which saves going through them twice, or so few features leave it idle that a launch for the carry pays.
 inline Cut make_cut(const Scan &scan) {
     const int64_t least = scan.chunks <= LONGEST_WHOLE ? 1 : divide_up(scan.chunks, LONGEST_SEGMENT);
-    int64_t segments = divide_up(WARPS * ROWS, scan.batch);
+    int64_t segments = divide_up(2 * ROWS, scan.batch);
     if (scan.H * divide_up(scan.batch, ROWS) >= ENOUGH_BLOCKS && scan.batch >= ROWS)
         segments = 1;
     else if (scan.H <= FEW_FEATURES)
