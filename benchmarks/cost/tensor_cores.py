@@ -24,7 +24,8 @@ class Scan:
         self.H, self.batch, self.source = H, batch, f"csrc/cuda/{source}.cu"
         self.type, self.size = TYPES[signal]
         chunks = L // 64
-        self.each = up(chunks, min(chunks, 1 if batch >= 16 else up(64, batch)))
+        whole = batch >= 16 and H * up(batch, 16) >= 1024
+        self.each = up(chunks, min(chunks, 1 if whole else up(32, batch)))
         self.segments = up(chunks, self.each)
         self.tiles = up(batch * self.segments, 16)
         self.warps = min(4, self.tiles)
@@ -41,7 +42,7 @@ class Scan:
         """What all segments leave behind, or the outputs; those of all states too where a block has all rows."""
         carries = outputs and self.is_complete and self.segments > 1
         kernel = f"tensor::tensor_{'outputs' if outputs else 'states'}_kernel<{self.type}, {str(backwards).lower()}>"
-        trips: Numbers = {"start = warp": 4 / self.warps, "tile = share": 1}
+        trips: Numbers = {"run = warp": 4 / self.warps, "tile = share": 1}
         shares: Numbers = {"if (warp > 0)": 1 / self.warps}
         if outputs:
             step = (self.each * carries, self.each)
@@ -75,11 +76,10 @@ class Scan:
         return [self.prepare(), *before, self.sweep(backwards, True, states)]
 
     def gradients(self, given: bool) -> list[Launch]:
-        each = up(self.tiles, max(1, 2048 // self.H))
+        each = up(self.tiles, max(1, 1024 // self.H))
         shares = up(self.tiles, each)
-        trips: Numbers = {"tile = share": each, "step < cut": self.each, "key < 12": 12}
-        roles: Numbers = {"if (warp > 0)": 0.25, "if (warp < 2)": -0.5, "if (warp == 2)": 0.75, "if (warp == 3)": -0.25,
-                          "threadIdx.x < T)": 0.5}  # fmt: skip
+        trips: Numbers = {"tile = share": each, "step < cut": self.each}
+        roles: Numbers = {"if (warp > 0)": 0.25, "if (warp < 2)": -0.5, "if (warp == 2)": 0.75, "if (warp == 3)": -0.25}
         kernel = f"tensor::tensor_gradients_kernel<{self.type}>"
         sums = native(self.source, kernel, self.H * shares, 128, trips=trips, shares=roles, never=SHORT,
                       shared=4 * TABLE + GRADIENTS, bytes=2 * self.signal + self.left + self.states)  # fmt: skip
