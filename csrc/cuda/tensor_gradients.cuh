@@ -348,7 +348,9 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     const Scan &scan = cut.scan;
     const int64_t h = blockIdx.x % scan.H, block = blockIdx.x / scan.H % blocks, share = blockIdx.x / scan.H / blocks;
     const int64_t first = block * STATES;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    // A warp's number says what it sums, and where it runs. Blocks that may share a multiprocessor are turned, as the
+    // sums take different times.
+    const int warp = (threadIdx.x / WARP + blockIdx.x / 128) % WARPS, lane = threadIdx.x % WARP;
     make_gradient_tables(tables, scan, h, first, in);
     __syncthreads();
     parts += (share * 2 + warp / 2) * PARAMETERS * scan.H * scan.n;
