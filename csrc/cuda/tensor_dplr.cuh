@@ -56,6 +56,11 @@ struct NodeSums {
     S4_FAST_INLINE void set(int row, int node, Wide value) {
         re[row][place(row, node)] = value.re, im[row][place(row, node)] = value.im;
     }
+    // The same of an even node and the next one, in turn, of `re` or `im`.
+    template <class Rows>
+    static S4_FAST_INLINE Wide &pair(Rows &rows, int row, int node) {
+        return *reinterpret_cast<Wide *>(&rows[row][place(row, node)]);
+    }
     S4_FAST_INLINE void set_node(int node, Wide angle) {
         const double twice = 2.0 * angle.im;
         half[node] = angle;
@@ -126,8 +131,10 @@ S4_FAST_INLINE void sum_states(NodeSums<TILES> &nodes, const Wide *poles, const 
 #pragma unroll
         for (int j = 0; j < GROUPS; ++j)
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-                nodes.set(t * TILE + g, own + j * TILE + 2 * q + i, {sums[t][j][0][i], sums[t][j][1][i]});
+            for (int part = 0; part < 2; ++part) {
+                const int row = t * TILE + g, node = own + j * TILE + 2 * q;
+                nodes.pair(part ? nodes.im : nodes.re, row, node) = {sums[t][j][part][0], sums[t][j][part][1]};
+            }
 }
 
 // The sums at NODES nodes from `first` on, those after the last one being that once more. Every thread calls it.

@@ -11,18 +11,24 @@ __global__ void __launch_bounds__(THREADS, RANK <= 2 ? 4 : 2)
                                 Complex<float> *spectrum) {
     constexpr int NODES = Shape<TILES>::NODES;
     auto &nodes = shared_memory<NodeSums<TILES>>();
-    const int64_t h = blockIdx.x / blocks % sizes.H, part = blockIdx.x / (blocks * sizes.H);
-    const int64_t first = blockIdx.x % blocks * NODES, end = sizes.L / 2 + 1;
+    const unsigned row = blockIdx.x / unsigned(blocks), H = unsigned(sizes.H);
+    const int64_t h = row % H, part = row / H, first = int64_t(blockIdx.x % unsigned(blocks)) * NODES,
+                  end = sizes.L / 2 + 1;
     sum_nodes(nodes, first, end, sizes.L, model.poles + h * model.states,
               model.matrix + (part * sizes.H + h) * Shape<TILES>::ROWS * model.states, sizes.n, model.states);
     const int node = threadIdx.x % NODES;
     if (first + node >= end) return;
-    for (int64_t pair = threadIdx.x / NODES; pair < local.b * local.c; pair += THREADS / NODES) {
+    auto finish = [&](int64_t pair, int64_t global) {
         Matrix<RANK> M;
-        matrix_at<RANK>(nodes, node, local, pair, sizes, part + pair, shift, h, M);
+        matrix_at<RANK>(nodes, node, local, pair, sizes, global, shift, h, M);
         eliminate<RANK>(M);
-        spectrum[((part + pair) * sizes.H + h) * end + first + node] = convert<float>(M[0][0]);
-    }
+        spectrum[(global * sizes.H + h) * end + first + node] = convert<float>(M[0][0]);
+    };
+    const int64_t pairs = local.b * local.c;
+    if (sizes.b * sizes.c == 1) {
+        if (threadIdx.x < NODES) finish(0, 0);
+    } else
+        for (int64_t pair = threadIdx.x / NODES; pair < pairs; pair += THREADS / NODES) finish(pair, part + pair);
 }
 
 }  // namespace

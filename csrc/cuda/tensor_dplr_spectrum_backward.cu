@@ -104,10 +104,13 @@ S4_FAST_INLINE double sum_of_row(double value) {
 // What `groups` tiles of nodes give to one tile of states, whose column of the matrix is `matrix`. E G^T sums over the
 // even nodes of a tile and then over the odd ones, so that a lane has neighbours of both products.
 template <int TILES>
-S4_FAST_INLINE void add_nodes(const NodeSums<TILES> &nodes, int groups, Wide pole, const double *matrix, int64_t states,
+S4_FAST_INLINE void add_nodes(NodeSums<TILES> &nodes, int groups, Wide pole, const double *matrix, int64_t states,
                               bool first, double *to_matrix, Wide *to_pole) {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
-    double by_sum[TILES][2] = {}, square = 0, real = 0;
+    constexpr int STEPS = TILES * TILE / STEP;
+    double by_sum[TILES][2] = {}, square = 0, real = 0, rows[STEPS];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) rows[k] = matrix[(k * STEP + q) * states + g];
 #pragma unroll 1
     for (int group = 0; group < groups; ++group) {
         const int node = group * TILE + 2 * q;
@@ -116,21 +119,20 @@ S4_FAST_INLINE void add_nodes(const NodeSums<TILES> &nodes, int groups, Wide pol
         for (int i = 0; i < 2; ++i)
             e[i] = pair_inverse(pole, nodes.cos2[node + i], nodes.sin2[node + i], nodes.cross[node + i]);
 #pragma unroll
-        for (int t = 0; t < TILES; ++t)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const Wide grad = nodes.get(t * TILE + g, node + i);
-                multiply_doubles(by_sum[t], grad.re, e[i].re);
-                multiply_doubles(by_sum[t], grad.im, e[i].im);
-            }
+        for (int t = 0; t < TILES; ++t) {
+            const Wide re = nodes.pair(nodes.re, t * TILE + g, node), im = nodes.pair(nodes.im, t * TILE + g, node);
+            multiply_doubles(by_sum[t], re.re, e[0].re);
+            multiply_doubles(by_sum[t], im.re, e[0].im);
+            multiply_doubles(by_sum[t], re.im, e[1].re);
+            multiply_doubles(by_sum[t], im.im, e[1].im);
+        }
         if (!to_pole) continue;
         double of_re[2] = {}, of_im[2] = {};
 #pragma unroll
-        for (int k = 0; k < TILES * TILE; k += STEP) {
-            const Wide grad = nodes.get(k + q, group * TILE + g);
-            const double row = matrix[(k + q) * states + g];
-            multiply_doubles(of_re, row, grad.re);
-            multiply_doubles(of_im, row, grad.im);
+        for (int k = 0; k < STEPS; ++k) {
+            const Wide grad = nodes.get(k * STEP + q, group * TILE + g);
+            multiply_doubles(of_re, rows[k], grad.re);
+            multiply_doubles(of_im, rows[k], grad.im);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
