@@ -107,10 +107,11 @@ template <int TILES>
 S4_FAST_INLINE void add_nodes(NodeSums<TILES> &nodes, int groups, Wide pole, const double *matrix, int64_t states,
                               bool first, double *to_matrix, Wide *to_pole) {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
-    constexpr int STEPS = TILES * TILE / STEP;
-    double by_sum[TILES][2] = {}, square = 0, real = 0, rows[STEPS];
+    // More would not fit in registers.
+    constexpr int STEPS = TILES * TILE / STEP, HELD = STEPS <= 8 ? STEPS : 0;
+    double by_sum[TILES][2] = {}, square = 0, real = 0, rows[HELD + 1];
 #pragma unroll
-    for (int k = 0; k < STEPS; ++k) rows[k] = matrix[(k * STEP + q) * states + g];
+    for (int k = 0; k < HELD; ++k) rows[k] = matrix[(k * STEP + q) * states + g];
 #pragma unroll 1
     for (int group = 0; group < groups; ++group) {
         const int node = group * TILE + 2 * q;
@@ -131,8 +132,9 @@ S4_FAST_INLINE void add_nodes(NodeSums<TILES> &nodes, int groups, Wide pole, con
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {
             const Wide grad = nodes.get(k * STEP + q, group * TILE + g);
-            multiply_doubles(of_re, rows[k], grad.re);
-            multiply_doubles(of_im, rows[k], grad.im);
+            const double row = HELD ? rows[k % (HELD + 1)] : matrix[(k * STEP + q) * states + g];
+            multiply_doubles(of_re, row, grad.re);
+            multiply_doubles(of_im, row, grad.im);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

@@ -522,7 +522,10 @@ def test_no_sanitizer_complains() -> None:
     )
     files = [
         __file__,
-        *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in ("diagonal", "dplr", "tensor_vandermonde")),
+        *(
+            str(ROOT / f"tests/native/test_cuda_{name}.py")
+            for name in ("diagonal", "dplr", "tensor_dplr", "tensor_vandermonde")
+        ),
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
