@@ -137,18 +137,26 @@ S4_FAST_INLINE void sum_states(NodeSums<TILES> &nodes, const Wide *poles, const 
             }
 }
 
+// Between steps of which each thread finishes its own node: where that is one of its warp's, the others go on.
+template <int TILES>
+S4_FAST_INLINE void wait_for_nodes() {
+    if constexpr (Shape<TILES>::NODES == THREADS)
+        __syncwarp();
+    else
+        __syncthreads();
+}
+
 // The sums at NODES nodes from `first` on, those after the last one being that once more. Every thread calls it.
 template <int TILES>
 S4_FAST_INLINE void sum_nodes(NodeSums<TILES> &nodes, int64_t first, int64_t end, int64_t L, const Wide *poles,
                               const double *matrix, int64_t n, int64_t states) {
-    __syncthreads();
     if (threadIdx.x < Shape<TILES>::NODES) {
         const int64_t k = first + threadIdx.x;
         nodes.set_node(threadIdx.x, half_angle(k < end ? k : end - 1, L));
     }
-    __syncthreads();
+    wait_for_nodes<TILES>();
     if (first + threadIdx.x / WARP * Shape<TILES>::OWN < end) sum_states(nodes, poles, matrix, n, states);
-    __syncthreads();
+    wait_for_nodes<TILES>();
 }
 
 // A sum's entry of M without its shift, from the products of its two rows.

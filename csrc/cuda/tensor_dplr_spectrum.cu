@@ -6,7 +6,9 @@ namespace tensor {
 namespace {
 
 template <int RANK, int TILES>
-__global__ void __launch_bounds__(THREADS, RANK <= 2 ? 4 : 2)
+__global__ void __launch_bounds__(THREADS, RANK == 1 && TILES == 1 ? 5
+                                           : RANK <= 2             ? 4
+                                                                   : 2)
     tensor_dplr_spectrum_kernel(Sizes sizes, Sizes local, int64_t blocks, Rational model, const double *shift,
                                 Complex<float> *spectrum) {
     constexpr int NODES = Shape<TILES>::NODES;

@@ -170,6 +170,7 @@ __global__ void __launch_bounds__(THREADS, RANK == 1 && TILES == 1   ? 4
     Wide *to_poles = parts.poles + (share * sizes.H + h) * model.states;
 #pragma unroll 1
     for (int64_t first = begin; first < end; first += NODES) {
+        __syncthreads();
         sum_nodes(nodes, first, end, sizes.L, poles, matrix, sizes.n, model.states);
         const int node = threadIdx.x;
         if (node < NODES) {
