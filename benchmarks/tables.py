@@ -184,20 +184,25 @@ def export(rows: list[Row]) -> str:
     return table("`S4SequenceModel` | `model.step` | ONNX step | ONNX prefill | C | code and constants | state", lines)
 
 
+def batch(row: Row) -> str:
+    return f", batch {row['batch']}, {row['signal']}" if row["batch"] > 1 else ""
+
+
 def predicted(rows: list[Row]) -> str:
     """The model of cost beside the H200."""
     lines = (
         [
-            f"`{row['op']}` ({row['H']}, {row['n']}, {row['L']})",
+            f"`{row['op']}` ({row['H']}, {row['n']}, {row['L']})" + batch(row),
             row["pass"].replace("+", " + "),
             row["implementation"],
             time(row["predicted_ms"]),
             *((time(row["measured_ms"]), f"{row['ratio']:.2f}") if row["measured_ms"] else ("", "")),
+            f"{row['share_of_copy']:.0%}",
             f"{row['busiest']} {row['use']:.0%}",
         ]
         for row in rows
     )
-    return table("(H, n, L) | pass | kernels | predicted | measured | ratio | busiest", lines)
+    return table("(H, n, L) | pass | kernels | predicted | measured | ratio | a copy's share | busiest", lines)
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cost import __main__ as command
-from benchmarks.cost import kernels, machine, sass, sm
+from benchmarks.cost import kernels, launches, machine, sass, sm
 
 STORED = json.loads((command.RESULTS / "predicted-h200.json").read_text("utf-8"))
 FREE = 7  # no scoreboard
@@ -70,6 +71,33 @@ def test_a_warp_runs_what_is_declared(nested: sass.Code) -> None:
     assert [7 in way for way in ways] == [True, False, False, False]
 
 
+def test_a_warp_keeps_off_what_is_never_run(source: Path) -> None:
+    def sides(first: int, second: int) -> sass.Code:
+        """A branch between two sides, from these lines of the source."""
+        at = [f'\t//## File "{source}", line {number}' for number in (first, second)]
+        return code(
+            *(("@P0 BRA `(.L_x_1)", 5), at[0], ("FADD R1, R1, R2", 4), ("BRA `(.L_x_2)", 5)),
+            *(".L_x_1:", at[1], ("FMUL R1, R1, R2", 4), ".L_x_2:", ("EXIT", 5)),
+        )
+
+    assert sass.way(sides(2, 3), {}, {}, 0.5, ("for (inner)",)) == [0, 1, 2, 4]
+    assert sass.way(sides(3, 2), {}, {}, 0.5, ("for (inner)",)) == [0, 3, 4]
+
+
+def test_the_last_warps_may_stay(nested: sass.Code) -> None:
+    ways = [sass.way(nested, {"for (": 1}, {"if (warp)": -0.25}, place) for place in (0.125, 0.375, 0.625, 0.875)]
+    assert [7 in way for way in ways] == [False, False, False, True]
+
+
+def test_what_is_off_is_not_waited_for(source: Path) -> None:
+    at = f'\t//## File "{source}", line 1'
+    load = code(at, ("@P0 LDG.E R1, [R2]", 1, 0, 0), ("FADD R1, R1, R1", 1, FREE, 1), ("EXIT", 1))
+    launch = launches.Launch(lambda: load, 1, 32)
+    for off, least in ((("if (warp)",), 0), ((), machine.GLOBAL_LATENCY)):
+        instructions = dataclasses.replace(launch, off=off).instructions()
+        assert least <= sm.simulate(instructions, [[0, 1, 2]], 1, 1).cycles < least + 50
+
+
 @pytest.mark.parametrize(
     ("trips", "shares", "said"),
     [
@@ -127,11 +155,15 @@ def test_how_many_blocks_an_sm_holds() -> None:
 
 
 def key(row: dict[str, object]) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("op", "implementation", "H", "L", "pass"))
+    return tuple(row[name] for name in ("op", "implementation", "H", "L", "pass", "batch", "signal"))
+
+
+def key_of(case: kernels.Case) -> tuple[object, ...]:
+    return case.op, case.implementation, case.H, case.L, case.kind, case.batch, case.signal
 
 
 def test_stored_predictions_are_those_of_the_registry() -> None:
-    cases = {(case.op, case.implementation, case.H, case.L, case.kind): case for case in kernels.cases()}
+    cases = {key_of(case): case for case in kernels.cases()}
     assert {key(row) for row in STORED["rows"]} == set(cases), f"run: {command.COMMAND}"
     for row in STORED["rows"]:
         assert row["measured_ms"] == command.measured(cases[key(row)], STORED["compilers"]["triton"]), row["op"]
@@ -175,12 +207,12 @@ def test_a_kernel_is_compiled_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", sorted({case.op for case in kernels.cases() if case.implementation == "native"}))
-def test_predictions_are_those_of_the_code(op: str) -> None:
+@pytest.mark.parametrize("name", sorted({(case.op, case.implementation) for case in kernels.native_cases()}))
+def test_predictions_are_those_of_the_code(name: tuple[str, str]) -> None:
     needs_compilers()
     if command.compilers()["nvcc"] != STORED["compilers"]["nvcc"]:
         pytest.skip(f"the stored predictions are those of nvcc {STORED['compilers']['nvcc']}")
     stored = {key(row): row for row in STORED["rows"]}
-    case = next(case for case in kernels.cases() if (case.op, case.implementation) == (op, "native"))
+    case = next(case for case in kernels.native_cases() if (case.op, case.implementation) == name)
     row = command.row(case)
     assert row["predicted_ms"] == pytest.approx(stored[key(row)]["predicted_ms"], rel=1e-3), f"run: {command.COMMAND}"

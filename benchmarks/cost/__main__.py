@@ -5,28 +5,43 @@ from __future__ import annotations
 import collections
 import json
 import re
+import statistics
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 import click
 
 from benchmarks.cost import kernels, machine, sass
-from benchmarks.cost.launches import counts, predict
+from benchmarks.cost.launches import N, counts, predict
 from s4_fast import files
 
 RESULTS = sass.ROOT / "benchmarks/results"
 COMMAND = "python -m benchmarks.cost write"
 
 
+@cache
+def recorded() -> dict[str, Any]:
+    return json.loads((RESULTS / "nvidia-h200.json").read_text("utf-8"))
+
+
 def measured(case: kernels.Case, triton: str) -> float | None:
     """Of the code that this version of Triton makes: another one's is other code."""
-    recorded = json.loads((RESULTS / "nvidia-h200.json").read_text("utf-8"))
-    if case.implementation == "triton" and recorded["machine"]["triton"] != triton:
+    if case.implementation == "triton" and recorded()["machine"]["triton"] != triton:
         return None
-    for row in recorded["rows"]:
-        if (row["op"], row["implementation"], row["H"], row["L"]) == (case.op, case.implementation, case.H, case.L):
+    for row in recorded()["rows"]:
+        size = (row["op"], row["implementation"], row["H"], row["L"], row.get("batch", 1), "float32")
+        if size == (case.op, case.implementation, case.H, case.L, case.batch, case.signal):
             return row[case.kind]["median"]
     return case.measured
+
+
+def copied(case: kernels.Case) -> float:
+    """The milliseconds of a copy of the case's signal, or of its nodes' values; measured, where as many bytes were."""
+    values = 8 * (case.L // 2 + 1) if case.op in kernels.OF_NODES else kernels.BYTES[case.signal] * case.L
+    size = case.batch * case.H * values
+    times = [row["forward"]["median"] for row in recorded()["rows"] if row.get("bytes") == size]
+    return statistics.median(times) if times else 1e3 * 2 * size / machine.DRAM
 
 
 def row(case: kernels.Case) -> dict[str, Any]:
@@ -35,7 +50,8 @@ def row(case: kernels.Case) -> dict[str, Any]:
     ms = sum(launch["ms"] for launch in launches) + 1e3 * case.others * machine.SMALL
     time, longest = measured(case, metadata.version("triton")), max(launches, key=lambda launch: launch["ms"])
     return {
-        **{"op": case.op, "H": case.H, "n": kernels.N, "L": case.L, "implementation": case.implementation},
+        **{"op": case.op, "H": case.H, "n": N, "L": case.L, "implementation": case.implementation},
+        **{"batch": case.batch, "signal": case.signal, "copy_ms": copied(case), "share_of_copy": copied(case) / ms},
         **{"pass": case.kind, "predicted_ms": ms, "measured_ms": time, "ratio": time and ms / time},
         **{"busiest": longest["busiest"], "use": longest["use"][longest["busiest"]], "others": case.others},
         **{"bytes": sum(launch["bytes"] for launch in launches), "launches": launches},
@@ -72,7 +88,8 @@ def write(op: str | None) -> None:
             rows.append(row(case))
             ms, time, ratio = (rows[-1][key] for key in ("predicted_ms", "measured_ms", "ratio"))
             beside = f"measured {time:.4f}, ratio {ratio:.2f}" if ratio else "not measured"
-            click.echo(f"{case.op} {case.implementation} ({case.H}, {case.L}) {case.kind}: {ms:.4f} ms, {beside}")
+            what = f"{case.op} {case.implementation} {case.signal} ({case.batch}, {case.H}, {case.L}) {case.kind}"
+            click.echo(f"{what}: {ms:.4f} ms, {beside}")
     if op is None:
         document = {"compilers": compilers(), "settings": {"command": COMMAND}, "rows": rounded(rows)}
         files.write(RESULTS / "predicted-h200.json", json.dumps(document, indent=1) + "\n")

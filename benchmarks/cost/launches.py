@@ -14,27 +14,44 @@ import torch
 from benchmarks.cost import machine, sass, sm
 from benchmarks.cost.sass import Numbers
 
+# States of every case.
+N = 32
 # Of more blocks than an SM holds so often, the rest is taken to go on as the last of these do.
 GENERATIONS = 3
 
 
+def up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 @dataclass(frozen=True)
 class Launch:
-    """``trips`` and ``shares`` are what :func:`sass.way` asks for: those of loops in SASS, which may be unrolled."""
+    """What :func:`sass.way` asks for are the ``trips`` of loops as they are compiled, maybe unrolled, and so on."""
 
     code: Callable[[], sass.Code]
     blocks: int
     threads: int
     trips: Numbers = field(default_factory=dict)
     shares: Numbers = field(default_factory=dict)
+    never: tuple[str, ...] = ()  # parts of lines that no warp runs
+    off: tuple[str, ...] = ()  # of lines whose loads and stores are not done where they have a predicate
     bytes: int = 0  # of global memory that must be read and written
     shared: int = 0  # bytes of dynamic shared memory
     launches: int = 1  # 0 for further blocks of the launch before
 
+    def instructions(self) -> list[sass.Instruction]:
+        """Those of the code, in which what is off only takes its turn to issue."""
+        return [
+            ins._replace(name="NOP")
+            if ins.predicate and machine.is_global(ins.name) and any(text in ins.line for text in self.off)
+            else ins
+            for ins in self.code().instructions
+        ]
+
     def ways(self) -> list[list[int]]:
         """What each warp of a block runs through."""
-        code, warps = self.code(), -(-self.threads // machine.WARP)
-        return [sass.way(code, self.trips, self.shares, (w + 0.5) / warps) for w in range(warps)]
+        code, warps = self.code(), up(self.threads, machine.WARP)
+        return [sass.way(code, self.trips, self.shares, (w + 0.5) / warps, self.never) for w in range(warps)]
 
 
 def native(source: str, kernel: str, blocks: int, threads: int, **rest: Any) -> Launch:
@@ -50,12 +67,13 @@ def predict(launch: Launch) -> dict[str, Any]:
         raise sass.CostError(f"{code.name}: an SM has no room for a block of {launch.threads} threads")
     rate = (machine.DRAM if launch.bytes > machine.L2_BYTES else machine.L2) / machine.SMS / machine.CLOCK
     memory = launch.bytes / launch.blocks / rate
-    blocks = -(-launch.blocks // machine.SMS)
+    blocks = up(launch.blocks, machine.SMS)
     some = min(blocks, GENERATIONS * resident)
-    run = sm.simulate(code.instructions, ways, some, resident, memory)
+    instructions = launch.instructions()
+    run = sm.simulate(instructions, ways, some, resident, memory)
     cycles = run.cycles
     if some < blocks:
-        before = sm.simulate(code.instructions, ways, some - resident, resident, memory)
+        before = sm.simulate(instructions, ways, some - resident, resident, memory)
         cycles += (blocks - some) * (run.cycles - before.cycles) / resident
     use = {pipe: round(busy / run.cycles, 3) for pipe, busy in run.busy.items() if busy}
     return {

@@ -174,17 +174,20 @@ def declared(code: Code, what: str, places: Sequence[tuple[int, str]], numbers: 
     return found
 
 
-def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
+def way(code: Code, trips: Numbers, shares: Numbers, place: float, never: Sequence[str] = ()) -> list[int]:
     """The indices that a warp runs through, ``place`` in (0, 1) being where it stands among those of its block.
 
     ``trips`` of every loop: one of 2.25 trips is run three times by a quarter of the warps. ``shares`` of conditional
-    branches forwards and exits: the part of the warps that does not leave by them. By default none leaves, but where
+    branches forwards and exits: the part of the warps, the first of them, that does not leave by them; the last of them
+    where it is negative. Others go where less lies ahead of
+    lines that are ``never`` run, whichever side the compiler has put these on. By default none leaves, but where
     before the target there are only a call of a slow path, loops of no trips, or a way around loops that have some.
     """
     loops = declared(code, "loops", [(loop.start, loop.line) for loop in code.loops], trips)
     if missing := [loop.line for loop in code.loops if loop.start not in loops]:
         raise CostError(f"{code.name}: no trips for {missing}")
     stays = declared(code, "branches", [(i, code.instructions[i].line) for i in code.branches], shares)
+    ahead = _ahead(code, never)
     count = {start: int(number + place) for start, number in loops.items()}
     starts = {loop.end: loop.start for loop in code.loops}
     left: dict[int, int] = {}
@@ -200,7 +203,7 @@ def way(code: Code, trips: Numbers, shares: Numbers, place: float) -> list[int]:
             if left[start] <= 0:
                 del left[start]
         elif _is_forward(i, ins) and (
-            place > stays[i] if i in stays else not ins.predicate or _is_left_out(code, i, count)
+            _is_past(stays[i], place) if i in stays else not ins.predicate or _leaves(code, i, count, ahead)
         ):
             i = ins.target
         else:
@@ -212,8 +215,29 @@ def _is_forward(i: int, ins: Instruction) -> bool:
     return ins.name == "EXIT" or (ins.target is not None and ins.target > i)
 
 
-def _is_left_out(code: Code, i: int, count: dict[int, int]) -> bool:
-    """Whether what a branch jumps over is not run, by what is known of calls and of loops."""
+def _is_past(share: float, place: float) -> bool:
+    return place > share if share >= 0 else place < 1 + share
+
+
+def _ahead(code: Code, never: Sequence[str]) -> list[int]:
+    """How many instructions of these lines at least are run from each one on until the end."""
+    ins = code.instructions
+    own = [int(any(text in each.line for text in never)) for each in ins]
+    found = [*[len(ins)] * len(ins), 0]
+    changed = bool(never)
+    while changed:
+        changed = False
+        for i in reversed(range(len(ins))):
+            name, target = ins[i].name, ins[i].target
+            follows = [] if name == "EXIT" or (target is not None and not ins[i].predicate) else [found[i + 1]]
+            least = own[i] + min([*follows, *([found[target]] if target is not None else []), *[0] * (name == "EXIT")])
+            if least < found[i]:
+                found[i], changed = least, True
+    return found
+
+
+def _leaves(code: Code, i: int, count: dict[int, int], ahead: Sequence[int]) -> bool:
+    """Whether what a branch jumps over is not run, by what is known of loops, of lines ahead and of calls."""
     ins = code.instructions
     target = ins[i].target
     if target is None:
@@ -221,16 +245,20 @@ def _is_left_out(code: Code, i: int, count: dict[int, int]) -> bool:
     loops = [count[start] for start in count if i < start < target]
     if any(loops):
         return False
+    last = ins[target - 1]
+    past = range(target, last.target) if last.target is not None and not last.predicate else ()
+    if any(count[loop.start] for loop in code.loops if loop.start in past and loop.end in past):
+        return True
+    if ahead[i + 1] != ahead[target]:
+        return ahead[target] < ahead[i + 1]
     ends = [k for k in range(i + 1, target) if ins[k].name.startswith("CALL")]
     inner = [(k, ins[k].target) for k in range(i + 1, target) if ins[k].predicate]
     avoided = any(end is not None and k < ends[0] < end <= target for k, end in inner) if ends else True
-    last = ins[target - 1]
-    past = range(target, last.target) if last.target is not None and not last.predicate else ()
-    misses = any(count[loop.start] for loop in code.loops if loop.start in past and loop.end in past)
-    return not avoided or bool(loops) or misses
+    return not avoided or bool(loops)
 
 
 @cache
 def _line(file: str, number: int) -> str:
     path = Path(file)
-    return path.read_text("utf-8").splitlines()[number - 1].strip() if path.is_file() else ""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return lines[number - 1].strip() if 0 < number <= len(lines) else ""

@@ -45,9 +45,10 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &sca
     const bool present = first + lane < scan.n;
     const Node<float> node = present ? in.nodes[index] : Node<float>{0, 0, 0};
     const Scale scale = scale_to(grown_by(scan, node));
-    each_power(scan, node, warp, WARPS, [&](int t, Complex<float> power) {
-        tables.powers.set(t, lane, scale.up * power);
-        tables.weighted.set(t, lane, scale.up * (float(t) * (1.0f / T)) * power);
+    const Complex<float> weights[1] = {{scale.up, 0}};
+    each_power(scan, node, weights, warp, WARPS, [&](int run, int t, const Complex<float>(&values)[1]) {
+        tables.powers.set(run, t, lane, values[0]);
+        tables.weighted.set(run, t, lane, float(16 * run + t) * (1.0f / T) * values[0]);
     });
     if (warp > 0) return;
     tables.decays.set(scan, present ? in.wide[index] : Node<double>{0, 0, 0});
@@ -85,11 +86,12 @@ struct Walk {
     }
 };
 
-// The samples of a step, scaled, all rows alike if `together`, and what undoes that. Those of a short chunk are moved
-// up to its end if `late`, for lambda^{length-1-t}.
+// The samples of a step, scaled, and what undoes that: each row of its own, or all alike once each is multiplied by its
+// `factors`, if there are any. Those of a short chunk are moved up to its end if `late`, for lambda^{length-1-t}.
 template <class S>
 S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, float (&unit)[2], const Cut &cut,
-                                  const Walk &walk, int64_t step, bool late, const S *from, bool together) {
+                                  const Walk &walk, int64_t step, bool late, const S *from,
+                                  const float *factors = nullptr) {
     Samples8<S> samples[2][2];
     const int64_t start[2] = {walk.rows[0].of_samples<false>(cut, step), walk.rows[1].of_samples<false>(cut, step)};
     if (walk.whole_steps.have(step) && from) {
@@ -107,11 +109,11 @@ S4_FAST_INLINE void load_operands(SampleOperands<SAMPLE_PARTS<S>> &operands, flo
 #pragma unroll
     for (int row = 0; row < 2; ++row)
         largest[row] = largest_of_row(fmaxf(samples[row][0].largest(), samples[row][1].largest()));
-    if (together) largest[0] = largest[1] = largest_of_warp(fmaxf(largest[0], largest[1]));
+    if (factors) largest[0] = largest[1] = largest_of_warp(fmaxf(factors[0] * largest[0], factors[1] * largest[1]));
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         const Scale scale = scale_to(largest[row]);
-        up[row] = walk.rows[row].present ? scale.up : 0.0f;
+        up[row] = walk.rows[row].present ? scale.up * (factors ? factors[row] : 1.0f) : 0.0f;
         unit[row] = scale.down;
     }
     operands.set(samples, up);
@@ -214,7 +216,7 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
         // One operand after the other: there are no registers for both.
         SampleOperands<SAMPLE_PARTS<S>> samples;
         float unit[2];
-        load_operands(samples, unit, cut, walk, step, false, in.grad_y, false);
+        load_operands(samples, unit, cut, walk, step, false, in.grad_y);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             float plain[2][4] = {}, weighted[2][4] = {};
@@ -230,7 +232,7 @@ S4_FAST_INLINE void sum_states(Complex<float> (&sums)[3][HALF], const GradientTa
                     sums[1][block] += state[block][row] * of_row(weighted[i], row, down);
                 }
         }
-        load_operands(samples, unit, cut, walk, step, true, in.u, false);
+        load_operands(samples, unit, cut, walk, step, true, in.u);
 #pragma unroll
         for (int j = 0; j < HALF / 2; ++j) {
             Complex<float> gradients[2][2];
@@ -260,7 +262,7 @@ S4_FAST_INLINE void sum_gradients(Complex<float> (&sums)[2][2 * HALF], const Gra
     for (int64_t step = 0; step < cut.each; ++step) {
         SampleOperands<SAMPLE_PARTS<S>> u;
         float of_u[2];
-        load_operands(u, of_u, cut, walk, step, true, in.u, false);
+        load_operands(u, of_u, cut, walk, step, true, in.u);
 #pragma unroll
         for (int j = 0; j < HALF; ++j) {
             Complex<float> gradients[2][2];
@@ -289,9 +291,9 @@ S4_FAST_INLINE void sum_correlation(Correlation &correlation, const Cut &cut, in
     for (int64_t step = 0; step < cut.each; ++step) {
         SampleOperands<SAMPLE_PARTS<S>> u, grad_y;
         float of_u[2], of_y[2];
-        load_operands(u, of_u, cut, walk, step, false, in.u, true);
-        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, true);
-        correlate(correlation, grad_y, u, of_y[0] * of_u[0]);
+        load_operands(u, of_u, cut, walk, step, false, in.u);
+        load_operands(grad_y, of_y, cut, walk, step, false, in.grad_y, of_u);
+        correlate(correlation, grad_y, u, of_y[0]);
     }
 }
 
@@ -319,17 +321,20 @@ S4_FAST_INLINE void spread(CorrelationTile &tile, const Correlation &correlation
                         correlation[apart][steps][second][i];
 }
 
-S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag) {
+// By two neighbouring threads, each for half of the places. The sample of a late place, 0 to 31, has no bit 2.
+S4_FAST_INLINE float sum_at(const CorrelationTile &tile, int lag, int half) {
     float sum = 0;
-    for (int key = 0; key < 12; ++key) {
-        const int apart = key / 6, steps = key / 2 % 3, second = key % 2;
-        for (int place = 0; place < 16 * 8; ++place) {
-            const int late = place / 8, early = place % 8;
-            if (32 * apart + 4 * (steps - 1) - 2 * second + sample_at(late) - sample_at(early) == lag)
-                sum += tile.of[apart][steps][second][late][early];
-        }
-    }
-    return sum;
+#pragma unroll
+    for (int steps = 0; steps < 3; ++steps)
+#pragma unroll
+        for (int second = 0; second < 2; ++second)
+#pragma unroll
+            for (int early = 0; early < 8; ++early) {
+                const int late = lag - 32 * half - 4 * (steps - 1) + 2 * second + sample_at(early);
+                const unsigned at = late, place = at / 2 % 2 * 8 + at / 8 * 2 + at % 2;
+                if ((late & ~27) == 0) sum += tile.of[half][steps][second][place][early];
+            }
+    return sum + shuffle_xor(sum, 1);
 }
 
 // Into parts, and correlations[share, h, lag]: by each block for a share of the tiles.
@@ -343,7 +348,9 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     const Scan &scan = cut.scan;
     const int64_t h = blockIdx.x % scan.H, block = blockIdx.x / scan.H % blocks, share = blockIdx.x / scan.H / blocks;
     const int64_t first = block * STATES;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    // A warp's number says what it sums, and where it runs. Blocks that may share a multiprocessor are turned, as the
+    // sums take different times.
+    const int warp = (threadIdx.x / WARP + blockIdx.x / 128) % WARPS, lane = threadIdx.x % WARP;
     make_gradient_tables(tables, scan, h, first, in);
     __syncthreads();
     parts += (share * 2 + warp / 2) * PARAMETERS * scan.H * scan.n;
@@ -383,7 +390,9 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     __syncthreads();
     if (warp == 3) spread(found, correlation);
     __syncthreads();
-    if (threadIdx.x < T) correlations[(share * scan.H + h) * T + threadIdx.x] = sum_at(found, threadIdx.x);
+    const int lag = threadIdx.x / 2;
+    const float sum = sum_at(found, lag, threadIdx.x % 2);
+    if (threadIdx.x % 2 == 0) correlations[(share * scan.H + h) * T + lag] = sum;
 }
 
 }  // namespace

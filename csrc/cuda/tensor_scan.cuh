@@ -46,14 +46,15 @@ constexpr int64_t FEW_FEATURES = 1;
 constexpr int64_t FEW_FEATURES = 128;
 #endif
 
+// Rows for two warps of a block, as the carry takes longer than what more would share, unless whole sequences keep a
+// GPU busy, which saves going through them twice, or so few features leave it idle that a launch for the carry pays.
 inline Cut make_cut(const Scan &scan) {
     const int64_t least = scan.chunks <= LONGEST_WHOLE ? 1 : divide_up(scan.chunks, LONGEST_SEGMENT);
-    const int64_t filling = divide_up(WARPS * ROWS, scan.batch);
-    // More rows than a block has cost a launch for the states between segments, too many chunks to a row accuracy, and
-    // whole sequences save half of the work that is for states.
-    int64_t segments = filling;
-    if (scan.H <= FEW_FEATURES) segments = std::max(filling, 2 * ENOUGH_BLOCKS * ROWS / (scan.H * scan.batch));
-    if (scan.batch >= ROWS && scan.H > FEW_FEATURES) segments = 1;
+    int64_t segments = divide_up(2 * ROWS, scan.batch);
+    if (scan.H * divide_up(scan.batch, ROWS) >= ENOUGH_BLOCKS && scan.batch >= ROWS)
+        segments = 1;
+    else if (scan.H <= FEW_FEATURES)
+        segments = std::max(segments, 2 * ENOUGH_BLOCKS * ROWS / (scan.H * scan.batch));
     const int64_t each = divide_up(scan.chunks, std::min(std::max(segments, least), scan.chunks));
     return {scan, divide_up(scan.chunks, each), each};
 }
@@ -134,12 +135,12 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
     const float grown = grown_by(scan, node);
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
     const Scale of_enter = scale_to(size(enter));
-    // A column that is 2^-40 of the largest adds nothing, and its states shall not vanish.
-    const float out = fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave)));
-    const Scale of_leave = scale_to(out > 0 ? out : 1.0f);
-    each_power(scan, node, warp, warps, [&](int t, Complex<float> power) {
-        tables.in.set(t, lane, of_enter.up * enter * power);
-        if constexpr (OUTPUTS) tables.out.set(t, lane, conj(of_leave.up * leave * power));
+    // A column of 2^-64, or of 2^-40 of the largest, hardly adds to the outputs, and its states shall not vanish.
+    const Scale of_leave = scale_to(fmaxf(fmaxf(size(leave), 9.1e-13f * largest_of_warp(size(leave))), 5.4e-20f));
+    const Complex<float> weights[2] = {of_enter.up * enter, of_leave.up * leave};
+    each_power(scan, node, weights, warp, warps, [&](int run, int t, const Complex<float>(&values)[2]) {
+        tables.in.set(run, t, lane, values[0]);
+        if constexpr (OUTPUTS) tables.out.set(run, t, lane, conj(values[1]));
     });
     if constexpr (OUTPUTS) {
         const float *const K = pass.response + h * 2 * T + T;
@@ -157,7 +158,7 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
 // A row of a warp: a segment of a sequence, of (batch, H). Where there is none, the last one stands in its place.
 struct Row {
     int64_t sequence;
-    int segment;  // fewer than samples / 2^12, which no memory holds 2^43 of
+    int segment;  // 2^31 of them have more samples than fit into memory
     bool present;
 
     S4_FAST_INLINE void find(const Cut &cut, int64_t h, int64_t row) {
@@ -397,8 +398,8 @@ S4_FAST_INLINE void advance(State &state, const SampleOperands<SAMPLES> &samples
             for (int row = 0; row < 2; ++row) {
                 float *const s = state[j + i] + 2 * row;
                 const Complex<float> after = tables.decays.of(k, length[row], Complex<float>{s[0], s[1]});
-                s[0] = after.re + unit[row] * entered * sums[i][2 * row];
-                s[1] = after.im + unit[row] * entered * sums[i][2 * row + 1];
+                s[0] = after.re + entered * (unit[row] * sums[i][2 * row]);
+                s[1] = after.im + entered * (unit[row] * sums[i][2 * row + 1]);
             }
         }
     }

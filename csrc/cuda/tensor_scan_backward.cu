@@ -12,7 +12,7 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
     const bool shared = !model.x && model.copies < scan.H && (grad.A_real || grad.A_imag || grad.B);
     const int64_t blocks = of_parameters ? divide_up(scan.n, tensor::STATES) : 1, size = scan.H * scan.n;
     const tensor::Cut cut = tensor::make_cut(scan);
-    const Shares shares(cut.tiles(), 2 * ENOUGH_BLOCKS / (scan.H * blocks));
+    const Shares shares(cut.tiles(), ENOUGH_BLOCKS / (scan.H * blocks));
 
     const MadeTables<float> made = take_tables<float>(call, scan);
     const tensor::Room room = tensor::take_room(call, cut, true);

@@ -31,17 +31,23 @@ struct PowerTable {
         return &part[p][row][(column / 8 ^ row % 8) * 8];
     }
 
-    // Neighbours in the table are the eight times of one column block, which are read at once.
-    S4_FAST_INLINE void set(int t, int state, Complex<float> value) {
-        set_row(t / 32 * 32 + t % 8 / 2 * 8 + t % 32 / 8 * 2 + t % 2, state, value);
+    // At time 16 run + t. Neighbours in the table are the eight times of one column block, which are read at once.
+    S4_FAST_INLINE void set(int run, int t, int state, Complex<float> value) {
+        store(run / 2 * 32 + run % 2 * 4 + (t / 8 * 2 + t % 8 / 2 * 8 + t % 2),
+              (state / 4 ^ run % 2 * 4) ^ (t / 8 * 2 + t % 2), state, value);
     }
 
     S4_FAST_INLINE void set_row(int row, int state, Complex<float> value) {
+        store(row, state / 4 ^ row % 8, state, value);
+    }
+
+   private:
+    S4_FAST_INLINE void store(int row, int place, int state, Complex<float> value) {
         uint32_t words[PARTS];
         split(value.re, value.im, words);
-        const int column = (2 * state / 8 ^ row % 8) * 8 + 2 * state % 8;
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) *reinterpret_cast<uint32_t *>(&part[p][row][column]) = words[p];
+        for (int p = 0; p < PARTS; ++p)
+            *reinterpret_cast<uint32_t *>(&part[p][row][8 * place + 2 * (state % 4)]) = words[p];
     }
 };
 
@@ -84,24 +90,38 @@ S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a
     return found;
 }
 
-// visit(t, lambda^t) for this lane's state and a warp's share of the times: products of one power in 16 and one of 16.
-template <class Visit>
-S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, int warp, int warps, Visit visit) {
+// visit(run, t, weights lambda^{16 run + t}) for this lane's state and a warp's share of the times, 0 beyond L: a
+// product of the weights, one power in 16 and one of 16, which are themselves products of four.
+template <int WEIGHTS, class Visit>
+S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex<float> (&weights)[WEIGHTS], int warp,
+                               int warps, Visit visit) {
     constexpr int RUN = 16;
-    Complex<float> powers[RUN];
+    Complex<float> powers[RUN] = {{1, 0}};
 #pragma unroll
-    for (int t = 0; t < RUN; ++t) powers[t] = bounded_power(scan, node, t);
+    for (int t = 1; t < RUN; ++t) {
+        const int rest = t & (t - 1);
+        powers[t] = rest ? powers[rest] * powers[t - rest] : bounded_power(scan, node, t);
+    }
 #pragma unroll 1
-    for (int start = warp * RUN; start < T; start += warps * RUN) {
-        const Complex<float> step = bounded_power(scan, node, start);
+    for (int run = warp; run < T / RUN; run += warps) {
+        const Complex<float> step = bounded_power(scan, node, RUN * run);
+        const int64_t left = scan.L - RUN * run;
+        Complex<float> factors[WEIGHTS];
 #pragma unroll
-        for (int t = 0; t < RUN; ++t) visit(start + t, start + t < scan.L ? step * powers[t] : Complex<float>{0, 0});
+        for (int i = 0; i < WEIGHTS; ++i) factors[i] = weights[i] * step;
+#pragma unroll
+        for (int t = 0; t < RUN; ++t) {
+            Complex<float> values[WEIGHTS];
+#pragma unroll
+            for (int i = 0; i < WEIGHTS; ++i) values[i] = t < left ? factors[i] * powers[t] : Complex<float>{0, 0};
+            visit(run, t, values);
+        }
     }
 }
 
 // How much lambda^t is at most within a chunk.
 S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
-    return fmaxf(1.0f, exp2f(node.high * float(T < scan.L ? T : scan.L)));
+    return fmaxf(1.0f, exp2f(node.high * float((T < scan.L ? T : scan.L) - 1)));
 }
 
 // What a state decays by: over a whole chunk, lambda^T and what that is more than a float; over the short one at the

@@ -315,8 +315,9 @@ S4_FAST_API int s4_fast_cuda_dplr_scan_backward(
     void *workspace, int64_t *workspace_bytes, int64_t device, void *stream);
 
 /* The same on tensor cores, for GPUs from sm_80 on: dtype float32 alone, and of diagonal models one channel (c = 1)
- * and one direction. Samples of a chunk of 64 are rounded to 2^-37 of the largest of them and of the states before it,
- * powers of lambda to 2^-37 of the largest of 64. Sums of a DPLR spectrum are of doubles. */
+ * and one direction. Samples of a chunk of 64 are rounded to 2^-37 of the largest of them, powers of lambda to 2^-37 of
+ * the largest of 64: outputs and gradients are those of float32 unless a node grows by more than 2^13 in a chunk.
+ * Sums of a DPLR spectrum are of doubles. */
 S4_FAST_API int s4_fast_cuda_tensor_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L,
                                                 const void *v, const void *x, double scale, void *out, void *workspace,
                                                 int64_t *workspace_bytes, int64_t device, void *stream);

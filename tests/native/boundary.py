@@ -77,7 +77,16 @@ _GIVEN = {
 }
 
 
+TENSOR = "tensor_"
+
+
+def namesake(function: str) -> str:
+    """The function that computes the same without tensor cores, with the same arguments; or the function itself."""
+    return function.removeprefix(TENSOR)
+
+
 def may_be_null(function: str, argument: str) -> bool:
+    function = namesake(function)
     if argument in _GIVEN.get(function, ()) or argument == "grad_spectrum":
         return False
     continuous = function.startswith(("diagonal", "dplr_scan")) and argument == "B"
@@ -98,7 +107,7 @@ def is_written(argument: Argument) -> bool:
 
 def array_size(function: str, argument: Argument, integers: Mapping[str, int]) -> tuple[int, int]:
     """How many reals an array has, and the bytes of one, for the integers of a call by name."""
-    shapes = _SHAPES[function.removesuffix("_backward")]
+    shapes = _SHAPES[namesake(function).removesuffix("_backward")]
     name = "out" if argument.name == "grad" else argument.name.removeprefix("grad_")
     flags, L = integers.get("flags", 0), integers.get("L", 1)
     known = {

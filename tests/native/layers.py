@@ -105,7 +105,8 @@ class Layer:
         first = [g if wanted else None for g, wanted in zip(grads, cotangents, strict=True)]
         like = arguments[0]
         assert like is not None
-        library.call(f"{self.function}_backward", like, *self.head, *first, *arguments, *(out.get(name) for name in names))
+        gradients = (out.get(name) for name in names)
+        library.call(f"{self.function}_backward", like, *self.head, *first, *arguments, *gradients)
         if "u" in out:
             out["u"] = self.back(out["u"])
         return out

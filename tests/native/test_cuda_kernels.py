@@ -285,13 +285,46 @@ def turned(t: Tensor | None, time_major: bool) -> Tensor | None:
     return t if t is None or not time_major else t.mT.contiguous()
 
 
-def scan(library: Library, *inputs: Tensor | None, time_major: bool = False) -> tuple[Tensor, Tensor]:
+def scan(
+    library: Library, *inputs: Tensor | None, time_major: bool = False, function: str = "scan"
+) -> tuple[Tensor, Tensor]:
     u, x, B, C, D, state = (None if t is None else t.to(library.device) for t in inputs)
     (batch, H, L), n = u.shape, x.shape[1]
     u = turned(u, time_major)
     y, final = empty(x, *u.shape, real=True), empty(x, batch, H, n)
-    library.call("scan", u, u.dtype, batch, H, n, L, u, x, B, C, D, state, y, final, time_major)
+    library.call(function, u, u.dtype, batch, H, n, L, u, x, B, C, D, state, y, final, time_major)
     return (y.mT if time_major else y), final
+
+
+def scan_gradients(
+    library: Library,
+    cotangents: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool] = (True,) * 6,
+    time_major: bool = False,
+    function: str = "scan",
+) -> list[Tensor | None]:
+    """Of u, x, B, C, D and state, that of u always; None for those that are not there or not needed."""
+    grad_y, grad_final, *tensors = (None if t is None else t.to(library.device) for t in (*cotangents, *inputs))
+    sizes = (*inputs[0].shape[:2], inputs[1].shape[1], inputs[0].shape[2])
+    grad_y, tensors[0] = turned(grad_y, time_major), turned(tensors[0], time_major)
+    needed = [True, *needed[1:]]
+    out = [empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)]
+    dtype = inputs[0].dtype
+    library.call(f"{function}_backward", grad_y, dtype, *sizes, grad_y, grad_final, *tensors, *out, time_major)
+    return [turned(out[0], time_major), *out[1:]]
+
+
+def expected_gradients(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], wide: Sequence[Tensor], inputs: Sequence[Any]
+) -> list[Tensor | None]:
+    """Those of ``scanned``'s outputs for the inputs that are there, of which ``wide`` are the leaves."""
+    grad_y, grad_final = cotangents
+    total = (outputs[0] * widened(grad_y)).sum()
+    if grad_final is not None:
+        total = total + (outputs[1] * widened(grad_final).conj()).real.sum()
+    found = iter(torch.autograd.grad(total, wide))
+    return [None if t is None else next(found) for t in inputs]
 
 
 def scanned(
@@ -339,51 +372,60 @@ def test_scan(
     dtype: torch.dtype,
 ) -> None:
     inputs = scan_inputs(generator, batch, H, n, L, decay, dtype, optional)
+    check_scan(library, generator, inputs, alone=L in (17, 1047) and decay == "weak", both_layouts=decay == "weak")
+
+
+def check_scan(
+    library: Library,
+    generator: Generator,
+    inputs: Sequence[Tensor | None],
+    alone: bool,
+    both_layouts: bool,
+    function: str = "scan",
+) -> None:
     present = [t is not None for t in inputs]
     wide = leaves(*(t for t in inputs if t is not None))
     expected = scanned(*wide)
-    for actual, wanted in zip(scan(library, *inputs), expected, strict=True):
+    found = scan(library, *inputs, function=function)
+    for actual, wanted in zip(found, expected, strict=True):
         close(actual, wanted.detach())
 
     # Correlated with u, whose mean is not 0: gradients are sums over all samples, which must not vanish by chance.
     cotangents = [inputs[0] + normal(generator, *expected[0].shape, dtype=inputs[0].dtype), None]
-    total = (expected[0] * cotangents[0]).sum()
-    if optional:
-        cotangents[1] = normal(generator, *expected[1].shape, dtype=dtype)
-        total = total + (expected[1] * cotangents[1].conj()).real.sum()
-    wanted_grads = iter(torch.autograd.grad(total, wide))
-    wanted = [next(wanted_grads) if here else None for here in present]
-
-    def backward(needed: Sequence[bool], time_major: bool = False) -> list[Tensor | None]:
-        grad_y, grad_final, *tensors = (None if t is None else t.to(library.device) for t in (*cotangents, *inputs))
-        grad_y, tensors[0] = turned(grad_y, time_major), turned(tensors[0], time_major)
-        needed = [True, *needed[1:]]  # the gradient of u must be
-        out = [empty(t, *t.shape) if t is not None and need else None for t, need in zip(tensors, needed, strict=True)]
-        library.call("scan_backward", grad_y, dtype, batch, H, n, L, grad_y, grad_final, *tensors, *out, time_major)
-        return [turned(out[0], time_major), *out[1:]]
-
-    every = backward(present)
-    for actual, want in zip(every, wanted, strict=True):
+    if inputs[-1] is not None:
+        cotangents[1] = normal(generator, *expected[1].shape, dtype=inputs[1].dtype)
+    wanted_grads = expected_gradients(expected, cotangents, wide, inputs)
+    every = scan_gradients(library, cotangents, inputs, function=function)
+    for actual, want in zip(every, wanted_grads, strict=True):
         if want is not None:
             close(actual, want, GRADIENT)
-    if L in (17, 1047) and decay == "weak":
+    if alone:
         for i in range(6):
             if present[i]:
-                assert torch.equal(backward([i == k for k in range(6)])[i], every[i])
-    if decay == "weak":
-        pairs = zip(scan(library, *inputs, time_major=True), scan(library, *inputs), strict=True)
+                needed = [i == k for k in range(6)]
+                only = scan_gradients(library, cotangents, inputs, needed, function=function)
+                assert torch.equal(only[i], every[i])
+    if both_layouts:
+        pairs = zip(scan(library, *inputs, time_major=True, function=function), found, strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-        for a, b in zip(backward(present, True), every, strict=True):
+        turned_grads = scan_gradients(library, cotangents, inputs, time_major=True, function=function)
+        for a, b in zip(turned_grads, every, strict=True):
             assert a is b is None or torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cut", [1, 32, 64, 777])
 def test_scan_in_two_parts(library: Library, generator: Generator, cut: int, dtype: torch.dtype) -> None:
+    check_two_parts(library, generator, cut, dtype)
+
+
+def check_two_parts(
+    library: Library, generator: Generator, cut: int, dtype: torch.dtype, function: str = "scan"
+) -> None:
     u, *rest, state = scan_inputs(generator, 2, 2, 5, 1000, "weak", dtype, True)
-    y, final = scan(library, u, *rest, state)
-    first, between = scan(library, u[..., :cut].contiguous(), *rest, state)
-    second, end = scan(library, u[..., cut:].contiguous(), *rest, between)
+    y, final = scan(library, u, *rest, state, function=function)
+    first, between = scan(library, u[..., :cut].contiguous(), *rest, state, function=function)
+    second, end = scan(library, u[..., cut:].contiguous(), *rest, between, function=function)
     close(torch.cat((first, second), -1), y.cpu())
     close(end, final.cpu())
 
@@ -518,15 +560,11 @@ def test_no_sanitizer_complains() -> None:
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
     }
     every_kernel = (
-        "order or (emulated and (weak or dplr or cauchy or step or optional or half)) and not (long or largest)"
+        "order or (emulated and (weak or dplr or cauchy or step or optional or half or signals or memory))"
+        " and not (long or largest or whole)"
     )
-    files = [
-        __file__,
-        *(
-            str(ROOT / f"tests/native/test_cuda_{name}.py")
-            for name in ("diagonal", "dplr", "tensor_dplr", "tensor_vandermonde")
-        ),
-    ]
+    names = ("diagonal", "dplr", "tensor_dplr", "tensor_scan", "tensor_vandermonde")
+    files = [__file__, *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in names)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -44,7 +44,11 @@ PLANS = (
 
 
 def test_the_families_take_the_same_arguments() -> None:
-    assert {name: CPU[name] for name in CUDA} == CUDA
+    """Those for tensor cores have the arguments of their namesakes, and are there for GPUs alone."""
+    assert any(name.startswith(boundary.TENSOR) for name in CUDA)
+    assert {name: CPU[boundary.namesake(name)] for name in CUDA} == CUDA
+    assert {name: CUDA[boundary.namesake(name)] for name in CUDA} == CUDA
+    assert not [name for name in CPU if name.startswith(boundary.TENSOR)]
 
 
 def test_constants_are_those_of_the_bindings() -> None:
