@@ -112,11 +112,8 @@ int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int
         {grad_spectrum, v, w, shift, grad_v}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
             using R = decltype(real);
             check_rank("dplr_spectrum_backward", rank);
+            check_sums("dplr_spectrum_backward", b, c, rank);
             const int64_t sums = (b + rank) * (c + rank);
-            if (b > S4_FAST_CUDA_DPLR_SUMS || c > S4_FAST_CUDA_DPLR_SUMS || sums > S4_FAST_CUDA_DPLR_SUMS)
-                throw std::runtime_error("dplr_spectrum_backward: " + std::to_string(b + rank) + " x " +
-                                         std::to_string(c + rank) + " sums per node; at most " +
-                                         std::to_string(S4_FAST_CUDA_DPLR_SUMS) + " fit in shared memory");
             // Whole groups of NODES to a share.
             Shares shares(divide_up(L / 2 + 1, NODES), ENOUGH_BLOCKS / H);
             shares.each *= NODES;

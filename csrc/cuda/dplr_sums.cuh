@@ -21,6 +21,15 @@ inline void check_rank(const char *function, int64_t rank) {
                                  std::to_string(S4_FAST_CUDA_DPLR_RANK));
 }
 
+// Of the adjoint, which keeps the gradients of all sums at a node.
+inline void check_sums(const char *function, int64_t b, int64_t c, int64_t rank) {
+    const int64_t most = S4_FAST_CUDA_DPLR_SUMS;
+    if (b > most || c > most || (b + rank) * (c + rank) > most)
+        throw std::runtime_error(std::string(function) + ": " + std::to_string(b + rank) + " x " +
+                                 std::to_string(c + rank) + " sums per node; at most " + std::to_string(most) +
+                                 " fit in shared memory");
+}
+
 S4_FAST_INLINE Wide inverse(Wide a) { return (1.0 / (a.re * a.re + a.im * a.im)) * conj(a); }
 
 // 1/d and 1/d' at the node of `half` = cos + i sin of theta/2.

@@ -1,11 +1,13 @@
-// Instructions of a whole warp, which all of its lanes must reach: matrix products of halves, and the moves that bring
-// matrices into the lanes as these products take them.
+// Instructions of a whole warp, which all of its lanes must reach: matrix products of halves and of doubles, and the
+// moves that bring matrices into the lanes as these products take them.
 //
 // A lane is (g, q) = (lane / 4, lane % 4). Of a matrix of 8 x 8 halves it has the neighbours (g, 2 q) and (g, 2 q + 1)
 // in one word. A product of 16 x 16 by 16 x 8 takes
 //     a[0], a[1] = rows g and g + 8, columns 2 q and 2 q + 1;   a[2], a[3] = the same, columns 2 q + 8 and 2 q + 9;
 //     b[0], b[1] = rows 2 q and 2 q + 1, and 2 q + 8 and 2 q + 9, of column g;
 //     sum[0], sum[1] = row g, columns 2 q and 2 q + 1;   sum[2], sum[3] = row g + 8.
+// A product of 8 x 4 by 4 x 8 doubles takes a = row g, column q, b = row q, column g, and the first of these two rows
+// of sums.
 #pragma once
 
 #include "half.cuh"
@@ -62,6 +64,26 @@ S4_FAST_INLINE void multiply_halves(float (&sum)[4], const uint32_t (&a)[4], con
     }
 }
 
+inline uint64_t double_bits(double value) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline double double_from(uint64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+S4_FAST_INLINE void multiply_doubles(double (&sum)[2], double a, double b) {
+    const emulation::Exchange warp({double_bits(a), double_bits(b)});
+    const unsigned g = warp.lane / 4, q = warp.lane % 4;
+    for (unsigned i = 0; i < 2; ++i)
+        for (unsigned k = 0; k < 4; ++k)
+            sum[i] = fma(double_from(warp[4 * g + k][0]), double_from(warp[4 * (2 * q + i) + k][1]), sum[i]);
+}
+
 template <bool TRANSPOSED>
 S4_FAST_INLINE Matrices load_matrices(const uint16_t *row) {
     const emulation::Exchange warp({reinterpret_cast<uint64_t>(row)});
@@ -91,6 +113,11 @@ S4_FAST_INLINE float shuffle_xor(float value, int mask) {
     return from_bits(uint32_t(warp[warp.lane ^ unsigned(mask)][0]));
 }
 
+S4_FAST_INLINE double shuffle_xor(double value, int mask) {
+    const emulation::Exchange warp({double_bits(value)});
+    return double_from(warp[warp.lane ^ unsigned(mask)][0]);
+}
+
 S4_FAST_INLINE uint32_t max_pairs(uint32_t a, uint32_t b) {
     return std::max(a & 0xffff0000u, b & 0xffff0000u) | std::max(a & 0xffffu, b & 0xffffu);
 }
@@ -118,12 +145,14 @@ S4_FAST_INLINE uint32_t pack_halves(float, float) { return not_here<uint32_t>();
 S4_FAST_INLINE float low_half(uint32_t) { return not_here<float>(); }
 S4_FAST_INLINE float high_half(uint32_t) { return not_here<float>(); }
 S4_FAST_INLINE void multiply_halves(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) { __trap(); }
+S4_FAST_INLINE void multiply_doubles(double (&)[2], double, double) { __trap(); }
 template <bool TRANSPOSED>
 S4_FAST_INLINE Matrices load_matrices(const uint16_t *) {
     return not_here<Matrices>();
 }
 S4_FAST_INLINE uint32_t transpose_halves(uint32_t) { return not_here<uint32_t>(); }
 S4_FAST_INLINE float shuffle_xor(float, int) { return not_here<float>(); }
+S4_FAST_INLINE double shuffle_xor(double, int) { return not_here<double>(); }
 S4_FAST_INLINE uint32_t max_pairs(uint32_t, uint32_t) { return not_here<uint32_t>(); }
 template <class S>
 S4_FAST_INLINE void pack_values(uint32_t &, float, float, S) {
@@ -157,6 +186,12 @@ S4_FAST_INLINE void multiply_halves(float (&sum)[4], const uint32_t (&a)[4], con
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+S4_FAST_INLINE void multiply_doubles(double (&sum)[2], double a, double b) {
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+d"(sum[0]), "+d"(sum[1])
+        : "d"(a), "d"(b));
+}
+
 // Matrix i has the rows where lanes 8 i to 8 i + 7 point, in shared memory, each aligned to 16 bytes. Its transpose
 // brings a lane (2 q, g) and (2 q + 1, g).
 template <bool TRANSPOSED>
@@ -183,6 +218,7 @@ S4_FAST_INLINE uint32_t transpose_halves(uint32_t word) {
 }
 
 S4_FAST_INLINE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+S4_FAST_INLINE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 S4_FAST_INLINE uint32_t max_pairs(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
 

@@ -316,7 +316,8 @@ S4_FAST_API int s4_fast_cuda_dplr_scan_backward(
 
 /* The same on tensor cores, for GPUs from sm_80 on: dtype float32 alone, and of diagonal models one channel (c = 1)
  * and one direction. Samples of a chunk of 64 are rounded to 2^-37 of the largest of them, powers of lambda to 2^-37 of
- * the largest of 64: outputs and gradients are those of float32 unless a node grows by more than 2^13 in a chunk. */
+ * the largest of 64: outputs and gradients are those of float32 unless a node grows by more than 2^13 in a chunk.
+ * Sums of a DPLR spectrum are of doubles. */
 S4_FAST_API int s4_fast_cuda_tensor_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L,
                                                 const void *v, const void *x, double scale, void *out, void *workspace,
                                                 int64_t *workspace_bytes, int64_t device, void *stream);
@@ -347,6 +348,15 @@ S4_FAST_API int s4_fast_cuda_tensor_diagonal_backward(
     const void *state, const void *ahead, void *grad_u, void *grad_dt, void *grad_A_real, void *grad_A_imag,
     void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead, void *workspace,
     int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H,
+                                                  int64_t n, int64_t L, const double *v, const void *w,
+                                                  const double *shift, void *spectrum, void *workspace,
+                                                  int64_t *workspace_bytes, int64_t device, void *stream);
+S4_FAST_API int s4_fast_cuda_tensor_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H,
+                                                           int64_t n, int64_t L, const void *grad_spectrum,
+                                                           const double *v, const void *w, const double *shift,
+                                                           double *grad_v, double *grad_w, void *workspace,
+                                                           int64_t *workspace_bytes, int64_t device, void *stream);
 
 S4_FAST_API int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
                                          const void *v, const void *z, const void *w, int64_t symmetric, void *out,

@@ -563,7 +563,7 @@ def test_no_sanitizer_complains() -> None:
         "order or (emulated and (weak or dplr or cauchy or step or optional or half or signals or memory))"
         " and not (long or largest or whole)"
     )
-    names = ("diagonal", "dplr", "tensor_scan", "tensor_vandermonde")
+    names = ("diagonal", "dplr", "tensor_dplr", "tensor_scan", "tensor_vandermonde")
     files = [__file__, *(str(ROOT / f"tests/native/test_cuda_{name}.py") for name in names)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", every_kernel, *files]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -36,8 +36,9 @@ from tests.helpers import (
     normal,
     uniform,
 )
+from tests.native import header
 
-OPS = ("ssm_scan", "diagonal_ssm", "log_vandermonde", "log_vandermonde_transpose", "cauchy_bilinear")
+OPS = ("ssm_scan", "diagonal_ssm", "log_vandermonde", "log_vandermonde_transpose", "dplr_kernel", "cauchy_bilinear")
 
 
 @pytest.fixture
@@ -46,9 +47,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "capability", lambda: (9, 0))
     monkeypatch.setattr(native_library, "cause", lambda cuda=False: "")
     monkeypatch.setattr(native_library, "refusal", lambda device: None)
+    monkeypatch.setattr(native_library, "limit", lambda name: header.limits()[name.upper()])
 
 
 def call(op: str, dtype: torch.dtype = torch.float32, device: str = "cuda", **sizes: int) -> Call:
+    if op == "dplr_kernel":
+        sizes = {"rank": 1, "b": 1, "c": 1, **sizes}
     return Call(op, device, dtype, {"H": 4, "n": 3, "L": 100, **sizes})
 
 
@@ -72,6 +76,9 @@ def test_what_it_does_not_serve_is_refused_with_what_does(op: str, monkeypatch: 
     if op == "diagonal_ssm":
         cases.append((call(op, channels=2), "it serves one channel, not 2; use backend='native'"))
         cases.append((call(op, directions=2), "it serves one direction, not both; use backend='native'"))
+    if op == "dplr_kernel":
+        cases.append((call(op, rank=5), "it takes a rank of at most 4, not 5"))
+        cases.append((call(op, c=36), "it takes at most 36 sums, not 2 x 37 (rank 1, 1 B and 36 C)"))
     for refused, message in cases:
         with pytest.raises(BackendUnavailableError, match=rf"'tensor_cores' .*run {op}: {re.escape(message)}$"):
             dispatch.choose(refused, "tensor_cores")
@@ -123,6 +130,7 @@ def called(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, t
     made: list[tuple[str, tuple[Any, ...]]] = []
     monkeypatch.setattr(native_library, "call", lambda name, like, *args: made.append((name, args)))
     monkeypatch.setattr(native_library.Function, "__call__", lambda self, like, *args: made.append((self._name, args)))
+    monkeypatch.setattr(native_library, "limit", lambda name: header.limits()[name.upper()])
     for op in OPS:
         table = dispatch._implementations[op]
         monkeypatch.setitem(table, "native", dataclasses.replace(table["native"], refuses=lambda call: None))
@@ -137,11 +145,15 @@ def inputs(op: str, generator: Generator) -> tuple[Tensors, dict[str, int]]:
         "diagonal_ssm": ({"u": u, "A": x, "B": v, "C": v.clone(), "dt": torch.full((3,), 0.1)}, {}),
         "log_vandermonde": ({"v": v, "x": x}, {"L": 40}),
         "log_vandermonde_transpose": ({"u": u, "v": v, "x": x}, {"L": 40}),
+        "dplr_kernel": (
+            {"w": x, **{name: v[None].clone() for name in "PQBC"}, "dt": torch.full((3, 1), 0.1)},
+            {"L": 40},
+        ),
         "cauchy_bilinear": ({"v": v, "w": x}, {"L": 40}),
     }[op]
 
 
-@pytest.mark.parametrize("op", OPS[:-1])
+@pytest.mark.parametrize("op", OPS[:-2])
 def test_it_calls_the_namesakes_with_the_same_arguments(op: str, called: list[Any], generator: Generator) -> None:
     tensors, scalars = inputs(op, generator)
     runs = []
@@ -163,6 +175,15 @@ def test_cauchy_sums_call_its_products(called: list[Any], generator: Generator) 
     assert {name for name, _ in called} == {"tensor_vandermonde", "tensor_moments"}
 
 
+def test_dplr_kernels_are_of_float32(called: list[Any], generator: Generator) -> None:
+    """The adjoint too, which the namesake is called for in float64."""
+    tensors, scalars = inputs("dplr_kernel", generator)
+    evaluate("dplr_kernel", tensors, "tensor_cores", **scalars)
+    (forward, given), (backward, grads) = called
+    assert (forward, backward) == ("tensor_dplr_spectrum", "tensor_dplr_spectrum_backward")
+    assert given[0] == grads[0] == torch.complex64 == grads[7].dtype == grads[9].dtype
+
+
 @needs_native
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.usefixtures("anywhere")
@@ -175,7 +196,8 @@ def test_by_the_namesakes_it_holds_the_contract(op: str, generator: Generator, m
     for function in (diagonal._DIAGONAL.forward, diagonal._DIAGONAL.backward):
         monkeypatch.setattr(function, "_name", function._name.removeprefix("tensor_"))
     tensors, scalars = inputs(op, generator)
-    assert_contract(op, tensors, "tensor_cores", **scalars)
+    forward = 5e-6 if op == "dplr_kernel" else None
+    assert_contract(op, tensors, "tensor_cores", forward=forward, **scalars)
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import dispatch, native_library
-from s4_fast.ops import _checks, _native_calls, _triton_calls
+from s4_fast.ops import _checks, _native_calls, _tensor_core_calls, _triton_calls
 from s4_fast.ops._library import Op
 from s4_fast.ops.direct import is_transformed, only_autograd_sees
 from s4_fast.ops.dplr import plain, pytorch, reference
@@ -180,8 +180,14 @@ def _prepare_step(
 
 
 def _native_refuses_kernel(call: dispatch.Call) -> str | None:
-    if refusal := _native_calls.refuses(call):
-        return refusal
+    return _native_calls.refuses(call) or _native_refuses_sums(call)
+
+
+def _tensor_cores_refuse(call: dispatch.Call) -> str | None:
+    return _tensor_core_calls.refuses(call) or _native_refuses_sums(call)
+
+
+def _native_refuses_sums(call: dispatch.Call) -> str | None:
     rank, b, c = (call.shape[name] for name in ("rank", "b", "c"))
     most = native_library.limit(f"{call.device}_dplr_sums")
     if (b + rank) * (c + rank) > most:
@@ -222,6 +228,7 @@ dispatch.register(
     preferred=_triton_calls.preferred,
 )
 dispatch.register("dplr_kernel", "native", f"{__name__}.native", refuses=_native_refuses_kernel)
+dispatch.register("dplr_kernel", "tensor_cores", f"{__name__}.tensor_cores", refuses=_tensor_cores_refuse)
 
 dispatch.register_op("dplr_step", _prepare_step)
 dispatch.register("dplr_step", "reference", f"{__name__}.reference")

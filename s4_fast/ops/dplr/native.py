@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,40 +16,55 @@ from s4_fast.ops.direct import is_transformed, operations_are_seen, plain
 from s4_fast.ops.dplr import pytorch
 from s4_fast.ops.dplr.factors import Factors
 
+__all__ = ["dplr_kernel", "dplr_kernel_backward", "dplr_step", "prepared_step"]
+
 _WIDE = torch.complex128
 
 
-def dplr_kernel(w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
-    """w (H, n), P, Q (r, H, n), B (b, H, n), C (c, H, n), dt (H, 1 or n) -> (b, c, H, L)."""
-    factors = Factors(P, Q, B, C, dt)
-    b, c, (H, n) = factors.b, factors.c, w.shape
-    spectrum = w.new_empty(b, c, H, L // 2 + 1)
-    sizes = (b, c, factors.rank, H, n, L)
-    native_library.call("dplr_spectrum", w, w.dtype, *sizes, factors.v, w, factors.shift, spectrum)
-    return torch.fft.irfft(spectrum, n=L)
+@dataclass(frozen=True)
+class Kernel:
+    """The functions of a module by the C functions ``<name>`` and ``<name>_backward``, the latter of ``adjoint``.
+
+    The adjoint amplifies rounding as the kernel does, so the gradient of the spectrum is made in float64.
+    """
+
+    name: str
+    adjoint: torch.dtype
+
+    def dplr_kernel(self, w: Tensor, P: Tensor, Q: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int) -> Tensor:
+        """w (H, n), P, Q (r, H, n), B (b, H, n), C (c, H, n), dt (H, 1 or n) -> (b, c, H, L)."""
+        factors = Factors(P, Q, B, C, dt)
+        b, c, (H, n) = factors.b, factors.c, w.shape
+        spectrum = w.new_empty(b, c, H, L // 2 + 1)
+        sizes = (b, c, factors.rank, H, n, L)
+        native_library.call(self.name, w, w.dtype, *sizes, factors.v, w, factors.shift, spectrum)
+        return torch.fft.irfft(spectrum, n=L)
+
+    def dplr_kernel_backward(
+        self,
+        grad: Tensor,
+        w: Tensor,
+        P: Tensor,
+        Q: Tensor,
+        B: Tensor,
+        C: Tensor,
+        dt: Tensor,
+        L: int,
+        needs: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        factors = Factors(P, Q, B, C, dt)
+        sizes = (factors.b, factors.c, factors.rank, *w.shape, L)
+        spectrum = adjoint_irfft(grad.double(), L).to(self.adjoint)
+        grad_v = torch.empty_like(factors.v)
+        grad_w = torch.empty_like(w, dtype=_WIDE) if needs[0] else None
+        inputs = (spectrum, factors.v, w.to(self.adjoint), factors.shift)
+        native_library.call(f"{self.name}_backward", w, self.adjoint, *sizes, *inputs, grad_v, grad_w)
+        return (None if grad_w is None else grad_w.to(w.dtype), *factors.backward(grad_v))
 
 
-def dplr_kernel_backward(
-    grad: Tensor,
-    w: Tensor,
-    P: Tensor,
-    Q: Tensor,
-    B: Tensor,
-    C: Tensor,
-    dt: Tensor,
-    L: int,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    factors = Factors(P, Q, B, C, dt)
-    sizes = (factors.b, factors.c, factors.rank, *w.shape, L)
-    # The adjoint amplifies rounding as the kernel does, so the gradient of the spectrum is float64 too.
-    spectrum = adjoint_irfft(grad.double(), L)
-    grad_v = torch.empty_like(factors.v)
-    grad_w = torch.empty_like(w, dtype=_WIDE) if needs[0] else None
-    native_library.call(
-        "dplr_spectrum_backward", w, _WIDE, *sizes, spectrum, factors.v, w.to(_WIDE), factors.shift, grad_v, grad_w
-    )
-    return (None if grad_w is None else grad_w.to(w.dtype), *factors.backward(grad_v))
+_KERNEL = Kernel("dplr_spectrum", _WIDE)
+dplr_kernel = _KERNEL.dplr_kernel
+dplr_kernel_backward = _KERNEL.dplr_kernel_backward
 
 
 def dplr_step(
