@@ -211,7 +211,7 @@ def test_tied_P_and_Q_collect_both_gradients(generator: Generator) -> None:
     tensors["Q"] = tensors["P"]
     _, grads = evaluate("dplr_kernel", tensors, "pytorch", L=9)
     P = tensors["P"].requires_grad_()
-    output = dplr_kernel(**{**tensors, "P": P, "Q": P}, L=9)
+    output = dplr_kernel(**{**tensors, "P": P, "Q": P}, L=9, backend="pytorch")
     cotangent = normal(Generator().manual_seed(0), *output.shape, dtype=torch.float32).to(output)
     assert relative_error(torch.autograd.grad(output, P, cotangent)[0], grads["P"] + grads["Q"]) <= 1e-14
 
