@@ -56,6 +56,12 @@ S4_FAST_INLINE void store_vector(void *to, const Vector &value) {
 #endif
 }
 
+// Whether every row of L samples begins where a vector may be read and written at once.
+template <class S>
+bool is_aligned(const S *samples, int64_t L) {
+    return L * int64_t(sizeof(S)) % int64_t(sizeof(Vector)) == 0 && uintptr_t(samples) % sizeof(Vector) == 0;
+}
+
 // Eight neighbouring samples as they lie in memory.
 template <class S>
 struct Samples8 {

@@ -88,16 +88,16 @@ S4_FAST_INLINE void load_nodes(Node<R> (&nodes)[K], const Scan &scan, int64_t h,
     nodes[threadIdx.x] = state < scan.n ? from[h * scan.n + state] : Node<R>{0, 0, 0};
 }
 
-// lambda^t. Powers beyond L are not needed, and those of a growing node could overflow.
+// lambda^t. Powers from L on are not needed, and those of a growing node could overflow.
 template <class R>
-S4_FAST_INLINE Complex<R> bounded_power(const Scan &scan, Node<R> node, int t) {
-    return power(node, t < scan.L ? t : scan.L - 1);
+S4_FAST_INLINE Complex<R> bounded_power(Node<R> node, int t, int64_t L) {
+    return power(node, t < L ? t : L - 1);
 }
 
 template <class R, int T>
 S4_FAST_INLINE void make_powers(Complex<R> (&powers)[T][K], const Node<R> (&nodes)[K], const Scan &scan) {
     for (int entry = threadIdx.x; entry < T * K; entry += THREADS)
-        powers[entry / K][entry % K] = bounded_power(scan, nodes[entry % K], entry / K);
+        powers[entry / K][entry % K] = bounded_power(nodes[entry % K], entry / K, scan.L);
 }
 
 }  // namespace s4_fast

@@ -103,7 +103,7 @@ struct Powers {
         load_nodes(tables.nodes, scan, h, first, made.nodes);
         __syncthreads();
         for (int entry = threadIdx.x; entry < here * T; entry += THREADS)
-            tables.powers[entry / T][entry % T] = bounded_power(scan, tables.nodes[entry / T], entry % T);
+            tables.powers[entry / T][entry % T] = bounded_power(tables.nodes[entry / T], entry % T, scan.L);
     }
 
     template <class R>

@@ -41,12 +41,6 @@ Pass<S> make_pass(const Tables<float> &tables, const Complex<float> *enter, cons
     return pass;
 }
 
-template <class S>
-bool are_aligned(const Scan &scan, const S *first, const S *second) {
-    auto whole = [](int64_t bytes) { return bytes % int64_t(sizeof(Vector)) == 0; };
-    return whole(int64_t(scan.L * sizeof(S))) && whole(int64_t(first)) && whole(int64_t(second));
-}
-
 inline void refuse(const char *function, const char *what) {
     throw std::runtime_error(std::string(function) + ": " + what);
 }

@@ -44,7 +44,7 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &sca
     const int64_t index = h * scan.n + first + lane;
     const bool present = first + lane < scan.n;
     const Node<float> node = present ? in.nodes[index] : Node<float>{0, 0, 0};
-    const Scale scale = scale_to(grown_by(scan, node));
+    const Scale scale = scale_to(growth(node, scan.L));
     const Complex<float> weights[1] = {{scale.up, 0}};
     each_power(scan, node, weights, warp, WARPS, [&](int run, int t, const Complex<float>(&values)[1]) {
         tables.powers.set(run, t, lane, values[0]);
@@ -161,16 +161,6 @@ S4_FAST_INLINE void correlate(Correlation &correlation, const SampleOperands<PAR
 
 // Of a place in a product of 16 x 8, the sample that it is of, less what its step and half add.
 S4_FAST_INLINE int sample_at(int place) { return place % 8 / 2 * 8 + place % 2 + place / 8 * 2; }
-
-// The sums of four lanes' states over the lanes that have other rows.
-S4_FAST_INLINE Complex<float> sum_rows(Complex<float> value) {
-#pragma unroll
-    for (int mask = 4; mask < WARP; mask *= 2) {
-        value.re += shuffle_xor(value.re, mask);
-        value.im += shuffle_xor(value.im, mask);
-    }
-    return value;
-}
 
 S4_FAST_INLINE Complex<float> of_row(const float (&sums)[4], int row, float unit) {
     return {unit * sums[2 * row], unit * sums[2 * row + 1]};

@@ -33,7 +33,7 @@ struct States {
     S4_FAST_INLINE void make(Node<float> node, int64_t L) {
         const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
         if (warp < WARPS - 1) {
-            powers[warp][lane] = bounded(node, warp ? 8 * warp : 1, L);
+            powers[warp][lane] = bounded_power(node, warp ? 8 * warp : 1, L);
             return;
         }
         const float last = fmaxf(1.0f, last_step(L)), decay = -node.high * 0.6931472f;
@@ -65,7 +65,7 @@ struct StateOperands {
         for (int j = 0; j < BLOCKS; ++j) {
             const int k = threadIdx.x / WARP * OWN_STATES + 4 * j + g / 2;
             const Complex<float> one = states.powers[0][k], eight = states.powers[1][k], more = states.powers[2][k];
-            Complex<float> step = bounded(states.nodes[k], 2 * q, L);
+            Complex<float> step = bounded_power(states.nodes[k], 2 * q, L);
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
                 if (s > 0) step = step * more;
@@ -218,10 +218,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
     for (int m = 0; m < MOMENTS; ++m)
 #pragma unroll
         for (int j = 0; j < BLOCKS; ++j) {
-            Complex<float> total = totals[m][j];
-#pragma unroll
-            for (int mask = 4; mask < WARP; mask *= 2)
-                total += {shuffle_xor(total.re, mask), shuffle_xor(total.im, mask)};
+            const Complex<float> total = sum_rows(totals[m][j]);
             const int64_t k = first_state + warp * OWN_STATES + 4 * j + q;
             if (g == 0 && k < n) (m ? first : zeroth)[(share * rows + row) * n + k] = total;
         }
@@ -238,7 +235,7 @@ void run_moments(Call &call, int64_t rows, int64_t H, int64_t n, int64_t L, cons
     Complex<float> *zeroth_parts = parts ? parts : zeroth, *first_parts = parts ? parts + shares.count * size : first;
     call.launch("tensor_moments_kernel", first ? tensor_moments_kernel<2> : tensor_moments_kernel<1>,
                 shares.count * rows * blocks, WARPS * WARP, sizeof(MomentTables), rows, H, n, L, shares, blocks, u, x,
-                zeroth_parts, first_parts, are_aligned(u, L));
+                zeroth_parts, first_parts, is_aligned(u, L));
     if (!parts) return;
     sum_parts(call, shares.count, 2 * size, &zeroth_parts->re, &zeroth->re);
     if (first) sum_parts(call, shares.count, 2 * size, &first_parts->re, &first->re);

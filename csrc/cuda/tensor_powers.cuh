@@ -16,7 +16,7 @@ namespace s4_fast {
 namespace tensor {
 namespace {
 
-constexpr int WARPS = 4, TILE = ROWS * T;
+constexpr int TILE = ROWS * T;
 
 // Where a table has the power of t: eight rows that are read at once are neighbours, and so in different banks.
 S4_FAST_INLINE int place(int t) { return t / 16 * 16 + t % 4 / 2 * 8 + t % 16 / 4 * 2 + t % 2; }
@@ -24,22 +24,13 @@ S4_FAST_INLINE int place(int t) { return t / 16 * 16 + t % 4 / 2 * 8 + t % 16 / 
 // Padded, so that the lanes g of half a warp read from different banks.
 using RowPowers = Complex<float>[ROWS][STATES + 4];
 
-// Powers from l = L on are not needed, and those of a growing node could overflow.
-S4_FAST_INLINE Complex<float> bounded(Node<float> node, int l, int64_t L) { return power(node, l < L ? l : L - 1); }
-
-// The last sample of a row that has as many as L has.
-S4_FAST_INLINE float last_step(int64_t L) { return float(T < L ? T - 1 : L - 1); }
-
-// The largest power in a row.
-S4_FAST_INLINE float growth(Node<float> node, int64_t L) { return fmaxf(1.0f, exp2f(node.high * last_step(L))); }
-
 // visit(t, lambda^t) for a lane's state and the 16 times t of its warp, products of an exact power and others of small
 // exponents. 0 from L on.
 template <class Visit>
 S4_FAST_INLINE void each_step(Node<float> node, int64_t L, Visit visit) {
     const int start = threadIdx.x / WARP * (T / WARPS);
-    const Complex<float> fourth = bounded(node, 4, L);
-    Complex<float> powers[4] = {{1, 0}, bounded(node, 1, L)}, step = bounded(node, start, L);
+    const Complex<float> fourth = bounded_power(node, 4, L);
+    Complex<float> powers[4] = {{1, 0}, bounded_power(node, 1, L)}, step = bounded_power(node, start, L);
     powers[2] = powers[1] * powers[1];
     powers[3] = powers[2] * powers[1];
 #pragma unroll
@@ -54,7 +45,7 @@ S4_FAST_INLINE void make_rows(RowPowers &rows, Node<float> node, int64_t L) {
     constexpr int EACH = ROWS / WARPS;
     const int lane = threadIdx.x % WARP, first = threadIdx.x / WARP * EACH;
 #pragma unroll
-    for (int r = 0; r < EACH; ++r) rows[first + r][lane] = bounded(node, (first + r) * T, L);
+    for (int r = 0; r < EACH; ++r) rows[first + r][lane] = bounded_power(node, (first + r) * T, L);
 }
 
 // The columns of the state blocks 2 k and 2 k + 1 by the samples 16 s to 16 s + 15.
@@ -65,11 +56,6 @@ S4_FAST_INLINE Operands<2> over_columns(const PowerTable<2> &table, int s, int k
     for (int p = 0; p < 2; ++p)
         found.set(p, load_matrices<false>(table.at(p, lane / 16 * 8 + lane % 8 + 16 * s, lane / 8 % 2 * 8 + 16 * k)));
     return found;
-}
-
-// Whether every row of L samples begins where 16 bytes may be read and written at once.
-inline bool are_aligned(const float *samples, int64_t L) {
-    return L % 4 == 0 && reinterpret_cast<uintptr_t>(samples) % sizeof(Vector) == 0;
 }
 
 }  // namespace

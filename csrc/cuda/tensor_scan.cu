@@ -19,7 +19,7 @@ void forward(Call &call, const Scan &scan, const Model<float> &model, bool time_
     pass.initial = in.state;
     pass.final = in.final;
     pass.out = y.laid;
-    pass.aligned = tensor::are_aligned(scan, pass.samples, pass.out);
+    pass.aligned = is_aligned(pass.samples, scan.L) && is_aligned(pass.out, scan.L);
     tensor::run_scan<S, false>(call, cut, pass, room);
     tensor::bring_back(call, scan, y);
 }

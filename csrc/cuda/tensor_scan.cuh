@@ -23,9 +23,6 @@ namespace s4_fast {
 namespace tensor {
 namespace {
 
-// Warps of a block at most.
-constexpr int WARPS = 4;
-
 // How many chunks are carried in float32 at most: a whole sequence's, or a segment's. Rounding adds up over these.
 constexpr int64_t LONGEST_WHOLE = 64, LONGEST_SEGMENT = 16;
 
@@ -132,7 +129,7 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
     const Complex<float> zero = {0, 0};
     const Node<float> node = present ? pass.nodes[index] : Node<float>{0, 0, 0};
     const Complex<float> enter = present ? pass.enter[index] : zero, leave = present ? pass.leave[index] : zero;
-    const float grown = grown_by(scan, node);
+    const float grown = growth(node, scan.L);
     auto size = [&](Complex<float> a) { return fmaxf(fabsf(a.re), fabsf(a.im)) * grown; };
     const Scale of_enter = scale_to(size(enter));
     // A column of 2^-64, or of 2^-40 of the largest, hardly adds to the outputs, and its states shall not vanish.

@@ -36,18 +36,18 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
     pass.states = gradients;
     pass.out = grad_u.laid;
     pass.conjugate = true;
-    pass.aligned = tensor::are_aligned(scan, pass.samples, pass.out);
+    pass.aligned = is_aligned(pass.samples, scan.L) && is_aligned(pass.out, scan.L);
     tensor::run_scan<S, true>(call, cut, pass, room);
     tensor::bring_back(call, scan, grad_u);
     if (!correlated) return;
 
     tensor::Sources<S> sources{tables.nodes, tables.wide, tables.enter, tables.leave, u.laid,
                                grad_y.laid,  in.state,    gradients,    false};
-    sources.aligned = tensor::are_aligned(scan, sources.u, sources.grad_y);
+    sources.aligned = is_aligned(sources.u, scan.L) && is_aligned(sources.grad_y, scan.L);
     if (cut.segments > 1) {
         tensor::Pass<S> forwards = tensor::make_pass<S>(tables, tables.enter, tables.leave);
         forwards.samples = u.laid;
-        forwards.aligned = tensor::are_aligned<S>(scan, u.laid, nullptr);
+        forwards.aligned = is_aligned(u.laid, scan.L);
         forwards.initial = in.state;
         forwards.segments = of_u.segments;
         tensor::find_segments<S, false>(call, cut, forwards);

@@ -20,6 +20,10 @@ namespace {
 
 // Samples of a chunk, states of a block, rows of a warp's products.
 constexpr int T = 64, STATES = 32, ROWS = 16;
+
+// Warps of a block, at most where there are few rows.
+constexpr int WARPS = 4;
+
 static_assert(T == CHUNK<float>);
 
 template <int PARTS>
@@ -100,11 +104,11 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex
 #pragma unroll
     for (int t = 1; t < RUN; ++t) {
         const int rest = t & (t - 1);
-        powers[t] = rest ? powers[rest] * powers[t - rest] : bounded_power(scan, node, t);
+        powers[t] = rest ? powers[rest] * powers[t - rest] : bounded_power(node, t, scan.L);
     }
 #pragma unroll 1
     for (int run = warp; run < T / RUN; run += warps) {
-        const Complex<float> step = bounded_power(scan, node, RUN * run);
+        const Complex<float> step = bounded_power(node, RUN * run, scan.L);
         const int64_t left = scan.L - RUN * run;
         Complex<float> factors[WEIGHTS];
 #pragma unroll
@@ -119,10 +123,11 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex
     }
 }
 
-// How much lambda^t is at most within a chunk.
-S4_FAST_INLINE float grown_by(const Scan &scan, Node<float> node) {
-    return fmaxf(1.0f, exp2f(node.high * float((T < scan.L ? T : scan.L) - 1)));
-}
+// The last time of a row that has as many samples as L has.
+S4_FAST_INLINE float last_step(int64_t L) { return float(T < L ? T - 1 : L - 1); }
+
+// How much lambda^t is at most within a row.
+S4_FAST_INLINE float growth(Node<float> node, int64_t L) { return fmaxf(1.0f, exp2f(node.high * last_step(L))); }
 
 // What a state decays by: over a whole chunk, lambda^T and what that is more than a float; over the short one at the
 // end.
@@ -153,6 +158,13 @@ S4_FAST_INLINE float largest_of_row(float value) {
 S4_FAST_INLINE float largest_of_warp(float value) {
 #pragma unroll
     for (int mask = 1; mask < WARP; mask *= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+}
+
+// The sum over the lanes that have the same states of other rows.
+S4_FAST_INLINE Complex<float> sum_rows(Complex<float> value) {
+#pragma unroll
+    for (int mask = 4; mask < WARP; mask *= 2) value += {shuffle_xor(value.re, mask), shuffle_xor(value.im, mask)};
     return value;
 }
 

@@ -139,7 +139,7 @@ void run_vandermonde(Call &call, int64_t c, int64_t H, int64_t n, int64_t L, con
     if (!call.ready()) return;
     const Shares shares(divide_up(c * divide_up(L, TILE), WARPS), ENOUGH_BLOCKS / H);
     call.launch("tensor_vandermonde_kernel", tensor_vandermonde_kernel, H * shares.count, WARPS * WARP,
-                sizeof(VandermondeTables), c, H, n, L, shares.count, v, x, float(scale), out, are_aligned(out, L));
+                sizeof(VandermondeTables), c, H, n, L, shares.count, v, x, float(scale), out, is_aligned(out, L));
 }
 
 }  // namespace
