@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from s4_fast import S4DBlock, dispatch, files, use_backend
+from s4_fast import SSMBlock, dispatch, files, use_backend
 from s4_fast.bench import accuracy, evaluate, machine, measure, peers, plot
 from s4_fast.bench.cases import Case
 from s4_fast.bench.inputs import Arguments, arguments
@@ -26,7 +26,7 @@ from s4_fast.bench.inputs import Arguments, arguments
 OPS = ("log_vandermonde", "log_vandermonde_transpose", "cauchy_mult", "cauchy_bilinear", "dplr_kernel", "ssm_scan")
 LAYERS = ("diagonal_ssm",)
 FEATURES, STATES, LENGTHS = (128, 1024), 32, (1024, 4096, 16384, 65536)
-BLOCK = Case("S4DBlock", 256, 32, 4096, batch=16, dtype="bfloat16")
+BLOCK = Case("SSMBlock", 256, 32, 4096, batch=16, dtype="bfloat16")
 FIRST = (
     Case("ssm_scan", 1024, STATES, 4096),
     *(Case("diagonal_ssm", 1024, STATES, 4096, batch=16, dtype=dtype) for dtype in ("bfloat16", "float32")),
@@ -110,7 +110,7 @@ def block_rows(seconds: float) -> Iterator[dict[str, Any]]:
     case, dtype = BLOCK, getattr(torch, BLOCK.dtype)
     with torch.device("cuda"):
         torch.manual_seed(0)
-        block, u = S4DBlock(case.H, 2 * case.n).to(dtype), torch.randn(case.batch, case.L, case.H).to(dtype)
+        block, u = SSMBlock(case.H, 2 * case.n).to(dtype), torch.randn(case.batch, case.L, case.H).to(dtype)
         runs = {name: (block, peers.parameters(block)) for name in ("native", "tensor_cores")}
         others = {name: peers.PEERS[name](block, case) for name in (peers.TRANSFORMER, peers.LSTM)}
     runs |= {name: (whole.run, whole.parameters) for name, whole in others.items()}

@@ -3,7 +3,7 @@
 from s4_fast._version import __version__
 from s4_fast.allocator import keep_pages
 from s4_fast.dispatch import BackendUnavailableError, backends, explain, use_backend
-from s4_fast.layers import DropoutNd, FrozenStep, ModelState, S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast.layers import DropoutNd, FrozenStep, ModelState, S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.ops import (
     cauchy_bilinear,
     cauchy_mult,
@@ -27,10 +27,10 @@ __all__ = [
     "DropoutNd",
     "FrozenStep",
     "ModelState",
-    "S4DBlock",
     "S4DLayer",
     "S4Layer",
     "S4SequenceModel",
+    "SSMBlock",
     "__version__",
     "backends",
     "cauchy_bilinear",

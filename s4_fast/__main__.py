@@ -238,7 +238,7 @@ def export_command(
 ) -> None:
     """Write the model whose weights are in MODEL to OUT, as an ONNX graph or as one C99 file.
 
-    MODEL holds the state_dict of an S4SequenceModel, S4DBlock, S4DLayer or S4Layer, as safetensors or a file of
+    MODEL holds the state_dict of an S4SequenceModel, SSMBlock, S4DLayer or S4Layer, as safetensors or a file of
     torch.save. What cannot be exported is refused in one line, with exit code 2; nothing in MODEL is executed.
     """
     with terminal.refusing():

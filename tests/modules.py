@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel
-from s4_fast.layers import S4DBlock
+from s4_fast.layers import SSMBlock
 from s4_fast.ssm.model import SSMModel
 from s4_fast.state_spaces import S4, S4D, FFTConv, S4Block
 from tests.helpers import relative_error
@@ -26,8 +26,8 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "S4DLayer bidirectional": partial(S4DLayer, H, N, bidirectional=True),
     "S4Layer": partial(S4Layer, H, N),
     "S4Layer bidirectional": partial(S4Layer, H, N, bidirectional=True),
-    "S4DBlock s4d": partial(S4DBlock, H, N),
-    "S4DBlock s4": partial(S4DBlock, H, N, layer="s4"),
+    "SSMBlock s4d": partial(SSMBlock, H, N),
+    "SSMBlock s4": partial(SSMBlock, H, N, layer="s4"),
     "S4SequenceModel s4d": model,
     "S4SequenceModel s4": partial(model, layer="s4"),
     "S4D": partial(S4D, H, N),

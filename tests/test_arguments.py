@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import s4_fast
 from s4_fast import DPLRSSM, DiagonalSSM, S4DLayer, S4Layer, S4SequenceModel, arguments
-from s4_fast.layers import S4DBlock
+from s4_fast.layers import SSMBlock
 from s4_fast.state_spaces import S4D, FFTConv, S4Block
 from tests.modules import KINDS, OFFICIAL, STEPPING, initial
 
@@ -73,7 +73,7 @@ def test_arrays_are_taken_as_inputs(kind: str, view: str) -> None:
 @pytest.mark.parametrize("given", [[[1.0]], "u", None, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_tensor_is_named(kind: str, given: Any) -> None:
-    name = "x" if kind.startswith(("S4DBlock", "FFTConv", "S4Block")) else "u"
+    name = "x" if kind.startswith(("SSMBlock", "FFTConv", "S4Block")) else "u"
     with pytest.raises(TypeError, match=f"^expected {name} to be a tensor, got an? {type(given).__name__}$"):
         made(kind)(given)
 
@@ -133,7 +133,7 @@ SIZES: dict[str, tuple[Callable[..., nn.Module], dict[str, int]]] = {
     "S4DLayer": (S4DLayer, {"d_model": 4, "d_state": 8, "n_ssm": 2}),
     "state_dim": (S4DLayer, {"d_model": 4, "state_dim": 8}),
     "S4Layer": (S4Layer, {"d_model": 4, "d_state": 8, "rank": 1}),
-    "S4DBlock": (S4DBlock, {"d_model": 4, "d_state": 8, "n_ssm": 2}),
+    "SSMBlock": (SSMBlock, {"d_model": 4, "d_state": 8, "n_ssm": 2}),
     "S4SequenceModel": (S4SequenceModel, {"d_input": 4, "d_model": 4, "d_output": 4, "n_layers": 2, "d_state": 8}),
     "S4D": (S4D, {"d_model": 4, "d_state": 8}),
     "FFTConv": (FFTConv, {"d_model": 4, "l_max": 20, "channels": 2, "d_state": 8, "n_ssm": 2, "rank": 1}),

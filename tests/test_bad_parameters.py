@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 LAYERS = {"S4DLayer scan": "", "S4DLayer convolution": "", "S4Layer": "", "FFTConv diag": "", "FFTConv dplr": ""}
 # What mixes features after the layer is no part of this.
-LAYERS |= {"S4DBlock s4": "layer", "S4Block diag": "layer", "S4Block dplr": "layer"}
+LAYERS |= {"SSMBlock s4": "layer", "S4Block diag": "layer", "S4Block dplr": "layer"}
 
 
 def layer(kind: str, dtype: torch.dtype, log_dt: float | None) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
-from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.state_spaces import S4D, S4Block
 from tests.helpers import relative_error
 from tests.ranks import Ranks
@@ -40,7 +40,7 @@ def official(mode: str, L: int | None = None) -> S4Block:
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "S4Layer": lambda: S4Layer(FEATURES, 16),
     "S4DLayer": lambda: S4DLayer(FEATURES, 16),
-    "S4 block": lambda: S4DBlock(FEATURES, 16, layer="s4"),
+    "S4 block": lambda: SSMBlock(FEATURES, 16, layer="s4"),
     "S4 model": lambda: model("s4"),
     "S4D model": lambda: model("s4d"),
     "S4Block": lambda: official("dplr"),

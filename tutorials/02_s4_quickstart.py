@@ -61,7 +61,7 @@ print(layers["S4D"].explain(u))
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
 for (name, layer), axes in zip(layers.items(), panels, strict=True):
     with torch.no_grad():
-        kernels, dt = layer.kernel.kernel(1000)[0], layer.kernel.dt()[:, 0]
+        kernels, dt = layer.kernel.impulse_response(1000)[0], layer.kernel.dt()[:, 0]
     order = dt.argsort()
     for feature in (order[-1], order[len(order) // 2], order[0]):
         kernel = kernels[feature]
@@ -92,7 +92,7 @@ u = torch.randn(4, 100 if SMOKE else 1000, 64)
 figure, (outputs, differences) = plt.subplots(1, 2, figsize=(10, 3.2))
 for (name, layer), colour in zip(layers.items(), (BLUE, ORANGE), strict=True):
     with torch.no_grad():
-        whole = fft_conv(u.mT, layer.kernel.kernel(u.shape[1])[0], layer.D).mT
+        whole = fft_conv(u.mT, layer.kernel.impulse_response(u.shape[1])[0], layer.D).mT
         assert torch.allclose(layer(u), whole, atol=1e-4)
     steps = stepped(layer, u)
     difference = (steps - whole).abs().amax((0, 2))

@@ -48,7 +48,7 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 def _given_kernel(layer: Any, case: Case) -> Whole:
     """The convolution alone, by ``torch.fft``, with a kernel that is given."""
     with torch.no_grad():
-        k = layer.kernel.kernel(case.L)[0]
+        k = layer.kernel.impulse_response(case.L)[0]
     leaves = {"k": k.requires_grad_(), "D": layer.D}
     return Whole(lambda u: direct.fft_conv(u.mT, k, layer.D).mT, leaves)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s4_fast import memory
 from s4_fast import weights as weights_file
 from s4_fast.export.refusals import ExportError, refuse_changed
-from s4_fast.layers import S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast.layers import S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.layers.model import TASKS
 from s4_fast.state_spaces import convert
 
@@ -24,7 +24,7 @@ def save_model(model: nn.Module, path: str | Path, *, force: bool = False) -> No
     """Write the weights of ``model`` as safetensors, and in the metadata the arguments that build it.
 
     Args:
-        model: an S4SequenceModel, S4DBlock, S4DLayer or S4Layer.
+        model: an S4SequenceModel, SSMBlock, S4DLayer or S4Layer.
         path: the file to write.
         force: whether it may exist.
 
@@ -33,7 +33,7 @@ def save_model(model: nn.Module, path: str | Path, *, force: bool = False) -> No
             weights holds.
         OSError: the file exists and not ``force``, or cannot be written.
     """
-    if type(model) not in (S4SequenceModel, S4DBlock, S4DLayer, S4Layer):
+    if type(model) not in (S4SequenceModel, SSMBlock, S4DLayer, S4Layer):
         raise ExportError(f"a {type(model).__name__} is no model whose arguments are known")
     refuse_changed(model, whole_sequences=True)
     weights = dict(model.state_dict())
@@ -49,7 +49,7 @@ def save_model(model: nn.Module, path: str | Path, *, force: bool = False) -> No
 def load_model(path: str | Path, *, task: str | None = None, discretization: str | None = None) -> nn.Module:
     """The model in a file of weights, in evaluation mode.
 
-    The file is one of safetensors or ``torch.save`` with the ``state_dict`` of an S4SequenceModel, S4DBlock, S4DLayer
+    The file is one of safetensors or ``torch.save`` with the ``state_dict`` of an S4SequenceModel, SSMBlock, S4DLayer
     or S4Layer. Sizes are those of its tensors. Nothing in the file is executed.
 
     Args:
@@ -103,13 +103,13 @@ def _arguments(weights: Mapping[str, Tensor], where: str = "") -> tuple[type[Any
                 "d_model": d_model,
             }
         if "mix.weight" in weights:
-            return S4DBlock, _kernel(weights, "layer.kernel.")
+            return SSMBlock, _kernel(weights, "layer.kernel.")
         if "kernel.inv_dt" in weights:
             arguments = _kernel(weights, "kernel.")
             return S4Layer if arguments.pop("layer") == "s4" else S4DLayer, arguments
     except (KeyError, ValueError) as error:
         raise ExportError(f"{where}has tensors that are missing or of other shapes: {error}") from error
-    known = "S4SequenceModel, S4DBlock, S4DLayer or S4Layer"
+    known = "S4SequenceModel, SSMBlock, S4DLayer or S4Layer"
     raise ExportError(
         f"{where}holds no {known}; to export another model, build it and call s4_fast.export.to_onnx or to_c"
     )

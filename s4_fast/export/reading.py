@@ -12,7 +12,7 @@ from s4_fast._version import __version__
 from s4_fast.arguments import number
 from s4_fast.export.program import Add, Gate, Linear, Mean, Multiply, Normalize, Pointwise, Program, Recurrence
 from s4_fast.export.refusals import ExportError, called, refuse_changed
-from s4_fast.layers import DropoutNd, S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast.layers import DropoutNd, S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.ops._complex import expm1
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
 from s4_fast.ssm.diagonal import DiagonalModel
@@ -57,7 +57,7 @@ def read(model: nn.Module, rate: float = 1.0) -> Program:
 def _inputs(model: Any) -> int:
     if isinstance(model, S4SequenceModel):
         return model.d_input
-    if isinstance(model, S4DBlock):
+    if isinstance(model, SSMBlock):
         return model.layer.d_model
     return model.h if isinstance(model, S4D) else model.d_model
 
@@ -85,7 +85,7 @@ class _Reader:
             x = self.program.add(Mean(x), self.program.widths[x])
         return self.read(model.head, "head", x)
 
-    def block(self, block: S4DBlock, name: str, x: int) -> int:
+    def block(self, block: SSMBlock, name: str, x: int) -> int:
         y = self.read(block.norm, _inside(name, "norm"), x)
         y = self.read(block.layer, _inside(name, "layer"), y)
         y = self.read(block.dropout, _inside(name, "dropout"), self.pointwise(y, "gelu"))
@@ -235,7 +235,7 @@ _SETTINGS: dict[type[nn.Module], dict[str, float]] = {
 _KERNELS = (DiagonalSSM, DPLRSSM, SSMKernelDiag, SSMKernelDPLR, S4DKernel)
 _WHOLE: dict[type[nn.Module], Callable[[_Reader, Any, str, int], int]] = {
     S4SequenceModel: _Reader.model,
-    S4DBlock: _Reader.block,
+    SSMBlock: _Reader.block,
     S4DLayer: _Reader.layer,
     S4Layer: _Reader.layer,
     S4Block: _Reader.official_block,

@@ -20,7 +20,7 @@ from s4_fast.layers.ssm_layer import S4DLayer, S4Layer, options_of_layer
 LAYERS = {"s4d": S4DLayer, "s4": S4Layer}
 
 
-class S4DBlock(AllOrNothing):
+class SSMBlock(AllOrNothing):
     """``x + dropout(GLU(W dropout(gelu(layer(norm(x))))))`` on (batch, length, d_model).
 
     Pre-norm residual block with a position-wise gated output mix, as in S4D (Gu et al. 2022, appendix).

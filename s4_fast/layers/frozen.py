@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from s4_fast import torch_private
-from s4_fast.layers.block import S4DBlock
+from s4_fast.layers.block import SSMBlock
 from s4_fast.layers.model import ModelState, S4SequenceModel, sum_dtype
 from s4_fast.ssm import real
 from s4_fast.ssm.model import SSMModel
@@ -95,7 +95,7 @@ class _Block(nn.Module):
     V: Tensor | None
     D: Tensor
 
-    def __init__(self, block: S4DBlock) -> None:
+    def __init__(self, block: SSMBlock) -> None:
         super().__init__()
         self.norm, self.mix = copy.deepcopy(block.norm), copy.deepcopy(block.mix)
         with torch.no_grad():
@@ -128,7 +128,7 @@ def _check(model: S4SequenceModel) -> None:
         if isinstance(module, SSMModel) and torch_private.own_modules(module):
             raise RuntimeError(f"{where} is parametrized: call remove_parametrizations before")
     for i, block in enumerate(model.blocks):
-        if not isinstance(block, S4DBlock):
-            raise TypeError(f"expected blocks to be S4DBlock, got {type(block).__name__} as number {i}")
+        if not isinstance(block, SSMBlock):
+            raise TypeError(f"expected blocks to be SSMBlock, got {type(block).__name__} as number {i}")
         if block.layer.bidirectional:
             raise RuntimeError(f"block {i} is bidirectional, and needs the whole sequence; it cannot step")

@@ -12,7 +12,7 @@ from s4_fast import torch_private
 from s4_fast.arguments import integer, signal, sizes
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
-from s4_fast.layers.block import S4DBlock, check_layer_options
+from s4_fast.layers.block import SSMBlock, check_layer_options
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths, Rows
 from s4_fast.time_split import TimeSplittable
@@ -47,7 +47,7 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 class S4SequenceModel(TimeSplittable, AllOrNothing):
-    """Encoder, ``n_layers`` :class:`S4DBlock`, norm and head, on (batch, length, d_input).
+    """Encoder, ``n_layers`` :class:`SSMBlock`, norm and head, on (batch, length, d_input).
 
     Args:
         d_input: features of the input.
@@ -88,8 +88,8 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         self.task, self.d_input, self.d_model = task, d_input, d_model
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = nn.Linear(d_input, d_model, **made)
-        blocks = (S4DBlock(d_model, d_state, dropout, layer=layer, **made, **options) for _ in range(n_layers))
-        self.blocks = cast("Sequence[S4DBlock]", nn.ModuleList(blocks))
+        blocks = (SSMBlock(d_model, d_state, dropout, layer=layer, **made, **options) for _ in range(n_layers))
+        self.blocks = cast("Sequence[SSMBlock]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(d_model, **made)
         self.head = nn.Linear(d_model, d_output, **made)
 

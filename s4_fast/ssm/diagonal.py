@@ -39,7 +39,7 @@ class DiagonalModel(SSMModel):
         """x and B_bar in complex128."""
         return _discretized(self.stored(), self.discretization, rate)
 
-    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def impulse_response(self, L: int, rate: float = 1.0) -> Tensor:
         x, B, C = self.discretize(rate)
         return log_vandermonde(C * B, x, L, backend=self.backend)
 

@@ -104,7 +104,7 @@ class DPLRModel(SSMModel):
     def _transition(self, rate: float) -> Tensor:
         return self.recurrence(rate).transition()
 
-    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def impulse_response(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
         L = _checks.length("kernel", L)
         by_scan = self._impulse_response(L, rate)

@@ -47,17 +47,17 @@ class SSMModel(SSMParameters):
 
     def forward(self, L: int, rate: float = 1.0) -> Tensor:
         """The first L samples of the kernel, (channels, d_model, L), differentiable in every parameter."""
-        return self.kernel(L, rate)
+        return self.impulse_response(L, rate)
 
-    def seen_kernel(self, L: int, rate: float = 1.0) -> Tensor:
-        """:meth:`kernel`, by a call, which hooks see and may change."""
+    def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
+        """:meth:`impulse_response`, by a call, which hooks see and may change."""
         found: Tensor = self(L, rate)
         return found
 
     def refresh(self) -> None:
         """Let hooks that run before a call set what they set: masks, norms."""
         if torch_private.has_hooks(self):
-            self.seen_kernel(1)
+            self.seen_response(1)
 
     def sizes(self) -> dict[str, int]:
         """What must be the same in every process that shares a sequence."""
@@ -67,7 +67,7 @@ class SSMModel(SSMParameters):
         """The zero state, (batch, d_model, n), complex."""
         return torch.zeros((batch, self.d_model, self.d_state // 2), dtype=self.state_dtype(), device=self.C.device)
 
-    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def impulse_response(self, L: int, rate: float = 1.0) -> Tensor:
         """The convolution kernel, (channels, d_model, L). Differentiable in every parameter."""
         raise NotImplementedError
 

@@ -177,7 +177,7 @@ def _convolved(
 ) -> Tensor:
     """(batch, c d_model, L) by the kernel and an FFT convolution."""
     L = u.shape[-1]
-    k = model.seen_kernel(L if way.taps is None else min(L, way.taps), way.rate)
+    k = model.seen_response(L if way.taps is None else min(L, way.taps), way.rate)
     if way.change is not None:
         k = way.change(k)
     c = len(k) // 2 if way.bidirectional else len(k)

@@ -224,10 +224,10 @@ class SSMKernel(SSMModel):
         """
         rate = check_rate(rate)
         L = self._whole(rate) if L is None else L
-        k = self.kernel(L, rate)
+        k = self.impulse_response(L, rate)
         return k, None if state is None else self.free_response(self.read_state(state), L, rate)
 
-    def seen_kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         k: Tensor = self(L=L, rate=rate)[0]
         return k
 
@@ -350,8 +350,8 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
     def scans(self) -> bool:
         return self.disc != "dss"
 
-    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
-        return self._normalized(L, rate) if self.disc == "dss" else super().kernel(L, rate)
+    def impulse_response(self, L: int, rate: float = 1.0) -> Tensor:
+        return self._normalized(L, rate) if self.disc == "dss" else super().impulse_response(L, rate)
 
     @torch.no_grad()
     def multiply_C_by_B(self) -> None:

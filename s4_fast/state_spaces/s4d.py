@@ -84,9 +84,9 @@ class S4DKernel(DiagonalModel):
 
     def forward(self, L: int) -> Tensor:  # type: ignore[override]
         """The first L samples of the kernel, (d_model, L), differentiable in every parameter."""
-        return self.kernel(L)[0]
+        return self.impulse_response(L)[0]
 
-    def seen_kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         found: Tensor = self(L)
         return found[None]
 

@@ -105,7 +105,7 @@ class TruncatedDPLRModel(DPLRModel):
             and not _among_others()
         )
 
-    def kernel(self, L: int, rate: float = 1.0) -> Tensor:
+    def impulse_response(self, L: int, rate: float = 1.0) -> Tensor:
         L = _checks.length("kernel", L)
         self.prepare(L, rate)
         C, length = self._of_one_moment()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.export import to_c, to_onnx
 from s4_fast.state_spaces import S4, S4D, FFTConv, S4Block
 
@@ -31,8 +31,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "s4 regression": lambda: S4SequenceModel(3, 8, 2, 2, 8, 0.1, task="regression", layer="s4", dt_min=3e-4),
     "s4d classification": lambda: S4SequenceModel(2, 6, 5, 1, 4, n_ssm=2, discretization="bilinear"),
     "s4 classification": lambda: S4SequenceModel(2, 6, 5, 1, 4, layer="s4", rank=2, n_ssm=3),
-    "S4DBlock": lambda: S4DBlock(6, 4, 0.2),
-    "S4DBlock of s4": lambda: S4DBlock(6, 4, layer="s4"),
+    "SSMBlock": lambda: SSMBlock(6, 4, 0.2),
+    "SSMBlock of s4": lambda: SSMBlock(6, 4, layer="s4"),
     "S4DLayer": lambda: S4DLayer(5, 6),
     "S4Layer": lambda: S4Layer(5, 6, init="fout"),
     "S4Block": lambda: _block(6, d_state=8, dropout=0.1),
@@ -57,7 +57,7 @@ def made(name: str) -> nn.Module:
 def inputs(model: Any, length: int) -> Tensor:
     """(length, features): noise above a slow wave, which fills states of little damping."""
     features = getattr(model, "d_input", None) or getattr(model, "d_model", None)
-    features = features or (model.layer.d_model if isinstance(model, S4DBlock) else model.h)
+    features = features or (model.layer.d_model if isinstance(model, SSMBlock) else model.h)
     t = torch.arange(length)[:, None]
     return torch.randn(length, features) + torch.sin(0.01 * t * torch.arange(1, features + 1))
 

@@ -93,7 +93,7 @@ def test_parameters_of_other_precisions(tmp_path: Path) -> None:
 
 
 def test_training_mode_does_not_matter(tmp_path: Path) -> None:
-    model = made("S4DBlock")
+    model = made("SSMBlock")
     before = CStep(model, tmp_path).text
     assert CStep(model.train(), tmp_path).text == before
     assert model.training

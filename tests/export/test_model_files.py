@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.__main__ import main
 from s4_fast.export import ExportError, load_model, save_model, to_c
 
@@ -23,8 +23,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "s4": lambda: S4SequenceModel(2, 6, 3, 1, 4, layer="s4", rank=2, n_ssm=3),
     "double": lambda: S4SequenceModel(1, 4, 1, 1, 4, dtype=torch.float64),
     "bidirectional": lambda: S4SequenceModel(1, 4, 1, 1, 4, bidirectional=True),
-    "S4DBlock": lambda: S4DBlock(4, 6, discretization="bilinear"),
-    "S4DBlock of s4": lambda: S4DBlock(4, 6, layer="s4"),
+    "SSMBlock": lambda: SSMBlock(4, 6, discretization="bilinear"),
+    "SSMBlock of s4": lambda: SSMBlock(4, 6, layer="s4"),
     "S4DLayer": lambda: S4DLayer(4, 6),
     "S4Layer": lambda: S4Layer(4, 6, n_ssm=2),
 }

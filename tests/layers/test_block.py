@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from s4_fast import S4DBlock, S4DLayer, S4Layer
+from s4_fast import S4DLayer, S4Layer, SSMBlock
 from tests.helpers import relative_error
 
 LAYERS = pytest.mark.parametrize("layer", ["s4d", "s4"])
@@ -16,8 +16,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def build(layer: str, **options) -> S4DBlock:
-    return S4DBlock(4, 8, layer=layer, **options).double()
+def build(layer: str, **options) -> SSMBlock:
+    return SSMBlock(4, 8, layer=layer, **options).double()
 
 
 @LAYERS
@@ -70,18 +70,18 @@ def test_dropout_is_tied_over_time_and_off_in_evaluation():
 
 
 def test_layer_chooses_the_class_and_options_reach_it():
-    assert isinstance(S4DBlock(4).layer, S4DLayer)
-    block = S4DBlock(4, layer="s4", init="legt", rank=2, state_dim=6)
+    assert isinstance(SSMBlock(4).layer, S4DLayer)
+    block = SSMBlock(4, layer="s4", init="legt", rank=2, state_dim=6)
     assert isinstance(block.layer, S4Layer) and block.layer.kernel.P.shape == (2, 4, 3, 2)
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"'s5'; expected one of s4d, s4"):
-        S4DBlock(4, layer="s5")
+        SSMBlock(4, layer="s5")
     with pytest.raises(ValueError, match=r"\[0, 1\), got 1.5"):
-        S4DBlock(4, dropout=1.5)
+        SSMBlock(4, dropout=1.5)
     with pytest.raises(ValueError, match=r"\(batch, length, 4\) .* got \(3, 4\)"):
-        S4DBlock(4, 8)(torch.zeros(3, 4))
+        SSMBlock(4, 8)(torch.zeros(3, 4))
 
 
 @LAYERS
@@ -89,6 +89,6 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(layer):
     block = build(layer)
     before = {name: t.clone() for name, t in block.state_dict().items()}
     checkpoint = {**build(layer).state_dict(), "layer.D": torch.zeros(5)}
-    with pytest.raises(RuntimeError, match=r"S4DBlock; nothing was loaded:\n  layer.D: expected shape \(4,\).*\(5,\)"):
+    with pytest.raises(RuntimeError, match=r"SSMBlock; nothing was loaded:\n  layer.D: expected shape \(4,\).*\(5,\)"):
         block.load_state_dict(checkpoint)
     assert all(torch.equal(t, before[name]) for name, t in block.state_dict().items())

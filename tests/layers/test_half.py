@@ -125,7 +125,7 @@ def test_autocast_gives_the_dtype_of_linear_maps_and_trains(kind: str, generator
             y = over(module, u)
             linear = nn.Linear(4, 4)(u).dtype
         # A block adds its input, which is in float32, as any residual block does.
-        assert y.dtype == (torch.float32 if kind.startswith("S4DBlock") else linear)
+        assert y.dtype == (torch.float32 if kind.startswith("SSMBlock") else linear)
         y.float().square().mean().backward()
         if step == 0:
             want = over(exact, u)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from s4_fast import S4Layer
-from s4_fast.layers import S4DBlock
+from s4_fast.layers import SSMBlock
 from tests.helpers import relative_error
 from tests.modules import KINDS, STEPPING, close, in_parts, kernels, made, over, plain, stepped
 
@@ -43,7 +43,7 @@ def test_a_hook_of_a_kernel_sees_and_changes_its_samples(kind: str, generator: t
     other = plain(kind, module)
     (k,) = (output[0] if isinstance(output, tuple) else output for output in seen)
     own = kernels(other)[-1]
-    assert close(k.view(own.channels, 4, L), own.kernel(L)), "the samples"
+    assert close(k.view(own.channels, 4, L), own.impulse_response(L)), "the samples"
     with torch.no_grad():
         own.C.mul_(2)
     assert close(y, over(other, u))
@@ -82,19 +82,19 @@ def test_a_hook_before_a_kernel_runs_before_every_step(kind: str, generator: tor
 def modules_in(module: nn.Module) -> dict[str, nn.Module]:
     """Those that a step calls, each with an output that may be doubled."""
     found = {"itself": module}
-    found |= {type(m).__name__: m for m in module.modules() if isinstance(m, (S4DBlock, nn.LayerNorm, nn.Linear))}
+    found |= {type(m).__name__: m for m in module.modules() if isinstance(m, (SSMBlock, nn.LayerNorm, nn.Linear))}
     layers = [m for name, m in module.named_modules() if name.split(".")[-1] == "layer"]
     return {**found, "layer": layers[-1]} if layers else found
 
 
-@pytest.mark.parametrize("place", ["itself", "S4DBlock", "layer", "Linear", "LayerNorm"])
+@pytest.mark.parametrize("place", ["itself", "SSMBlock", "layer", "Linear", "LayerNorm"])
 @pytest.mark.parametrize("kind", STEPPING)
 @pytest.mark.sample(25)
 def test_hooks_of_modules_run_in_steps(kind: str, place: str, generator: torch.Generator) -> None:
     u, module = inputs(generator), made(kind)
     hooked = modules_in(module).get(place)
     if hooked is None:
-        assert kind.startswith((*LINEAR, "S4 ", "S4Block", "S4DBlock"))
+        assert kind.startswith((*LINEAR, "S4 ", "S4Block", "SSMBlock"))
         return
     bare = over(module, u)
     calls: list[str] = []

@@ -60,7 +60,7 @@ CASES = [
     )
     for way in ways
     if (parameter == "map" and not kind.startswith(LINEAR))
-    or (parameter != "map" and not kind.startswith("S4DBlock"))  # which are in the models
+    or (parameter != "map" and not kind.startswith("SSMBlock"))  # which are in the models
 ]
 
 

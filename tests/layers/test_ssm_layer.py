@@ -44,7 +44,7 @@ def seeded(session_seed: int) -> None:
 def definition(layer: SSMLayer, u: Tensor) -> Tensor:
     """y[l] = sum_(j <= l) k[0, l - j] u[j] + sum_(j > l) k[1, j - l - 1] u[j] + D u[l]."""
     L = u.shape[1]
-    k = layer.kernel.kernel(L)
+    k = layer.kernel.impulse_response(L)
     outputs = []
     for position in range(L):
         y = layer.D * u[:, position]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s4_fast import S4DBlock, S4DLayer, S4Layer, S4SequenceModel, use_backend
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel, SSMBlock, use_backend
 from s4_fast.backend_table import SCAN_THRESHOLDS, Threshold
 from s4_fast.layers.padding import Rows
 from s4_fast.layers.ssm_layer import SSMLayer
@@ -200,7 +200,7 @@ WRONG_LENGTHS = [
 @pytest.mark.parametrize(("lengths", "error", "message"), WRONG_LENGTHS)
 def test_wrong_lengths_are_named(cls, lengths, error, message):
     u = torch.zeros(4, 30, 4)
-    modules = [cls(4, 8), S4DBlock(4, 8, layer="s4d" if cls is S4DLayer else "s4"), S4SequenceModel(4, 4, 4, 1, 8)]
+    modules = [cls(4, 8), SSMBlock(4, 8, layer="s4d" if cls is S4DLayer else "s4"), S4SequenceModel(4, 4, 4, 1, 8)]
     for module in modules:
         with pytest.raises(error, match=message):
             module(u, lengths=lengths)
@@ -229,7 +229,7 @@ def test_a_bidirectional_one_has_no_state(cls, module):
     kind = "s4d" if cls is S4DLayer else "s4"
     built = {
         "layer": lambda: cls(4, 8, bidirectional=True),
-        "block": lambda: S4DBlock(4, 8, layer=kind, bidirectional=True),
+        "block": lambda: SSMBlock(4, 8, layer=kind, bidirectional=True),
         "model": lambda: S4SequenceModel(4, 4, 4, 1, 8, layer=kind, bidirectional=True),
     }[module]()
     u = torch.zeros(2, 5, 4)
@@ -354,7 +354,7 @@ def test_a_batch_of_zero_rows(cls):
 
 @pytest.mark.parametrize("kind", ["s4d", "s4"])
 def test_a_block_of_padded_rows_is_rows_alone_with_gradients(kind, generator):
-    block = S4DBlock(4, 8, layer=kind).double()
+    block = SSMBlock(4, 8, layer=kind).double()
     block(signal(generator, 1, 30, 4))
     u = padded(signal(generator, 4, 30, 4), LENGTHS).requires_grad_()
     got = block.prefill(u, lengths=LENGTHS)
@@ -364,7 +364,7 @@ def test_a_block_of_padded_rows_is_rows_alone_with_gradients(kind, generator):
 
 
 def test_rows_pass_through_blocks_once(generator):
-    block = S4DBlock(4, 8).double()
+    block = SSMBlock(4, 8).double()
     u = padded(signal(generator, 4, 30, 4), LENGTHS)
     with mock.patch.object(Rows, "__new__", wraps=Rows.__new__) as made:
         block(u, lengths=LENGTHS)

@@ -81,8 +81,8 @@ OPTIONS: dict[str, Callable[..., nn.Module]] = {
     },
     "S4D dropout": partial(S4D, H, N, dropout=0.5),
     "S4D dropout in rows": partial(S4D, H, N, dropout=0.5, transposed=False),
-    "S4DBlock dropout": partial(KINDS["S4DBlock s4d"], dropout=0.5),
-    "S4DBlock bidirectional": partial(KINDS["S4DBlock s4d"], bidirectional=True),
+    "SSMBlock dropout": partial(KINDS["SSMBlock s4d"], dropout=0.5),
+    "SSMBlock bidirectional": partial(KINDS["SSMBlock s4d"], bidirectional=True),
 }
 
 

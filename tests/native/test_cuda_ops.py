@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 import s4_fast
-from s4_fast import S4DBlock, S4DLayer, backend_table, dispatch, gpu, native_library, use_backend
+from s4_fast import S4DLayer, SSMBlock, backend_table, dispatch, gpu, native_library, use_backend
 from tests.helpers import (
     DTYPES,
     FORWARD,
@@ -117,7 +117,7 @@ INPUTS: dict[str, Callable[[Generator, torch.dtype], tuple[Tensors, dict[str, in
 TENSOR_OPS = ("ssm_scan", "diagonal_ssm")
 CASES = [*((op, "native") for op in INPUTS), *((op, "tensor_cores") for op in TENSOR_OPS)]
 # By the name of what computes it: an autocast block also rounds its linear maps and its output.
-LAYERS = {"layer": lambda: S4DLayer(8, 16), "block": lambda: S4DBlock(8, 16)}
+LAYERS = {"layer": lambda: S4DLayer(8, 16), "block": lambda: SSMBlock(8, 16)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

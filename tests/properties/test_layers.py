@@ -129,9 +129,9 @@ def test_only_the_products_of_the_step_matter(kind: str, profile: str) -> None:
 def test_the_sampling_rate_is_a_factor_of_the_step(kind: str, profile: str) -> None:
     def check(drawn: Drawn) -> None:
         ssm = drawn.module().kernel
-        slower = ssm.kernel(drawn.L, rate=2.0)
+        slower = ssm.impulse_response(drawn.L, rate=2.0)
         ssm.inv_dt += math.log(2)
-        close(ssm.kernel(drawn.L), slower)
+        close(ssm.impulse_response(drawn.L), slower)
 
     law(check, drawn([kind]), profile)
 

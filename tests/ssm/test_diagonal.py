@@ -88,7 +88,7 @@ def test_official_checkpoints_give_the_official_kernel_and_state(name, dtype, to
 
     kernel = torch.tensor(golden["k"])
     with torch.no_grad():
-        assert relative_error(ssm.kernel(kernel.shape[-1]), kernel) < tolerance
+        assert relative_error(ssm.impulse_response(kernel.shape[-1]), kernel) < tolerance
         _, state = run(ssm, torch.tensor(golden["u"]).to(dtype), ssm.init_state(2))
     assert relative_error(state, torch.tensor(golden["step_state"])) < tolerance
 
@@ -96,7 +96,7 @@ def test_official_checkpoints_give_the_official_kernel_and_state(name, dtype, to
 @pytest.mark.parametrize(("init", "discretization"), SETTINGS)
 def test_kernel_is_made_of_powers_of_the_dense_discretisation(init, discretization, generator):
     ssm = build(generator, init, discretization)
-    got, want = ssm.kernel(60), definition(ssm, 60)
+    got, want = ssm.impulse_response(60), definition(ssm, 60)
     assert got.shape == (2, 4, 60)
     assert_close({"kernel": got}, {"kernel": want}, 1e-12)
     assert_close(gradients(ssm, got), gradients(ssm, want), 1e-10)
@@ -108,7 +108,7 @@ def test_stepping_is_the_convolution(init, discretization, generator):
     u = torch.randn(3, 4, 90, dtype=torch.float64, generator=generator)
     with torch.no_grad():
         y, _ = run(ssm, u, ssm.init_state(3))
-        assert relative_error(y, fft_conv(u, ssm.kernel(90))) < 1e-12
+        assert relative_error(y, fft_conv(u, ssm.impulse_response(90))) < 1e-12
 
 
 # In the second the phase turns by almost pi a step, with little damping: a rounded lambda drifts by 2e-5.
@@ -118,7 +118,7 @@ def test_stepping_in_float32_stays_the_convolution_for_2000_steps(init, discreti
     u = torch.randn(1, 2, 2000, generator=generator)
     with torch.no_grad():
         y, _ = run(ssm, u, ssm.init_state(1))
-        kernel = copy.deepcopy(ssm).double().kernel(2000)
+        kernel = copy.deepcopy(ssm).double().impulse_response(2000)
         assert relative_error(y, fft_conv(u.double(), kernel)) < 2e-6
 
 
@@ -126,7 +126,9 @@ def test_float32_kernel_is_the_float64_kernel_of_the_same_parameters(generator):
     # dt A is rounded to float32, and the kernel magnifies that by up to |Im A / Re A| / e, here 72.
     ssm = build(generator, "lin", d_state=64).float()
     with torch.no_grad():
-        assert relative_error(ssm.kernel(2000), copy.deepcopy(ssm).double().kernel(2000)) < 72 * 2**-23
+        assert (
+            relative_error(ssm.impulse_response(2000), copy.deepcopy(ssm).double().impulse_response(2000)) < 72 * 2**-23
+        )
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
@@ -214,12 +216,12 @@ def test_bad_arguments_are_named(options, error, message):
 @pytest.mark.parametrize("L", [0, -1])
 def test_kernel_refuses_lengths_below_one(L, generator):
     with pytest.raises(ValueError, match=f"L >= 1, got L = {L}"):
-        build(generator).kernel(L)
+        build(generator).impulse_response(L)
 
 
 def test_compiled_kernel_and_gradients(generator):
     ssm = build(generator)
-    compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
-    got, want = compiled(33), ssm.kernel(33)
+    compiled = torch.compile(ssm.impulse_response, fullgraph=True, backend="aot_eager")
+    got, want = compiled(33), ssm.impulse_response(33)
     assert_close({"kernel": got}, {"kernel": want}, 1e-14)
     assert_close(gradients(ssm, got), gradients(ssm, want), 1e-13)

@@ -110,7 +110,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def test_official_checkpoints_give_the_official_kernel(golden, when, dtype, tolerance):
     kernel = golden["k"]
     with torch.no_grad():
-        got = golden.load(when, dtype).kernel(kernel.shape[-1])
+        got = golden.load(when, dtype).impulse_response(kernel.shape[-1])
     assert relative_error(got, kernel) < tolerance
 
 
@@ -148,7 +148,7 @@ def test_kernel_is_made_of_powers_of_the_dense_discretisation(init, rank, L, gen
     ssm = build(generator, init, rank)
     with torch.no_grad():
         plain = definition(ssm, L)
-    got = ssm.kernel(L)
+    got = ssm.impulse_response(L)
     assert got.shape == (2, 4, L)
     assert relative_error(got.detach(), plain) < 1e-11
     # FouT has a mode that stands still, w = -1e-4: its gradient loses |1 - lambda^L|^-2 of float64's digits.
@@ -172,7 +172,7 @@ def test_stepping_in_float32_stays_the_convolution_for_2000_steps(init, rank, to
     u = torch.randn(1, 2, 2000, generator=generator)
     with torch.no_grad():
         y, state = run(ssm, u, ssm.init_state(1))
-        assert relative_error(y, fft_conv(u, ssm.kernel(2000))) < tolerance
+        assert relative_error(y, fft_conv(u, ssm.impulse_response(2000))) < tolerance
         assert relative_error(ssm.forward_state(u, ssm.init_state(1)), state) < tolerance
 
 
@@ -212,7 +212,7 @@ def test_a_shorter_kernel_is_a_prefix(init, rank, generator):
     with torch.no_grad():
         want = definition(ssm, 300)
         for L in (8, 150, 37, 300, 1):
-            assert relative_error(ssm.kernel(L), want[..., :L]) < 1e-10, L
+            assert relative_error(ssm.impulse_response(L), want[..., :L]) < 1e-10, L
     assert all(torch.equal(t, before[name]) for name, t in ssm.state_dict().items())
 
 
@@ -220,9 +220,9 @@ def test_a_shorter_kernel_is_a_prefix(init, rank, generator):
 def test_a_shorter_kernel_in_float32_is_a_prefix(init, rank, tolerance, generator):
     ssm = build(generator, init, rank, d_state=64).float()
     with torch.no_grad():
-        want = ssm.kernel(500)
+        want = ssm.impulse_response(500)
         for L in (1, 8, 100, 500, 37):
-            assert relative_error(ssm.kernel(L), want[..., :L]) < tolerance, L
+            assert relative_error(ssm.impulse_response(L), want[..., :L]) < tolerance, L
 
 
 @pytest.mark.parametrize(("init", "rank"), INITS)
@@ -242,7 +242,7 @@ def test_response_and_free_response_are_powers_at_the_rate(init, rank, rate, gen
         assert relative_error(ssm.response(state, 11, rate), want[..., :11]) < 1e-12
         assert relative_error(ssm.free_response(state, 11, rate), want[..., 1:]) < 1e-12
         assert relative_error(ssm.propagator(rate)(state, 12), s[..., :8]) < 1e-12
-        assert relative_error(ssm.kernel(9, rate), definition(coarse, 9)) < 1e-11
+        assert relative_error(ssm.impulse_response(9, rate), definition(coarse, 9)) < 1e-11
 
 
 def test_rows_of_all_lengths_end_where_they_should(generator):
@@ -324,7 +324,7 @@ Change = Callable[[SSMParameters, SSMParameters], object]
 def optimise(ssm: SSMParameters, optimiser: type[torch.optim.Optimizer], **options) -> None:
     with torch.enable_grad():
         step = optimiser(ssm.parameters(), lr=0.1, **options)
-        ssm.kernel(6).square().sum().backward()
+        ssm.impulse_response(6).square().sum().backward()
         step.step()
 
 
@@ -452,7 +452,7 @@ def test_copies_keep_the_marks_and_forget_the_cache(cls, duplicate, generator):
     ssm = make(cls, generator, lr=2e-4)
     ssm.B._optim["lr"] = 5e-4  # as somebody may have set it
     with torch.no_grad():
-        ssm.kernel(10)
+        ssm.impulse_response(10)
         want = output(ssm)
         double = duplicate(ssm)
         assert double._memo._kept is None
@@ -488,7 +488,7 @@ def test_marks_survive_what_replaces_parameters(cls, generator):
 @BOTH
 def test_modules_are_made_on_the_default_device_and_filled_later(cls, generator):
     source = make(cls, generator)
-    want = source.kernel(12)
+    want = source.impulse_response(12)
     for assign in (False, True):
         with torch.device("meta"):
             ssm = make(cls, generator)
@@ -496,7 +496,7 @@ def test_modules_are_made_on_the_default_device_and_filled_later(cls, generator)
         if not assign:
             ssm.to_empty(device="cpu")
         ssm.load_state_dict(source.state_dict(), assign=assign)
-        assert torch.equal(ssm.kernel(12), want)
+        assert torch.equal(ssm.impulse_response(12), want)
 
 
 @BOTH
@@ -507,7 +507,7 @@ def test_modules_follow_the_default_dtype(cls, generator):
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in ssm.parameters()} == {torch.float64}
-    assert ssm.kernel(5).dtype == torch.float64 and ssm.init_state(2).dtype == C128
+    assert ssm.impulse_response(5).dtype == torch.float64 and ssm.init_state(2).dtype == C128
 
 
 @BOTH
@@ -522,9 +522,9 @@ def test_autocast_does_not_touch_the_precision(cls, generator):
     ssm = make(cls, generator)
     u, state = torch.randn(2, 4, 30, generator=generator).bfloat16(), ssm.init_state(2)
     with torch.no_grad():
-        want = ssm.kernel(30), ssm.forward_state(u.float(), state), ssm.step(u[..., 0].float(), state)[0]
+        want = ssm.impulse_response(30), ssm.forward_state(u.float(), state), ssm.step(u[..., 0].float(), state)[0]
         with torch.autocast("cpu", torch.bfloat16):
-            got = ssm.kernel(30), ssm.forward_state(u, state), ssm.step(u[..., 0], state)[0]
+            got = ssm.impulse_response(30), ssm.forward_state(u, state), ssm.step(u[..., 0], state)[0]
     assert got[2].dtype == torch.bfloat16
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g, w.to(g.dtype))
@@ -593,7 +593,7 @@ def test_bad_arguments_are_named(options, error, message):
 @pytest.mark.parametrize("L", [0, -1])
 def test_lengths_below_one_are_refused(L, generator):
     with pytest.raises(ValueError, match=f"L >= 1, got L = {L}"):
-        build(generator).kernel(L)
+        build(generator).impulse_response(L)
 
 
 # torch.compile
@@ -602,8 +602,8 @@ def test_lengths_below_one_are_refused(L, generator):
 @pytest.mark.slow
 def test_compiled_kernel_and_gradients(generator):
     ssm = build(generator, "legt", 2)
-    compiled = torch.compile(ssm.kernel, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(ssm.impulse_response, fullgraph=True, backend="aot_eager")
     for L in (33, 40):
-        got, want = compiled(L), ssm.kernel(L)
+        got, want = compiled(L), ssm.impulse_response(L)
         assert relative_error(got.detach(), want.detach()) < 1e-14
         assert_close(gradients(ssm, got, retain=False), gradients(ssm, want), 1e-13)
