@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 import s4_fast
-from s4_fast import dispatch, doctor, export, terminal
+from s4_fast import dispatch, doctor, doctor_report, export, tables, terminal
 from s4_fast.bench import checkouts, files, machine, plot, registry, report, runner
 from s4_fast.bench.results import Row, compare
 from s4_fast.state_spaces import convert, inspection
@@ -60,14 +59,25 @@ def main() -> None:
 
 
 @main.command("doctor")
-def doctor_command() -> None:
-    """Show versions, devices and backends, and measure the error of every op on every usable backend.
+@click.option("--verbose", is_flag=True, help="Show every check.")
+@click.option("--json", "as_json", is_flag=True, help="Print machine, backends and checks as JSON, and nothing else.")
+def doctor_command(verbose: bool, as_json: bool) -> None:
+    """Measure the error of every op on every usable backend, and show versions, devices and backends.
 
     Errors are relative norms against the definitions in float64, of the output and of each gradient. The exit code is
     1 when one misses the accuracy contract. Takes about ten seconds, and a minute where PyKeOps is installed and has
     not compiled its formulas yet.
     """
-    raise SystemExit(doctor.examine(terminal.console()))
+    with terminal.progress() as bar:
+        task = bar.add_task("", total=None)
+        found = doctor.examine(
+            lambda label, done, total: bar.update(task, description=label, completed=done, total=total)
+        )
+    if as_json:
+        click.echo(doctor_report.as_json(found))
+    else:
+        terminal.console().print(doctor_report.text(found, verbose=verbose), crop=False)
+    raise SystemExit(1 if found.failures else 0)
 
 
 def _checkout(context: click.Context, parameter: click.Parameter, value: Path | None) -> checkouts.Checkout | None:
@@ -148,7 +158,7 @@ def bench(
     rows, interrupted = _measure(jobs, device, seconds, default_allocator, checkout)
     results = compare(rows)
     described = machine.describe(device)
-    terminal.console().print(report.table(results))
+    terminal.console().print(report.table(results), crop=False)
     if csv_file is not None:
         files.write_csv(csv_file, results)
     if json_file is not None:
@@ -178,12 +188,12 @@ def convert_command(old: Path, new: Path, prefix: str | None, force: bool) -> No
     """
     with terminal.refusing():
         found = convert.convert(old, new, prefix, force=force)
-    table = Table("checkpoint", "written as", "shape", "dtype", "")
+    rows = []
     for entry in found:
         tensor = entry.value if isinstance(entry.value, torch.Tensor) else None
         shape, dtype = ("", "") if tensor is None else (str(tuple(tensor.shape)), str(tensor.dtype)[len("torch.") :])
-        table.add_row(*map(_cell, (entry.old, entry.new or "", shape, dtype, entry.note)))
-    terminal.console().print(table)
+        rows.append((entry.old, entry.new or "", shape, dtype, entry.note))
+    _print_rows(("checkpoint", "written as", "shape", "dtype", "note"), rows)
     written = sum(entry.new is not None for entry in found)
     click.echo(f"{terminal.shown(new)}: {written} tensors written, {len(found) - written} entries left out")
 
@@ -202,14 +212,19 @@ def inspect_command(checkpoint: Path, no_time: bool) -> None:
     if not found:
         click.echo(f"{terminal.shown(checkpoint)}: no S4 or S4D layer")
         return
-    table = Table("layer", "what", "release", "sizes", "" if no_time else "speed-up")
+    rows = []
     for layer in found:
         sizes = ", ".join(f"{name} {size}" for name, size in layer.sizes.items())
         speedup = "" if layer.speedup is None else f"{layer.speedup:.1f} x at {layer.shape}"
-        table.add_row(*map(_cell, (layer.name or "(the whole)", layer.what, layer.release, sizes, speedup)))
-    terminal.console().print(table)
+        row = (layer.name or "(the whole)", layer.what, layer.release, speedup, sizes)
+        rows.append(row[:3] + row[4:] if no_time else row)
+    headings = ("layer", "what", "release", "speed-up", "sizes")
+    _print_rows(headings[:3] + headings[4:] if no_time else headings, rows)
+    console = terminal.console()
     for route, changes in dict.fromkeys((layer.route, layer.changes) for layer in found):
-        click.echo(terminal.shown(route) + (f"\n    {terminal.shown(changes)}" if changes else ""))
+        console.print(tables.Paragraph(_cell(route)), crop=False)
+        if changes:
+            console.print(tables.Paragraph(_cell(changes), hang=4, first=4), crop=False)
 
 
 _TARGETS = ("onnx", "c")
@@ -266,6 +281,12 @@ def _cell(text: str) -> Text:
     return Text(terminal.shown(text))
 
 
+def _print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of which the last column may wrap."""
+    columns = [tables.Column(heading, wraps=heading == headings[-1]) for heading in headings]
+    terminal.console().print(tables.Rows(columns, [tuple(map(_cell, row)) for row in rows]), crop=False)
+
+
 def _refuse_unusable(backends: tuple[str, ...]) -> None:
     for name in backends:
         status = dispatch.backends()[name]
@@ -279,8 +300,7 @@ def _measure(
 ) -> tuple[list[Row], bool]:
     """The rows, and whether the user stopped the run before the last."""
     rows: list[Row] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress() as progress:
         task = progress.add_task("", total=len(jobs))
         peer = None if checkout is None else checkout.path
         measured = runner.run(jobs, device, seconds, default_allocator=default_allocator, peer=peer)

@@ -20,11 +20,19 @@ from s4_fast import backend_requests, gpu_choices, torch_private
 from s4_fast.backend_requests import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
 from s4_fast.backend_requests import Request
 from s4_fast.backend_requests import use_backend as use_backend
+from s4_fast.backend_status import Backends, Status, wrapped
 from s4_fast.backend_table import AUTOMATIC_ORDER, BACKENDS, check_name
 
 
 class BackendUnavailableError(RuntimeError):
-    """An explicitly requested backend cannot serve the call. The message names the cause and the fix."""
+    """An explicitly requested backend cannot serve the call. The message names the cause and the fix.
+
+    ``cause`` is the part of the message that does not depend on who asked, and for which op.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause or message
 
 
 class Call(NamedTuple):
@@ -52,6 +60,9 @@ class Choice(NamedTuple):
     reason: str
     replaces: str | None = None
 
+    def __str__(self) -> str:
+        return wrapped(f"{self.backend}: {self.reason}")
+
 
 def _serves_everything(call: Call) -> str | None:
     return None
@@ -69,16 +80,6 @@ class Implementation:
     refuses: Callable[[Call], str | None] = _serves_everything
     preferred: Callable[[Call], bool] = _always
     offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Status:
-    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it."""
-
-    usable: bool
-    ops: tuple[str, ...]
-    cause: str = ""
-    fix: str = ""
 
 
 # Not a backend: operations of PyTorch alone, which an op has for derivatives, transforms and exported programs.
@@ -153,9 +154,12 @@ def _fix(backend: str) -> str:
     return next((requirement.fix() for requirement in BACKENDS[backend].requirements if requirement.missing()), "")
 
 
-def backends() -> dict[str, Status]:
-    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command."""
-    found = {}
+def backends() -> Backends:
+    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command.
+
+    Printed, the result is a table.
+    """
+    found = Backends()
     for name in BACKENDS:
         served = tuple(op for op, table in _implementations.items() if name in table)
         cause = _missing(name)
@@ -188,7 +192,8 @@ def _check_usable(op: str, request: Request) -> None:
 
 
 def _fail(op: str, request: Request, cause: str) -> None:
-    raise BackendUnavailableError(f"backend {request.backend!r} (from {request.where}) cannot run {op}: {cause}")
+    message = f"backend {request.backend!r} (from {request.where}) cannot run {op}: {cause}"
+    raise BackendUnavailableError(message, cause)
 
 
 def _refusal(call: Call, backend: str, implementation: Implementation) -> str | None:

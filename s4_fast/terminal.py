@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from s4_fast import memory
 
@@ -16,8 +18,23 @@ def console(*, stderr: bool = False) -> Console:
     """One that prints text as it is: brackets in names are no markup, and words between colons no emoji."""
     options: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
     found = Console(**options)
-    # A pipe has no width: do not fold the tables to 80 columns.
-    return found if found.is_terminal else Console(**options, width=160)
+    # A pipe has no width: what is one line stays one.
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(**options, width=10**6)
+
+
+def progress() -> Progress:
+    """What is being done and how much of it is, on a terminal's standard error; it disappears at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    found = console(stderr=True)
+    # What libraries print belongs where they print it.
+    return Progress(
+        *columns,
+        console=found,
+        transient=True,
+        disable=not found.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def shown(text: object) -> str:

@@ -15,6 +15,8 @@ from tests.selection import belongs, covering, read_part, sampled
 
 # Threads that wait for small pieces of work spin; what depends on their number sets it.
 torch.set_num_threads(1)
+# Runs on several processes set it, and commands would fold their output to it.
+os.environ.pop("COLUMNS", None)
 
 SEED_VARIABLE = "S4_FAST_TEST_SEED"
 # In the environment, other processes that this run starts have it too.

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,8 +30,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "backends", lambda: found)
 
 
-def _doctor() -> Result:
-    return CliRunner().invoke(command.main, ["doctor"])
+def _doctor(*options: str, width: int = 160) -> Result:
+    return CliRunner().invoke(command.main, ["doctor", *options], env={"COLUMNS": str(width)})
 
 
 def _break(monkeypatch: pytest.MonkeyPatch, op: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -48,6 +51,54 @@ def test_a_sound_installation() -> None:
     for expected in (s4_fast.__version__, torch.__version__, "AVX" if "AVX" in result.stdout else "cpu", *OPS):
         assert expected in result.stdout
     assert "FAIL" not in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--verbose",)])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_is_readable(width: int, options: tuple[str, ...]) -> None:
+    lines = _doctor(*options, width=width).stdout.splitlines()
+    assert re.fullmatch(r".+; native library: .+; everything passed \(\d+ checks\)\.", lines[0])
+    words = " ".join(" ".join(lines).split())
+    assert all(len(line) <= width or " " not in line.strip() for line in lines)
+    assert "…" not in words
+    shown = ["backend", "usable", "ops, or why not", *OPS, "pytorch"]
+    shown += ["forward", "gradient", "worst gradient", "verdict", "float64"] if options else ["float32"]
+    assert not [text for text in shown if text not in words]
+    assert options or len(lines) <= 40
+
+
+def test_what_failed_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(monkeypatch, "fft_conv", lambda out: out * 1.0001)
+    lines = _doctor(width=80).stdout.splitlines()
+    assert re.search(r"\d+ of \d+ checks FAILED\.$", lines[0])
+    assert lines[1].startswith("fft_conv ") and "allowed 2e-06 and 1e-05" in " ".join(" ".join(lines[1:3]).split())
+    (row,) = [line for line in lines if line.startswith("fft_conv  ")]
+    assert "FAIL" in row and "FAIL" not in next(line for line in lines if line.startswith("ssm_scan  "))
+
+
+def test_json_is_all_there_is_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(monkeypatch, "fft_conv", lambda out: print("[Library] Warning : hello") or out * float("nan"))
+    result = _doctor("--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["machine"]["torch"] == torch.__version__ and not found["passed"]
+    assert found["backends"]["keops"]["fix"] == "pip install 's4_fast[keops]'"
+    assert set(found["backends"]) == set(dispatch.BACKENDS)
+    assert {finding["op"] for finding in found["findings"]} == set(OPS)
+    failed = [finding for finding in found["findings"] if finding["verdict"] == "FAIL"]
+    assert {finding["op"] for finding in failed} == {"fft_conv"} and failed[0]["forward_error"] is None
+    assert found["said"] == ["[Library] Warning : hello"]
+
+
+def test_what_libraries_say_is_one_line_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def talkative(out: torch.Tensor) -> torch.Tensor:
+        print("[KeOps] Warning : quiet", file=sys.stderr)
+        return out
+
+    _break(monkeypatch, "fft_conv", talkative)
+    result = _doctor()
+    assert result.stdout.splitlines()[-1] == "KeOps: quiet"
+    assert result.stdout.count("quiet") == 1 and not result.stderr
 
 
 def test_every_op_is_checked_in_both_precisions_and_at_a_long_length(monkeypatch: pytest.MonkeyPatch) -> None:

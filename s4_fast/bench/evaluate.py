@@ -134,7 +134,7 @@ def refusal(op: str, backend: str, arguments: Arguments, *, grads: bool) -> str:
     try:
         dispatch.explain(op, **tensors, **arguments.scalars, backend=backend)
     except dispatch.BackendUnavailableError as error:
-        return str(error)
+        return error.cause
     return ""
 
 

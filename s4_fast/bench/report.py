@@ -7,59 +7,77 @@ from itertools import groupby
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from s4_fast.bench.accuracy import FAIL, KNOWN_LIMIT, PASS, tolerances
 from s4_fast.bench.evaluate import is_ours
 from s4_fast.bench.measure import Time
 from s4_fast.bench.results import Result, at_most, losses
+from s4_fast.tables import Paragraph, wrapped
 
 # p80/p20 of the samples above which a time is marked.
 _NOISY = 1.5
 _STYLES = {PASS: "green", KNOWN_LIMIT: "yellow", FAIL: "bold red"}
-_NAME = 24
+_GOALS = {"met": "green", "missed": "yellow"}
 
 
 class _Column(NamedTuple):
-    """A column; ``width`` without the space around it, ``room`` the width of a table that has it."""
+    """A column; ``spare`` says whether what it shows is said below the table as well."""
 
-    heading: str
-    width: int
+    heading: tuple[str, str]
     cell: Callable[[Result], Text]
-    room: int = 0
+    spare: bool = False
 
 
 def table(results: Sequence[Result]) -> RenderableType:
-    """A readable table of as many columns as there is room for; below it the goals, what failed, and what is lost."""
+    """A readable table; below it the goals, what failed, what was not run, and what is lost."""
     return Group(_Rows(results), *_footnotes(results))
 
 
 class _Rows:
+    """The figures of a row stand beside its name, or where that is too wide on a line below it."""
+
     def __init__(self, results: Sequence[Result]) -> None:
-        self._results = results
+        self._results = [result for result in results if not result.row.skipped]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        columns = [column for column in _COLUMNS if options.max_width >= column.room]
-        grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        grid.add_column("", width=_NAME, no_wrap=True)
-        for column in columns:
-            grid.add_column(column.heading, width=column.width, justify="right", no_wrap=True)
-        yield grid
+        names = max((len(_name(result)) for result in self._results), default=0) + 1
+        columns = list(_COLUMNS)
+        widths = self._widths(columns)
+        if names + sum(widths) > options.max_width:
+            columns = [column for column in columns if not column.spare]
+            widths = self._widths(columns)
+        below = names + sum(widths) > options.max_width
+        indent = 3 if below else names
+        for line in (0, 1):
+            heading = "".join(c.heading[line].rjust(width) for c, width in zip(columns, widths, strict=True))
+            yield _line(Text(" " * indent + heading, style="bold"))
         for group in _by_case(self._results):
-            yield Text(group[0].row.case.label, style="bold")
-            rows = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
-            rows.add_column(width=_NAME, no_wrap=True)
-            for column in columns:
-                rows.add_column(width=column.width, justify="right", no_wrap=True)
+            yield from wrapped(Text(group[0].row.case.label, style="bold"), options.max_width)
             for result in group:
-                row = result.row
-                if row.error or row.skipped:
-                    note = Text("error" if row.error else "skipped", style=_STYLES[FAIL] if row.error else "dim")
-                    rows.add_row(_name(result), note)
+                name, figures = _name(result), Text(" " * indent if below else "")
+                if result.row.error:
+                    yield _line(name + Text(" " * (names - len(name))) + Text("error", style=_STYLES[FAIL]))
+                    continue
+                for column, width in zip(columns, widths, strict=True):
+                    cell = column.cell(result)
+                    figures += Text(" " * (width - len(cell))) + cell
+                if below:
+                    yield _line(name)
+                    yield _line(figures)
                 else:
-                    rows.add_row(_name(result), *(column.cell(result) for column in columns))
-            yield rows
+                    yield _line(name + Text(" " * (names - len(name))) + figures)
+
+    def _widths(self, columns: Sequence[_Column]) -> list[int]:
+        """With a space before each."""
+        shown = [result for result in self._results if not result.row.error]
+        return [max(*map(len, c.heading), *(len(c.cell(result)) for result in shown)) + 1 for c in columns]
+
+
+def _line(text: Text) -> Text:
+    line = Text(no_wrap=True, overflow="ignore") + text
+    line.rstrip()
+    return line
 
 
 def _by_case(results: Sequence[Result]) -> Iterator[list[Result]]:
@@ -118,56 +136,79 @@ def _error(index: int) -> Callable[[Result], Text]:
 
 
 def _accuracy(result: Result) -> Text:
-    return Text(result.row.verdict, style=_STYLES.get(result.row.verdict, ""))
+    verdict = result.row.verdict
+    return Text("limit" if verdict == KNOWN_LIMIT else verdict, style=_STYLES.get(verdict, ""))
 
 
 def _goal(result: Result) -> Text:
     met = result.goals_met.values()
-    return Text("") if not met else Text("met", style="green") if all(met) else Text("missed", style="yellow")
+    if not met:
+        return Text("")
+    verdict = "met" if all(met) else "missed"
+    return Text(verdict, style=_GOALS[verdict])
 
 
 _COLUMNS = (
-    _Column("forward\nms", 8, _time("forward")),
-    _Column("\nratio", 6, _ratio("forward")),
-    _Column("fwd+bwd\nms", 8, _time("forward+backward")),
-    _Column("\nratio", 6, _ratio("forward+backward")),
-    _Column("peak\nMiB", 7, _peak),
-    _Column("of\ndirect", 7, _fraction, room=100),
-    _Column("error\nforward", 8, _error(0)),
-    _Column("error\ngradient", 9, _error(1), room=100),
-    _Column("accuracy", 12, _accuracy, room=110),
-    _Column("goal", 7, _goal, room=110),
+    _Column(("forward", "ms"), _time("forward")),
+    _Column(("", "ratio"), _ratio("forward")),
+    _Column(("fwd+bwd", "ms"), _time("forward+backward")),
+    _Column(("", "ratio"), _ratio("forward+backward")),
+    _Column(("peak", "MiB"), _peak),
+    _Column(("of", "direct"), _fraction),
+    _Column(("error", "fwd"), _error(0)),
+    _Column(("", "bwd"), _error(1)),
+    _Column(("", "result"), _accuracy),
+    _Column(("", "goal"), _goal, spare=True),
 )
 
 
-def _footnotes(results: Sequence[Result]) -> Iterator[Text]:
-    yield Text("ratio: direct / this. peak: of forward and backward. *: the automatic choice.", style="dim")
-    yield Text(f"Errors: norms against float64. ~: noisy, p80 more than {_NOISY:g} times p20.", style="dim")
+def _footnotes(results: Sequence[Result]) -> Iterator[RenderableType]:
+    yield _note("ratio: direct / this. peak: of forward and backward. *: the automatic choice.", "dim")
+    yield _note(
+        "error: norms against float64, of outputs and of the worst gradient; result: whether they keep to the "
+        "accuracy contract (limit: of PyKeOps, known).",
+        "dim",
+    )
+    yield _note(f"~: noisy, p80 more than {_NOISY:g} times p20.", "dim")
     for version, names in _versions(results).items():
-        yield Text(f"{version}: {', '.join(names)}", style="dim")
+        yield _note(f"{version}: {', '.join(names)}", "dim")
     for result in results:
         for goal, met in result.goals_met.items():
-            verdict = ("met", "green") if met else ("missed", "yellow")
-            yield Text.assemble(f"goal  {result.row.case.label}  {_about(result, goal)}  ", verdict)
+            verdict = "met" if met else "missed"
+            yield _note(f"goal {verdict}: {result.row.case.label}, {_about(result, goal)}", _GOALS[verdict])
     for result in results:
         row = result.row
         where = f"{row.case.label} on {row.backend}: "
-        if row.error or row.skipped:
-            yield Text(where + (row.error or row.skipped), style=_STYLES[FAIL] if row.error else "dim")
+        if row.error:
+            yield _note(where + row.error, _STYLES[FAIL])
         elif row.verdict == FAIL and row.errors:
             allowed = "output {:.0e}, gradient {:.0e}".format(*tolerances(row.case))
             worst = f", worst gradient: {row.errors.worst}" if row.errors.worst else ""
-            text = f"{where}misses the accuracy contract ({allowed}){worst}; not timed"
-            yield Text(text, style=_STYLES[FAIL])
+            yield _note(f"{where}misses the accuracy contract ({allowed}){worst}; not timed", _STYLES[FAIL])
     for result in results:
-        yield from _beside_the_original(result)
+        yield from map(_note, _beside_the_original(result))
     lost = losses(results)
     if lost:
         yield Text("s4_fast is slower at:", style="bold")
-        for line in lost:
-            yield Text(f"  {line}")
+        yield from (Paragraph(Text(line), hang=4, first=2) for line in lost)
     else:
         yield Text("s4_fast is slower at: none of these.", style="bold")
+    yield from (_note(line, "dim") for line in _not_run(results))
+
+
+def _note(text: str, style: str = "") -> Paragraph:
+    return Paragraph(Text(text, style=style))
+
+
+def _not_run(results: Sequence[Result]) -> Iterator[str]:
+    """A line per evaluation and reason, whatever the number of cases."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.row.skipped:
+            cases.setdefault((result.row.backend, result.row.skipped), []).append(result.row.case.label)
+    for (name, reason), labels in cases.items():
+        where = labels[0] if len(labels) == 1 else f"{len(labels)} cases"
+        yield f"{name}, not run in {where}: {reason}"
 
 
 def _versions(results: Sequence[Result]) -> dict[str, list[str]]:
@@ -181,11 +222,11 @@ def _versions(results: Sequence[Result]) -> dict[str, list[str]]:
     return found
 
 
-def _beside_the_original(result: Result) -> Iterator[Text]:
+def _beside_the_original(result: Result) -> Iterator[str]:
     for goal, ratio in result.ratios.items():
         kind, _, name = goal.partition(" against ")
         if name.startswith("official") and ratio >= 1:
-            yield Text(f"{result.row.case.label}, {kind}: {ratio:.2g} times as fast as {name}")
+            yield f"{result.row.case.label}, {kind}: {ratio:.2g} times as fast as {name}"
 
 
 def _about(result: Result, goal: str) -> str:

@@ -88,7 +88,7 @@ def _on_backend(name: str, ours: Whole) -> peers.Run:
             with use_backend(name, strict=True):
                 return ours.run(u)
         except dispatch.BackendUnavailableError as error:
-            raise Refused(str(error)) from None
+            raise Refused(error.cause) from None
 
     return run
 
