@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from typing import NamedTuple
 
 import torch
@@ -31,8 +30,7 @@ _innermost: Request | None = None
 _traced: list[Request] = []
 
 
-@contextmanager
-def use_backend(backend: str, *, strict: bool = False) -> Iterator[None]:
+class use_backend(ContextDecorator):
     """Run the ops in this block with ``backend`` where it serves them; ``"auto"`` restores the automatic choice.
 
     An op that ``backend`` does not implement, or a call that it refuses for its device, sizes, precision or gradients,
@@ -46,21 +44,29 @@ def use_backend(backend: str, *, strict: bool = False) -> Iterator[None]:
         BackendUnavailableError: from the ops, where ``backend`` cannot be used on this machine at all, or, with
             ``strict``, does not serve a call.
     """
-    if backend != "auto":
-        check_name(backend, "use_backend()")
-    request = Request(backend, "use_backend()", strict)
-    if torch.compiler.is_compiling():
-        _traced.append(request)
-        try:
-            yield
-        finally:
+
+    # A class and no generator: Dynamo traces those of contextlib from PyTorch 2.7 on alone.
+
+    def __init__(self, backend: str, *, strict: bool = False) -> None:
+        if backend != "auto":
+            check_name(backend, "use_backend()")
+        self._request = Request(backend, "use_backend()", strict)
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            _traced.append(self._request)
+        else:
+            _enter(self._request)
+
+    def __exit__(self, *raised: object) -> None:
+        if torch.compiler.is_compiling():
             _traced.pop()
-        return
-    _enter(request)
-    try:
-        yield
-    finally:
-        _leave(request)
+        else:
+            _leave(self._request)
+
+    def _recreate_cm(self) -> use_backend:
+        """One for each call of a decorated function, as several may be at work."""
+        return use_backend(self._request.backend, strict=self._request.strict)
 
 
 def _enter(request: Request) -> None:

@@ -6,6 +6,7 @@ None of them decides anything. Those of graphs and modes are asked outside compi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -50,12 +51,16 @@ is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether ``torch.jit.trace`` records operations."""
 
 
-def _is_exporting_without_dynamo() -> bool:
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+@constant_in_graphs
+def _is_exporting_before_2_7() -> bool:
+    # With strict=True Dynamo makes the graph, and knows what for; without it, Dynamo is not there.
+    traced = sys.modules.get("torch._dynamo.symbolic_convert")
+    tracer = None if traced is None else getattr(traced.tls, "current_tx", None)
+    return bool(tracer.export) if tracer is not None else torch.compiler.is_compiling()
 
 
-# Public from PyTorch 2.7 on. Before, what Dynamo makes (``strict=True``) cannot be told from a compiled graph.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_exporting_without_dynamo)
+# Public from PyTorch 2.7 on.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", _is_exporting_before_2_7)
 """Whether ``torch.export`` makes the graph."""
 
 
