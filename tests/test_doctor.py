@@ -103,6 +103,7 @@ def test_what_libraries_say_is_one_line_at_the_end(monkeypatch: pytest.MonkeyPat
 
 def test_every_op_is_checked_in_both_precisions_and_at_a_long_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    assert set(OPS) == set(dispatch.ops())
     assert {(case.op, case.dtype) for case in doctor.CASES} >= {(op, d) for op in OPS for d in ("float32", "float64")}
     assert any(case.L == 2**20 and case.decay for case in doctor.CASES)
 
