@@ -21,9 +21,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CASES", TINY)
     # PyKeOps compiles for a minute where it is installed.
     found = dispatch.backends()
-    found["keops"] = dispatch.Status(
-        False, (), "the package 'pykeops' is not installed", "pip install 's4_fast[keops]'"
-    )
+    found["keops"] = dispatch.Status(False, (), "the package 'pykeops' is not installed", "pip install 'pykeops>=2.2'")
     monkeypatch.setattr(dispatch, "backends", lambda: found)
 
 
@@ -82,7 +80,7 @@ def test_an_exception_is_a_failure_with_its_message(monkeypatch: pytest.MonkeyPa
 def test_unusable_backends_name_their_cause_and_fix() -> None:
     result = _doctor()
     assert "the package 'pykeops' is not installed" in result.stdout
-    assert "pip install 's4_fast[keops]'" in result.stdout
+    assert "pip install 'pykeops>=2.2'" in result.stdout
     assert result.exit_code == 0
 
 

@@ -16,7 +16,7 @@ from s4_fast.export.refusals import ExportError
 
 OPSET, IR_VERSION = 17, 8  # LayerNormalization is of opset 17; readers of 2022 know both
 GRAPHS = ("step", "prefill")
-INSTALL = "pip install 's4_fast[onnx]'"
+INSTALL = "pip install onnx onnxruntime"
 
 
 def to_onnx(
