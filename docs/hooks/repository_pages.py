@@ -2,11 +2,11 @@
 
 A link is written relative to the file that it stands in, so that it works in the repository too. Here a link to a page becomes
 a link within the site, a picture is copied, and every other file is linked where the repository is published (``repo_url``).
+Badges are left out: they would be loaded from elsewhere.
 """
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -29,7 +29,8 @@ PAGES = {
 }
 PICTURES = (".png", ".svg")
 # [text](target), ![text](target), src="target", srcset="target"; not what has a scheme, nor an anchor of the same page.
-LINK = re.compile(r"(?P<before>\]\(|\bsrc(?:set)?=\")(?![a-z]+:|#)(?P<path>[^)\s\"#]+)(?P<anchor>#[^)\s\"]*)?")
+LINK = re.compile(r"(?P<before>\]\(|\b(?P<html>src(?:set)?=)\")(?![a-z]+:|#)(?P<path>[^)\s\"#]+)(?P<anchor>#[^)\s\"]*)?")
+BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```|    \S[^\n]*)$", re.DOTALL | re.MULTILINE)
 
 
@@ -46,16 +47,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def rewritten(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found["path"]))
-        return found["before"] + _address(target, page, config) + (found["anchor"] or "")
+        # MkDocs takes links of Markdown from the page's file to its address, but not those of HTML.
+        here = page.url if found["html"] else posixpath.dirname(page.file.src_uri)
+        return found["before"] + _address(target, here, page, config) + (found["anchor"] or "")
 
     # Code is left as it is: the odd parts are what FENCE matches.
-    parts = FENCE.split(markdown)
+    parts = FENCE.split(BADGE.sub("", markdown))
     return "".join(part if index % 2 else LINK.sub(rewritten, part) for index, part in enumerate(parts))
 
 
-def _address(target: str, page: Page, config: MkDocsConfig) -> str:
-    if target.startswith("../"):
-        return f"{config.repo_url.rstrip('/')}/{target.removeprefix('../../')}"
+def _address(target: str, here: str, page: Page, config: MkDocsConfig) -> str:
     if not (ROOT / target).exists():
         raise PluginError(f"{page.file.src_uri} links to {target}, which does not exist")
     pages = {source: name for name, source in PAGES.items()}
@@ -66,5 +67,5 @@ def _address(target: str, page: Page, config: MkDocsConfig) -> str:
     elif target.endswith(PICTURES):
         inside = target
     else:
-        return f"{config.repo_url.rstrip('/')}/blob/main/{target}"
-    return os.path.relpath(inside, posixpath.dirname(page.file.src_uri) or ".")
+        return f"{str(config.repo_url).rstrip('/')}/blob/main/{target}"
+    return posixpath.relpath(inside, here or ".")
