@@ -34,7 +34,7 @@ def from_array(array: Any) -> Tensor:
 
 
 def signal(name: str, value: Any, module: nn.Module) -> Tensor:
-    """``value`` as a tensor: itself, or :func:`from_array`, copied where ``module`` is on another device.
+    """``value`` as a tensor: itself, or ``from_array``, copied where ``module`` is on another device.
 
     Raises:
         TypeError: it is something else.

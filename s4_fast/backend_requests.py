@@ -36,7 +36,7 @@ def use_backend(backend: str, *, strict: bool = False) -> Iterator[None]:
     """Run the ops in this block with ``backend`` where it serves them; ``"auto"`` restores the automatic choice.
 
     An op that ``backend`` does not implement, or a call that it refuses for its device, sizes, precision or gradients,
-    runs on what is chosen automatically; :func:`s4_fast.explain` says so. With ``strict`` it raises instead.
+    runs on what is chosen automatically; ``s4_fast.explain`` says so. With ``strict`` it raises instead.
 
     The setting is process-wide, as ``torch.backends.cudnn.flags`` is, so compiled functions see it too. Of the blocks
     that threads are in, the one that was entered last holds.

@@ -1,7 +1,7 @@
 """Backends: which exist, which one runs this call, and why.
 
 An op registers, per backend, the module that implements it and a predicate that says what that module serves. Nothing
-is imported until a backend is used. Choosing is a pure function of the :class:`Call`, of what is asked for and of what
+is imported until a backend is used. Choosing is a pure function of the ``Call``, of what is asked for and of what
 is on the machine. It remembers nothing, so nothing can be out of date; a call of a layer feels every microsecond of it.
 """
 
@@ -63,7 +63,7 @@ def _always(call: Call) -> bool:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend of one op; see :func:`register`."""
+    """One backend of one op; see ``register``."""
 
     module: str
     refuses: Callable[[Call], str | None] = _serves_everything
@@ -89,7 +89,7 @@ _describers: dict[str, Callable[..., Call]] = {}
 
 
 def register_op(op: str, describe: Callable[..., Call]) -> None:
-    """Declare an op. ``describe`` takes the public function's arguments and returns its :class:`Call`."""
+    """Declare an op. ``describe`` takes the public function's arguments and returns its ``Call``."""
     _describers[op] = describe
     _implementations[op] = {}
 
@@ -106,13 +106,13 @@ def register(
     """Declare that ``module`` implements ``op`` for ``backend``.
 
     Args:
-        op: the name of an op that :func:`register_op` has declared.
-        backend: a name of the table of backends (:mod:`s4_fast.backend_table`).
+        op: the name of an op that ``register_op`` has declared.
+        backend: a name of the table of backends (``s4_fast.backend_table``).
         module: the module's name; it is imported at first use.
         refuses: why the backend cannot serve a call, or None. Devices that the table does not name are refused before.
         preferred: whether the automatic choice may take it for a call.
         offers: what the module does beyond the op, by name, with the types of devices on which it does:
-            see :func:`offers`.
+            see ``offers``.
 
     Raises:
         ValueError: there is no such op or backend; the known ones are named.
@@ -164,7 +164,7 @@ def backends() -> dict[str, Status]:
 
 
 def requested(op: str | None = None) -> str | None:
-    """The backend that :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
+    """The backend that ``use_backend``, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
 
     With ``op`` it is None as well where that backend is only preferred, and does not implement ``op``.
 
@@ -202,9 +202,9 @@ def _refusal(call: Call, backend: str, implementation: Implementation) -> str | 
 def choose(call: Call, backend: str | None = None) -> Choice:
     """The backend that runs ``call``.
 
-    Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
+    Order of say: ``backend``, ``use_backend``, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
     a strict block, asks for is never replaced by another one; what the others ask for runs where it serves the call.
-    The automatic choice is :data:`PLAIN` in exported programs and under transforms of ``torch.func``. There, and for
+    The automatic choice is ``PLAIN`` in exported programs and under transforms of ``torch.func``. There, and for
     tangents and second derivatives, those operations take the place of a requested backend too, but for
     ``"reference"``, which has its own; an exported program has the op of a requested backend.
 

@@ -76,7 +76,7 @@ def scan(
     reverse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""A diagonal SSM over a sequence that the ranks of ``group`` hold in slices, as :func:`s4_fast.ssm_scan`.
+    r"""A diagonal SSM over a sequence that the ranks of ``group`` hold in slices, as ``s4_fast.ssm_scan``.
 
     Rank r holds the slice of L_r samples that follows those of the ranks before it. Slices may differ in length, and
     some may be empty. Every rank of the group must make the call, with the same x, B, C and D, and run the backward
@@ -105,7 +105,7 @@ def scan(
         group: the ranks that hold the sequence, in its order; None for all processes.
         reverse: whether time runs backwards, ``s_l = exp(x) s_{l+1} + B u_l``: from the last rank, which then counts
             as the first, to the first.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         This rank's slice of the outputs, ``(batch, H, L_r)``; with ``return_state`` also the state after the whole
@@ -156,7 +156,7 @@ def scan(
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices of one sequence that the ranks of ``group`` hold, in their order; made by :func:`agree`."""
+    """The slices of one sequence that the ranks of ``group`` hold, in their order; made by ``agree``."""
 
     group: dist.ProcessGroup | None
     rank: int
@@ -219,7 +219,7 @@ class Slices:
 
 
 class TimeSplit:
-    """The mark of modules whose input is a slice of the time axis; made by :func:`split_time`."""
+    """The mark of modules whose input is a slice of the time axis; made by ``split_time``."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -236,7 +236,7 @@ class TimeSplit:
         needs_grad: Callable[[], bool],
         same: Callable[[], dict[str, Any]],
     ) -> Slices:
-        """:func:`agree` on inputs u of ``length()`` samples that ``check`` finds right, without ``lengths``.
+        """``agree`` on inputs u of ``length()`` samples that ``check`` finds right, without ``lengths``.
 
         ``same()`` must be the same on all ranks, beside what u has.
         """
@@ -251,7 +251,7 @@ class TimeSplit:
 
     @torch.compiler.disable
     def fail(self, op: str, error: BaseException) -> NoReturn:
-        """Take part in the other ranks' :meth:`agree` with ``error``, and raise it."""
+        """Take part in the other ranks' ``agree`` with ``error``, and raise it."""
 
         def describe() -> dict[str, Any]:
             raise error
@@ -281,8 +281,8 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
 
     Inputs are then (batch, L_r, features), with slices in the order of the ranks, which may differ in length and be
     empty. Outputs are the slices of what the whole sequence gives, and gradients the ranks' shares of the whole one's,
-    as in :func:`scan`. Parameters must be the same on all ranks, and all ranks of the group must call the module, and
-    run the backward pass, together. A classifying :class:`s4_fast.S4SequenceModel` pools over all ranks and has the
+    as in ``scan``. Parameters must be the same on all ranks, and all ranks of the group must call the module, and
+    run the backward pass, together. A classifying ``s4_fast.S4SequenceModel`` pools over all ranks and has the
     same logits on each; if each makes the same loss of them, the sum of the gradients is that many times the loss's,
     and DistributedDataParallel's mean is the loss's. Dropout that is tied over time takes the first rank's mask.
 
@@ -326,7 +326,7 @@ def _splittable(module: nn.Module) -> list[TimeSplittable]:
 
 
 def join_time(module: Module) -> Module:
-    """Undo :func:`split_time`: inputs are whole sequences again. Returns ``module``."""
+    """Undo ``split_time``: inputs are whole sequences again. Returns ``module``."""
     for m in _splittable(module):
         m.time_split = None
     return module

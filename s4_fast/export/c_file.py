@@ -30,7 +30,7 @@ def to_c(
     steps; compiled with ``-DEFFECT_SINGLE``, they are in float, for processors without double.
 
     Args:
-        model: as in :func:`s4_fast.export.to_onnx`.
+        model: as in ``s4_fast.export.to_onnx``.
         path: the file to write.
         name: what the names in C begin with; None for the file's name without its ending.
         rate: how many times as coarse as in training the sampling is: dt is multiplied by it.

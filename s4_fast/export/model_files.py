@@ -54,7 +54,7 @@ def load_model(path: str | Path, *, task: str | None = None, discretization: str
 
     Args:
         path: the file.
-        task: ``"classification"`` or ``"regression"``; None for what the metadata says (:func:`save_model`).
+        task: ``"classification"`` or ``"regression"``; None for what the metadata says (``save_model``).
         discretization: ``"zoh"`` or ``"bilinear"``; None for what the metadata says, or ``"zoh"``.
 
     Raises:

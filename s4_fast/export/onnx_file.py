@@ -36,7 +36,7 @@ def to_onnx(
 
     Args:
         model: an S4SequenceModel, SSMBlock, S4DLayer or S4Layer, or an S4Block, S4, FFTConv or S4D of
-            :mod:`s4_fast.state_spaces`, whose ``l_max`` and ``transposed`` do not matter; parameters in any precision
+            ``s4_fast.state_spaces``, whose ``l_max`` and ``transposed`` do not matter; parameters in any precision
             count as float32.
         path: the file to write.
         graph: ``"step"`` or ``"prefill"``.

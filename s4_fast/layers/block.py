@@ -28,10 +28,10 @@ class SSMBlock(AllOrNothing):
     Args:
         d_model: number of features.
         d_state: real state size per feature.
-        dropout: probability for :class:`DropoutNd` after the activation and after the mix.
+        dropout: probability for ``DropoutNd`` after the activation and after the mix.
         layer: ``"s4d"`` or ``"s4"``.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **options: passed to :class:`S4DLayer` or :class:`S4Layer`.
+        **options: passed to ``S4DLayer`` or ``S4Layer``.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SSMBlock(AllOrNothing):
     def prefill(
         self, x: Tensor, state: Tensor | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        """``forward`` with ``return_state``: (y, state). ``step`` goes on where it stopped."""
         y, after = self(x, state, lengths=lengths, return_state=True)
         return y, after
 
@@ -86,7 +86,7 @@ class SSMBlock(AllOrNothing):
         return self.layer.init_state(batch)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: x (batch, d_model), state -> (batch, d_model), state. Equals :meth:`forward` without dropout."""
+        """One step: x (batch, d_model), state -> (batch, d_model), state. Equals ``forward`` without dropout."""
         if torch_private.has_hooks(self):
             return one_sample(self, x, state)
         x = signal("x", x, self)

@@ -21,7 +21,7 @@ Outputs = tuple[Tensor, ...]
 
 
 class FrozenStep(nn.Module):
-    """:meth:`S4SequenceModel.step` in evaluation mode, as the parameters are when this is made.
+    """``S4SequenceModel.step`` in evaluation mode, as the parameters are when this is made.
 
     The coefficients of the recurrence are buffers, and no discretisation is left. Arithmetic is real, and a state is
     flat: one real tensor (batch, d_model, d_state / 2, 2) per block, then ``pooled`` and ``steps``. So
@@ -39,7 +39,7 @@ class FrozenStep(nn.Module):
         model: a model that is not bidirectional, split over processes or sharded, and has no hooks.
 
     Raises:
-        TypeError: ``model`` is no :class:`S4SequenceModel`, or has layers of other classes than s4_fast's own.
+        TypeError: ``model`` is no ``S4SequenceModel``, or has layers of other classes than s4_fast's own.
         RuntimeError: ``model`` is bidirectional, split, sharded, parametrized or has hooks.
     """
 
@@ -68,7 +68,7 @@ class FrozenStep(nn.Module):
 
     @staticmethod
     def unflatten(state: Sequence[Tensor]) -> ModelState:
-        """The inverse of :meth:`flatten`."""
+        """The inverse of ``flatten``."""
         *blocks, pooled, steps = state
         return ModelState(tuple(map(torch.view_as_complex, blocks)), pooled, steps)
 

@@ -47,7 +47,7 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 class S4SequenceModel(TimeSplittable, AllOrNothing):
-    """Encoder, ``n_layers`` :class:`SSMBlock`, norm and head, on (batch, length, d_input).
+    """Encoder, ``n_layers`` ``SSMBlock``, norm and head, on (batch, length, d_input).
 
     Args:
         d_input: features of the input.
@@ -108,7 +108,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
 
         Args:
             u: inputs, (batch, length, d_input). Any length >= 1.
-            state: the state before; None for :meth:`init_state`.
+            state: the state before; None for ``init_state``.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``, (batch,). Outputs, pooled features
                 and state are then those of each row alone, with zero outputs where a row has ended; what lies in the
                 padding is not read.
@@ -147,7 +147,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
     def prefill(
         self, u: Tensor, state: ModelState | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, ModelState]:
-        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        """``forward`` with ``return_state``: (y, state). ``step`` goes on where it stopped."""
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
@@ -161,7 +161,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             u: inputs to start from, (batch, length, d_input).
             steps: how many outputs to return, at least 1. The first is the output at the (row's) last input.
             state: the state before u; None for zero.
-            lengths: as in :meth:`forward`.
+            lengths: as in ``forward``.
 
         Returns:
             (batch, steps, d_output).
@@ -205,7 +205,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
     def step(self, u: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One step: u (batch, d_input), state -> (batch, d_output), state.
 
-        For classification the output is that of :meth:`forward` on the sequence so far.
+        For classification the output is that of ``forward`` on the sequence so far.
 
         Raises:
             RuntimeError: the model is bidirectional.

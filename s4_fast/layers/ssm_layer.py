@@ -91,7 +91,7 @@ class SSMLayer(SequenceModule):
     def prefill(
         self, u: Tensor, state: Tensor | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        """``forward`` with ``return_state``: (y, state). ``step`` goes on where it stopped."""
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
@@ -113,7 +113,7 @@ class SSMLayer(SequenceModule):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: u (batch, d_model), state -> y (batch, d_model), state.
 
-        From :meth:`init_state` the outputs equal :meth:`forward` on the whole sequence.
+        From ``init_state`` the outputs equal ``forward`` on the whole sequence.
 
         Raises:
             RuntimeError: the layer is bidirectional.
@@ -145,10 +145,10 @@ class S4DLayer(SSMLayer):
         d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
         dt_min, dt_max: the range of the log-uniform initial step size.
         bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (:func:`s4_fast.ssm_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see :meth:`explain`. Both compute the same.
+        path: ``"scan"`` (``s4_fast.ssm_scan``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
+            faster for the shape and the device, see ``explain``. Both compute the same.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of :class:`s4_fast.ssm.DiagonalSSM` (``init``, ``discretization``, ``lr``, ...).
+        **kernel: further options of ``s4_fast.ssm.DiagonalSSM`` (``init``, ``discretization``, ``lr``, ...).
     """
 
     kernel: DiagonalSSM
@@ -182,10 +182,10 @@ class S4Layer(SSMLayer):
         d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
         dt_min, dt_max: the range of the log-uniform initial step size.
         bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (:func:`s4_fast.dplr_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see :meth:`explain`. Both compute the same.
+        path: ``"scan"`` (``s4_fast.dplr_scan``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
+            faster for the shape and the device, see ``explain``. Both compute the same.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``lr``, ...).
+        **kernel: further options of ``s4_fast.ssm.DPLRSSM`` (``init``, ``rank``, ``lr``, ...).
     """
 
     kernel: DPLRSSM

@@ -121,7 +121,7 @@ class DiagonalSSM(DiagonalModel):
         d_model: number of features H.
         d_state: real state size N, even; n = N/2 conjugate pairs are stored.
         channels: number of outputs per feature.
-        init: a name known to :func:`s4_fast.ssm.initialization.diagonal`, or tensors (A, B) of shape (n,) or
+        init: a name known to ``s4_fast.ssm.initialization.diagonal``, or tensors (A, B) of shape (n,) or
             (n_ssm, n).
         discretization: ``"zoh"`` or ``"bilinear"``.
         dt_min, dt_max: the range of the log-uniform initial step size.

@@ -77,7 +77,7 @@ def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
-    """The plain C of what :func:`truncated` makes of it; NaN in a feature that has none, as where its step is 0."""
+    """The plain C of what ``truncated`` makes of it; NaN in a feature that has none, as where its step is 0."""
     eye = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
     row, singular = torch.linalg.solve_ex(eye - torch.linalg.matrix_power(A_bar, length), _row(C), left=False)
     return _unrow(torch.where((singular != 0)[:, None, None], torch.nan, row))
@@ -236,7 +236,7 @@ class DPLRSSM(DPLRModel):
         d_model: number of features H.
         d_state: real state size N, even; n = N/2 conjugate pairs are stored.
         channels: number of outputs per feature.
-        init: a name known to :func:`s4_fast.ssm.initialization.dplr`, or tensors (Lambda (n,), P (rank, n), B (n,)).
+        init: a name known to ``s4_fast.ssm.initialization.dplr``, or tensors (Lambda (n,), P (rank, n), B (n,)).
         rank: rank of the correction; LegT needs 2.
         dt_min, dt_max: the range of the log-uniform initial step size.
         n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.

@@ -103,7 +103,7 @@ def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
 def _scan(
     model: SSMModel, u: Tensor, D: Tensor | None, L: int, way: Way, state: Tensor | None, ahead: Tensor | None
 ) -> Scan | None:
-    """The scan, where that is the path, as :func:`choose` says."""
+    """The scan, where that is the path, as ``choose`` says."""
     forced = _forced(model, L, way)
     if forced is not None and forced.name == "convolution":
         return None
@@ -206,7 +206,7 @@ def through_slice(
     return_state: bool,
     tied: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`through` for this rank's slice u, from the state before the whole sequence to that after it.
+    """``through`` for this rank's slice u, from the state before the whole sequence to that after it.
 
     ``tied`` are the tensors of which a rank without samples must have gradients too.
     """

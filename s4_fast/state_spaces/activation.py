@@ -199,7 +199,7 @@ def LinearActivation(
         d_input, d_output: the features before and after. ``"glu"`` and its kin make the map twice as wide.
         bias: whether the map has one.
         transposed: whether features come second, (batch, features, length), instead of last.
-        activation: an activation's name, see :func:`Activation`.
+        activation: an activation's name, see ``Activation``.
         activate: whether to return ``Sequential(map, activation)``; else the activation tells only the width and the
             gain.
         initializer: how the weight starts: ``"uniform"`` or ``"normal"`` (Kaiming, with the activation's gain),

@@ -43,16 +43,16 @@ class S4Block(AllOrNothing):
             None for no linear map at all. ``"glu"`` where neither this nor ``postact`` is given.
         postact: older name of ``final_act``; None alone is a map without activation, as it was before release 4.
         initializer, weight_norm: of the last linear map, see
-            :func:`~s4_fast.state_spaces.activation.LinearActivation`.
+            ``LinearActivation``.
         dropout: probability of a zero in the layer and before the last linear map.
         tie_dropout: whether all time steps share one mask.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`, and those of releases 1 to 3, see
-            :func:`~s4_fast.state_spaces.older_arguments.translated`. Code of those releases, whose dropout, gate and
-            defaults are others, wants :class:`~s4_fast.state_spaces.S4`.
+        **layer_args: options of ``FFTConv``, and those of releases 1 to 3, see
+            ``s4_fast.state_spaces.older_arguments.translated``. Code of those releases, whose dropout, gate and
+            defaults are others, wants ``S4``.
 
-    Checkpoints of releases 1 to 3 load too (:mod:`~s4_fast.state_spaces.releases`).
+    Checkpoints of releases 1 to 3 load too (``s4_fast.state_spaces.releases``).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -136,7 +136,7 @@ class S4Block(AllOrNothing):
             x: (batch, d_model, length), or (batch, length, d_model) where not ``transposed``. Any length >= 1.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``: (batch,), (1,), or one int for all
                 rows. What lies in the padding is not read, and the outputs there are those of a zero input.
-            state: the layer's state before, as :meth:`default_state` or a call with ``state`` returns it.
+            state: the layer's state before, as ``default_state`` or a call with ``state`` returns it.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
             **kwargs: may be None or False, for the sake of callers that pass the same ones to every layer.
 
@@ -175,13 +175,13 @@ class S4Block(AllOrNothing):
         self.layer.setup_length(L)
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step` with the present parameters; ``mode`` as the kernel has it."""
+        """Prepare ``step`` with the present parameters; ``mode`` as the kernel has it."""
         self.layer.setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step after :meth:`setup_step`: x (batch, d_model), state -> y (batch, d_output), state.
+        """One time step after ``setup_step``: x (batch, d_model), state -> y (batch, d_output), state.
 
-        From :meth:`default_state`, and without dropout, the outputs equal those of :meth:`forward`.
+        From ``default_state``, and without dropout, the outputs equal those of ``forward``.
         """
         x = signal("x", x, self)
         if x.ndim != 2 or x.shape[1] != self.d_model:

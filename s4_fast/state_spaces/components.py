@@ -12,7 +12,7 @@ from s4_fast.ssm.marks import MarkedModule
 
 
 class DropoutNd(dropout.DropoutNd):
-    """:class:`s4_fast.DropoutNd` with features second by default, (batch, features, ...)."""
+    """``s4_fast.DropoutNd`` with features second by default, (batch, features, ...)."""
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = True) -> None:
         super().__init__(p, tie, transposed)
@@ -38,7 +38,7 @@ class TransposedLinear(nn.Module):
 class OptimModule(MarkedModule):
     """A module whose parameters carry ``_optim``, a learning rate and weight decay for the optimiser.
 
-    :func:`s4_fast.get_ssm_param_groups` makes parameter groups of these marks.
+    ``s4_fast.get_ssm_param_groups`` makes parameter groups of these marks.
     """
 
     def register(self, name: str, tensor: Tensor, lr: float | None = None, wd: float | None = 0.0) -> None:

@@ -33,14 +33,14 @@ class FFTConv(SequenceModule):
         swap_channels: whether the order is (d_model, channels).
         bidirectional: whether a second kernel runs from the end; output l then sees every input, the next one with the
             kernel's first sample, as in the original.
-        activation: see :func:`~s4_fast.state_spaces.activation.Activation`; ``"glu"`` doubles the channels inside.
+        activation: see ``Activation``; ``"glu"`` doubles the channels inside.
         transposed: whether inputs and outputs are (batch, features, length).
         dropout: probability of a zero before the activation.
         tie_dropout: whether all time steps share one mask.
         drop_kernel: probability of a zero in the kernel.
         mode, kernel: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``); two names of one option.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: options of :class:`~s4_fast.state_spaces.kernels.SSMKernel`.
+        **kernel_args: options of ``SSMKernel``.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -97,7 +97,7 @@ class FFTConv(SequenceModule):
 
         Args:
             x: (batch, d_model, length), or (batch, length, d_model) where not ``transposed``.
-            state: the state before, as :meth:`default_state` or a call with ``state`` returns it. Its outputs are not
+            state: the state before, as ``default_state`` or a call with ``state`` returns it. Its outputs are not
                 cut at ``l_max``, which bounds the kernel alone.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``: (batch,), (1,), or one int for all
@@ -171,13 +171,13 @@ class FFTConv(SequenceModule):
         self.kernel.setup_length(L if self.l_max is None else min(L, self.l_max))
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step`; ``mode`` as the kernel has it."""
+        """Prepare ``step``; ``mode`` as the kernel has it."""
         self.kernel._setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One time step: x (batch, d_model), state -> y (batch, d_output), the next state.
 
-        From :meth:`default_state` the outputs equal those of :meth:`forward` without dropout, and without ``l_max``,
+        From ``default_state`` the outputs equal those of ``forward`` without dropout, and without ``l_max``,
         which a recurrence does not know.
 
         Raises:

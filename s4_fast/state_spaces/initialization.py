@@ -54,9 +54,9 @@ def initial(
     ``init`` is one of
 
     - ``"legs"``, ``"legt"``, ``"lagt"``, ``"fourier"`` (``"fout"``): the normal-plus-low-rank form of a HiPPO matrix,
-      :func:`s4_fast.ssm.hippo.nplr`;
+      ``s4_fast.ssm.hippo.nplr``;
     - ``"diag-NAME"``: modes without a low-rank part, and ``"dplr-NAME"``: the same with a random one. NAME is one of
-      ``lin``, ``inv``, ``inv2``, ``quad``, ``real`` (:func:`s4_fast.ssm.initialization.diagonal`), ``legs`` or
+      ``lin``, ``inv``, ``inv2``, ``quad``, ``real`` (``s4_fast.ssm.initialization.diagonal``), ``legs`` or
       ``hippo``, and ``rand`` (imaginary parts ``exp(z)``, z normal). ``"dplr"`` is ``"dplr-hippo"``;
     - ``"hippo"``, ``"diag"``, ``"all"``, or a sequence of the above: equal shares of each.
 

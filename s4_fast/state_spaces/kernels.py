@@ -62,7 +62,7 @@ class SSMKernel(SSMModel):
         rank: rank of the low-rank part; LegT needs 2.
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         measure: older name of ``init``.
-        init: see :func:`s4_fast.state_spaces.initialization.initial`, which takes the remaining options.
+        init: see ``s4_fast.state_spaces.initialization.initial``, which takes the remaining options.
         dt_fast: ``dt = T(sinh(inv_dt))``.
         bandlimit: modes of a frequency ``dt |Im A| / 2 pi`` of at least half of this take no part in the output.
         backend: ``"cuda"`` or ``"auto"`` for the automatic choice, ``"keops"``, ``"naive"`` (PyTorch), or another
@@ -237,7 +237,7 @@ class SSMKernel(SSMModel):
         return max(1, round(self.l_max / rate))
 
     def setup_length(self, L: int) -> None:
-        """Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
+        """Nothing for S4D; see ``SSMKernelDPLR.setup_length`` for S4."""
 
     def default_state(self, *batch_shape: int) -> Tensor:
         """The zero state, (*batch_shape, d_model, states), where the parameters are.
@@ -304,7 +304,7 @@ class SSMKernel(SSMModel):
         return self.write_state(self.state_after(u, self.read_state(state), lengths, rate), state)
 
     def _setup_step(self, mode: str = "dense") -> None:
-        """Compute what :meth:`step` needs of the parameters, which it would do by itself."""
+        """Compute what ``step`` needs of the parameters, which it would do by itself."""
         if mode not in _STEP_MODES:
             raise ValueError(f"unknown step mode {mode!r}; expected one of {', '.join(_STEP_MODES)}")
         with torch.no_grad():
@@ -313,8 +313,8 @@ class SSMKernel(SSMModel):
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: u (batch, d_model), state -> y (batch, channels, d_model), the next state.
 
-        From :meth:`default_state` the outputs equal the convolution with the kernel. D as in
-        :meth:`s4_fast.ssm.parameters.SSMParameters.step`. Of a state of both halves the first is read.
+        From ``default_state`` the outputs equal the convolution with the kernel. D as in
+        ``s4_fast.ssm.parameters.SSMParameters.step``. Of a state of both halves the first is read.
         """
         y, following = super().step(u, self._widened(state[..., : self.d_state // 2]), D)
         return y, self.write_state(following, state)
@@ -331,7 +331,7 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
             Gupta et al. 2022, arXiv 2203.14343), so that the kernel depends on its length and has no recurrence.
         is_real: real parameters ``C`` (channels, d_model, n), ``B`` (1, S, n) and ``A_real``, of ``d_state`` real
             states (exponential moving averages); of 32 where no ``d_state`` is given, as in the original.
-        *args, **kwargs: see :class:`SSMKernel`.
+        *args, **kwargs: see ``SSMKernel``.
     """
 
     def __init__(
@@ -405,13 +405,13 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
 
     ``C`` is truncated, ``C (I - A_bar^l_kernel)``, for the length in the buffer ``l_kernel``, or plain while that is 0.
     The first pass of training sets a fresh kernel up for ``l_max``, or for its own length, as the original's does.
-    Nothing else changes ``C``: see :class:`~s4_fast.state_spaces.truncation.TruncatedDPLRModel`. ``rate`` is exact.
+    Nothing else changes ``C``: see ``TruncatedDPLRModel``. ``rate`` is exact.
 
-    States are one of each conjugate pair, or both, ``(s, s*)``; :meth:`step` and :meth:`forward_state` return what they
-    are given. :meth:`default_state` makes both, unless the step mode is ``"linear"``. The modes compute the same.
+    States are one of each conjugate pair, or both, ``(s, s*)``; ``step`` and ``forward_state`` return what they
+    are given. ``default_state`` makes both, unless the step mode is ``"linear"``. The modes compute the same.
 
     Args:
-        *args, **kwargs: see :class:`SSMKernel`.
+        *args, **kwargs: see ``SSMKernel``.
     """
 
     low_rank = True
@@ -471,7 +471,7 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
     def forward_state(
         self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
     ) -> Tensor:
-        """The state after u, as :meth:`SSMKernel.forward_state`, without gradients, as the original's."""
+        """The state after u, as ``SSMKernel.forward_state``, without gradients, as the original's."""
         return super().forward_state(u, state, lengths, rate)
 
     def _setup_step(self, mode: str = "dense") -> None:

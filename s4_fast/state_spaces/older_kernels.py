@@ -26,16 +26,16 @@ class SSKernel(AllOrNothing):
         H: number of features.
         N: real state size per feature.
         L: the length that training sets up for; None for that of the first call.
-        measure: how it starts, see :func:`s4_fast.state_spaces.initialization.initial`.
+        measure: how it starts, see ``s4_fast.state_spaces.initialization.initial``.
         rank, channels, dt_min, dt_max, deterministic, lr, n_ssm, verbose: see
-            :class:`~s4_fast.state_spaces.kernels.SSMKernel`.
+            ``SSMKernel``.
         mode: ``"nplr"`` (S4) or ``"diag"`` (S4D).
         measure_args: options of ``measure``.
         **kernel_args: ``real_type``, ``bandlimit``, ``keops``, and ``disc`` of a diagonal kernel, ``"bilinear"`` by
             default.
 
-    ``kernel`` is the :class:`~s4_fast.state_spaces.kernels.SSMKernelDPLR` or
-    :class:`~s4_fast.state_spaces.kernels.SSMKernelDiag` that computes; parameters have its names.
+    ``kernel`` is the ``SSMKernelDPLR`` or
+    ``SSMKernelDiag`` that computes; parameters have its names.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -96,7 +96,7 @@ class SSKernel(AllOrNothing):
         return self.kernel.forward_state(u, state)
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step` with the present parameters; nothing needs it."""
+        """Prepare ``step`` with the present parameters; nothing needs it."""
         self.kernel._setup_step(**kwargs)
 
     _setup_step = setup_step
@@ -114,10 +114,10 @@ class HippoSSKernel(SSKernel):
     """A kernel by its options, as release 2 makes it: ``k = kernel(L=L)``, (channels, H, L), alone.
 
     Args:
-        H, N, L: see :class:`SSKernel`.
+        H, N, L: see ``SSKernel``.
         length_correction: whether C starts as that of an infinite kernel, or as the truncated one of length ``L``.
-        *args, **kwargs: further options of :class:`SSKernel`, and ``trainable``, ``hurwitz``, ``tie_state``, see
-            :func:`~s4_fast.state_spaces.older_arguments.translated`.
+        *args, **kwargs: further options of ``SSKernel``, and ``trainable``, ``hurwitz``, ``tie_state``, see
+            ``s4_fast.state_spaces.older_arguments.translated``.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SSKernelNPLR(SSMKernelDPLR):
         C: (channels, H, n), plain.
         log_dt: (H,).
         L: the length that training sets up for.
-        lr, verbose, keops, real_type, bandlimit: see :class:`SSKernel`.
+        lr, verbose, keops, real_type, bandlimit: see ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or a w that is not stable.
@@ -177,7 +177,7 @@ class SSKernelDiag(SSMKernelDiag):
         log_dt: (H,).
         L: accepted, and without effect, as in the original.
         disc: ``"bilinear"``, ``"zoh"`` or ``"dss"``.
-        real_type, lr, bandlimit: see :class:`SSKernel`.
+        real_type, lr, bandlimit: see ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or an A that is not stable.
@@ -200,7 +200,7 @@ class SSKernelDiag(SSMKernelDiag):
     def forward(  # type: ignore[override]
         self, L: int | None = None, state: Tensor | None = None, rate: float = 1.0, u: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """As :meth:`s4_fast.state_spaces.kernels.SSMKernel.forward`; ``u`` is not read, as in the original."""
+        """As ``s4_fast.state_spaces.kernels.SSMKernel.forward``; ``u`` is not read, as in the original."""
         return super().forward(L, state, rate)
 
 

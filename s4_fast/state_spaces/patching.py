@@ -33,7 +33,7 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
     ``log_vandermonde`` with ``_cuda``, ``_keops``, ``_naive``, ``_fast``, ``_lazy``; ``log_vandermonde_transpose``
     with ``_cuda``, ``_keops``, ``_naive``. So are those that its layers call in another module
     (``cauchy.cauchy_conj`` in releases 1 and 2). The replacements take the same arguments, have gradients in all of
-    them, and run on the backend chosen for the call (:func:`s4_fast.use_backend`).
+    them, and run on the backend chosen for the call (``s4_fast.use_backend``).
 
     The fallbacks ``cauchy_slow`` (2.1) and ``cauchy_naive`` (3) of the standalone files leave out the conjugate half of
     the sum. They are replaced by the whole sum, with a warning, for that changes what models compute.
@@ -85,7 +85,7 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
 
 
 class Patch:
-    """What :func:`patch` replaced; a context manager that undoes it at the end of its block.
+    """What ``patch`` replaced; a context manager that undoes it at the end of its block.
 
     Attributes:
         module: the patched module.

@@ -61,7 +61,7 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
 
     Raises:
         ValueError: a layer computes something else than its replacement, cannot be checked or cannot be matched, it is
-            inside a wrapper, or ``model`` itself is one (see :func:`replacement`); or none was found, but modules that
+            inside a wrapper, or ``model`` itself is one (see ``replacement``); or none was found, but modules that
             look like official ones. The reasons are given for all such layers, and nothing has changed.
     """
     if official.recognized(model):
@@ -96,7 +96,7 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
     """This package's layer with the options and weights of an official one, which is not changed.
 
     Args:
-        layer: an instance of one of the classes that :func:`replace_layers` names.
+        layer: an instance of one of the classes that ``replace_layers`` names.
         check: whether copies of both run first, and must return the same.
 
     Raises:
@@ -121,7 +121,7 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
 
 
 def _check(layer: nn.Module, new: nn.Module, trial: Trial) -> None:
-    """:func:`check_agreement`, and where that fails once more with the sums in the layer's file replaced by ours.
+    """``check_agreement``, and where that fails once more with the sums in the layer's file replaced by ours.
 
     Releases 1 to 3 sum with KeOps or an extension, which may not be here, and some fall back to half of the sum.
     """

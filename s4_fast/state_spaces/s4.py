@@ -32,8 +32,8 @@ class S4(S4Block):
     """``output_linear(dropout(activation(k * u + D u)))``: the layer of projects built on releases 1 to 3.
 
     It computes what the ``S4`` of the release did, and takes its options and calls. Parameters have the names of
-    release 4 (``layer.kernel.C``); checkpoints of every release load (:mod:`~s4_fast.state_spaces.releases`). From
-    :class:`S4Block` it differs in its defaults, in one dropout where that has two, and in the gate of release 3, which
+    release 4 (``layer.kernel.C``); checkpoints of every release load (``s4_fast.state_spaces.releases``). From
+    ``S4Block`` it differs in its defaults, in one dropout where that has two, and in the gate of release 3, which
     stands behind the last map: ``output_gate(output_linear(...) * input_gate(u))``.
 
     Args:
@@ -48,11 +48,11 @@ class S4(S4Block):
             (releases 2 and 3), or a linear map of u (release 1).
         dropout: probability of a zero before the last map.
         tie_dropout: whether all time steps share one mask; releases 1 and 2 do so where ``transposed``.
-        bottleneck, gate: of release 3, see :class:`S4Block`.
+        bottleneck, gate: of release 3, see ``S4Block``.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
         verbose: whether to log the kernel's sizes and length, at level INFO.
         initializer, weight_norm: of the linear maps, see
-            :func:`~s4_fast.state_spaces.activation.LinearActivation`.
+            ``LinearActivation``.
         release: 1, 2 or 3; None for 3, or the one that an option belongs to: 1 for ``H``, ``stride``,
             ``input_linear``, ``use_state``, ``cache``; 2 for ``trainable``, ``hurwitz``, ``tie_state``,
             ``length_correction``, ``precision``, ``resample``.
@@ -60,7 +60,7 @@ class S4(S4Block):
         **kernel_args: options of the kernel: ``measure``, ``measure_args``, ``rank``, ``dt_min``, ``dt_max``,
             ``trainable``, ``lr``, ``hurwitz``, ``tie_state``, ``n_ssm``, ``mode``, ``disc``, ``real_type``,
             ``bandlimit``, ``deterministic``, ``keops``, and those of
-            :class:`~s4_fast.state_spaces.kernels.SSMKernel`. A diagonal kernel's ``disc`` is ``"bilinear"`` by default.
+            ``SSMKernel``. A diagonal kernel's ``disc`` is ``"bilinear"`` by default.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
@@ -183,7 +183,7 @@ class S4(S4Block):
         lengths: Lengths | int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The layer over a sequence; arguments, results and errors are those of :meth:`S4Block.forward`.
+        """The layer over a sequence; arguments, results and errors are those of ``S4Block.forward``.
 
         ``state`` comes second, as in releases 1 and 3.
         """

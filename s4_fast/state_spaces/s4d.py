@@ -34,7 +34,7 @@ class S4DKernel(DiagonalModel):
         N: real state size, at least 2; an odd one counts as the even one below.
         dt_min, dt_max: the range of the log-uniform initial step size.
         lr: learning rate mark of log_dt, log_A_real and A_imag, whose weight decay is marked 0
-            (:func:`s4_fast.get_ssm_param_groups`). None leaves it to the optimiser's group; 0 makes them buffers.
+            (``s4_fast.get_ssm_param_groups``). None leaves it to the optimiser's group; 0 makes them buffers.
 
     Raises:
         ValueError: N < 2, a negative lr, or not 0 < dt_min <= dt_max.
@@ -94,17 +94,17 @@ class S4DKernel(DiagonalModel):
 class S4D(SequenceModule):
     """``GLU(W dropout(gelu(SSM(u) + D u)))`` on (batch, d_model, length), or (batch, length, d_model).
 
-    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.ssm.sequence`).
+    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (``s4_fast.ssm.sequence``).
     The same seed gives the initial weights of the original on the CPU, but for rounding. Names and shapes in the
-    ``state_dict`` are the original's: those of :class:`S4DKernel` under ``kernel``, ``D`` and ``output_linear.0``.
+    ``state_dict`` are the original's: those of ``S4DKernel`` under ``kernel``, ``D`` and ``output_linear.0``.
 
     Args:
         d_model: number of features.
         d_state: real state size N per feature.
-        dropout: probability that :class:`s4_fast.DropoutNd` drops a feature, at all positions at once.
+        dropout: probability that ``s4_fast.DropoutNd`` drops a feature, at all positions at once.
         transposed: whether features come before the positions.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: ``dt_min``, ``dt_max`` and ``lr`` of :class:`S4DKernel`.
+        **kernel_args: ``dt_min``, ``dt_max`` and ``lr`` of ``S4DKernel``.
 
     Raises:
         TypeError: another option.

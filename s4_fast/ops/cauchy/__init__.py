@@ -44,7 +44,7 @@ def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True, *, back
         z: nodes, ``(Lz,)`` or ``(..., Lz)``, same dtype.
         w: poles, ``(..., n)``, same dtype. Leading dimensions broadcast.
         symmetric: whether to add the conjugate pairs.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(..., Lz)``, complex. Differentiable in ``v``, ``z`` and ``w``.

@@ -41,7 +41,7 @@ def dplr_kernel(
     For ``A = Lambda - P Q^H`` with conjugate pairs, ``K[l] = 2 Re C A_bar^l B_bar``, computed as the inverse FFT of
 
     ``k(omega) = rho_CB - h rho_CP (I + h rho_QP)^{-1} rho_QB``,  ``h = (1 + omega)/2``,  ``rho_XY`` =
-    :func:`cauchy_bilinear` of ``dt X Y``  (S4: Gu, Goel, Re 2022, algorithm 1, with the factor ``2/(1 + omega)``
+    ``cauchy_bilinear`` of ``dt X Y``  (S4: Gu, Goel, Re 2022, algorithm 1, with the factor ``2/(1 + omega)``
     inside the sums).
 
     Args:
@@ -52,7 +52,7 @@ def dplr_kernel(
         C: truncated output vectors ``C_tilde = C (I - A_bar^L)``, ``(c, H, n)``.
         dt: step sizes, ``(H, 1)`` or ``(H, n)``, real.
         L: length, at least 1.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(b, c, H, L)``, real. Differentiable in every tensor.

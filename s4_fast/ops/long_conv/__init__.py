@@ -37,7 +37,7 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | No
         u: signals, ``(B, H, L)``, float32 or float64.
         k: kernels, ``(H, Lk)``, or ``(c, H, Lk)`` for c output channels. Taps beyond L have no effect.
         D: skip coefficients, of the shape of ``k`` without its last dimension, or None.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(B, H, L)``, or ``(B, c, H, L)`` where ``k`` has channels. Differentiable in ``u``, ``k`` and ``D``.

@@ -90,7 +90,7 @@ def ssm_scan(
         D: skip coefficients, ``(H,)``, real, or None.
         state: ``s_{-1}``, ``(batch, H, n)``, complex, or None for 0.
         return_state: whether to return the state after the sequence too.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` ``(batch, H, L)``, or ``(y, s_{L-1})`` with the state ``(batch, H, n)`` if ``return_state``. Both are
@@ -135,7 +135,7 @@ def ssm_step(
         x: logarithms of the decays per step, ``(H, n)``, complex.
         B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
         D: skip coefficients, ``(H,)``, real, or None.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` ``(batch, H)`` and the state after, ``(batch, H, n)``. Both are differentiable in every tensor.

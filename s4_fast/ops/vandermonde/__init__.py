@@ -43,7 +43,7 @@ def log_vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str | None = None)
         x: logarithms of the nodes per step, ``(..., n)``, same dtype. Leading dimensions broadcast; those that
             only ``v`` has share one set of tables.
         L: length, at least 1.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(..., L)``, real, float32 or float64. Differentiable in ``v`` and ``x``.
