@@ -101,6 +101,20 @@ def state_size(d_state: Any) -> int:
     return found
 
 
+def choice(option: str, value: Any, known: Iterable[str], caller: str = "") -> str:
+    """The one of ``known``, which are in lower case, that ``value`` is in upper or lower case.
+
+    Raises:
+        ValueError: there is none; the message begins with the ``caller``.
+    """
+    found = value.lower() if isinstance(value, str) else None
+    known = list(known)
+    if found not in known:
+        said = f"unknown {option} {value!r}; expected one of {', '.join(known)}"
+        raise ValueError(f"{caller}: {said}" if caller else said)
+    return found
+
+
 def options_of(*takers: Callable[..., Any]) -> list[str]:
     """The names of the arguments that ``takers`` take, in their order, each once."""
     names: dict[str, None] = {}

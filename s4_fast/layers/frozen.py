@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, glu
 from s4_fast import torch_private
 from s4_fast.layers.block import SSMBlock
 from s4_fast.layers.model import ModelState, S4SequenceModel, sum_dtype
+from s4_fast.named_errors import NamedErrors
 from s4_fast.ssm import real
 from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.parameters import HALF, full, logarithms
@@ -20,7 +21,7 @@ from s4_fast.ssm.parameters import HALF, full, logarithms
 Outputs = tuple[Tensor, ...]
 
 
-class FrozenStep(nn.Module):
+class FrozenStep(NamedErrors):
     """``S4SequenceModel.step`` in evaluation mode, as the parameters are when this is made.
 
     The coefficients of the recurrence are buffers, and no discretisation is left. Arithmetic is real, and a state is

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import integer, signal, sizes
+from s4_fast.arguments import choice, integer, signal, sizes
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
-from s4_fast.layers.block import SSMBlock, check_layer_options
+from s4_fast.layers.block import SSMBlock
+from s4_fast.layers.calls import SequenceCall
 from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.options import LayerOptions, layer_class
 from s4_fast.layers.padding import Lengths, Rows
 from s4_fast.time_split import TimeSplittable
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from s4_fast.distributed import Slices, TimeSplit
 
 TASKS = ("classification", "regression")
@@ -49,6 +53,8 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 class S4SequenceModel(TimeSplittable, AllOrNothing):
     """Encoder, ``n_layers`` ``SSMBlock``, norm and head, on (batch, length, d_input).
 
+    Differentiable in the input, the state and every parameter.
+
     Args:
         d_input: features of the input.
         d_model: features inside.
@@ -58,9 +64,23 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         dropout: dropout probability of the blocks.
         task: ``"classification"``: mean over the sequence, then the head, (batch, d_output);
             ``"regression"``: the head at every step, (batch, length, d_output).
-        layer: ``"s4d"`` or ``"s4"``.
+        layer: ``"s4d"`` (``S4DLayer``) or ``"s4"`` (``S4Layer``).
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **options: passed to the layers.
+        **options: of the layers, by name, as ``SSMBlock`` takes them: ``dt_min=0.001``, ``dt_max=0.1``, ``init="lin"``
+            (S4D) or ``"legs"`` (S4), ``discretization="zoh"`` (S4D alone), ``rank=1`` (S4 alone), ``n_ssm=None``,
+            ``lr=None``, ``bidirectional=False``, ``path="auto"``, ``generator=None``, ``state_dim=None``.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an option's value is unknown or out of range.
+
+    Example:
+        >>> model = S4SequenceModel(1, 16, 10, n_layers=2, d_state=8)
+        >>> model(torch.randn(4, 784, 1)).shape
+        torch.Size([4, 10])
+        >>> model = S4SequenceModel(1, 16, 1, n_layers=2, d_state=8, task="regression")
+        >>> model.generate(torch.randn(4, 50, 1), steps=20).shape
+        torch.Size([4, 20, 1])
     """
 
     def __init__(
@@ -69,19 +89,18 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         d_model: int,
         d_output: int,
         n_layers: int,
-        d_state: int | None = None,
+        d_state: int = 64,
         dropout: float = 0.0,
         task: str = "classification",
         *,
         layer: str = "s4d",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        check_layer_options(type(self), layer, options)
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+        layer_class(type(self), layer, options)
+        task = choice("task", task, TASKS)
         d_input, d_model, d_output, n_layers = sizes(
             d_input=d_input, d_model=d_model, d_output=d_output, n_layers=n_layers
         )
@@ -92,6 +111,9 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         self.blocks = cast("Sequence[SSMBlock]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(d_model, **made)
         self.head = nn.Linear(d_model, d_output, **made)
+
+    if TYPE_CHECKING:
+        __call__: SequenceCall[ModelState]
 
     def forward(
         self,
@@ -113,6 +135,9 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
                 and state are then those of each row alone, with zero outputs where a row has ended; what lies in the
                 padding is not read.
             return_state: whether to return the state after the (row's) last input too.
+
+        Returns:
+            y, or (y, state).
 
         Raises:
             RuntimeError: a state is given to or asked of a bidirectional model.

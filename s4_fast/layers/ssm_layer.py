@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import options_of, refuse_unknown, signal
+from s4_fast.arguments import choice, signal
 from s4_fast.layers import padding
+from s4_fast.layers.calls import SequenceCall
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule, one_sample
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
-from s4_fast.ssm.sequence import Path, Way, as_autocast, check_path, choose
+from s4_fast.ssm.sequence import PATHS, Path, Way, as_autocast, choose, described
 
 
 class SSMLayer(SequenceModule):
@@ -31,10 +32,13 @@ class SSMLayer(SequenceModule):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = choice("path", path, PATHS)
         self.d_model, self.d_state, self.bidirectional = kernel.d_model, kernel.d_state, bidirectional
         self.kernel = kernel
         self.D = nn.Parameter(torch.randn(kernel.d_model, device=device, dtype=dtype))
+
+    if TYPE_CHECKING:
+        __call__: SequenceCall[Tensor]
 
     def forward(
         self,
@@ -134,21 +138,48 @@ class SSMLayer(SequenceModule):
         return choose(self.kernel, u.shape[0], u.shape[1], way)
 
     def extra_repr(self) -> str:
-        return f"bidirectional={self.bidirectional}, path={self.path}"
+        way = Way(bidirectional=self.bidirectional, path=self.path)
+        directions = ", bidirectional=True" if self.bidirectional else ""
+        return f"{self.d_model}, d_state={self.d_state}{directions}, {described(self.kernel, way)}"
 
 
 class S4DLayer(SSMLayer):
     r"""The S4D layer: a diagonal SSM per feature plus a skip, on (batch, length, d_model).
 
+    ``x'(t) = A x(t) + B u(t)``, ``y(t) = 2 Re C x(t) + D u(t)`` with A diagonal, for each feature by itself (S4D: Gu et
+    al. 2022, arXiv 2206.11893). The layer is linear and mixes no features; ``SSMBlock`` does. Calls, ``prefill`` and
+    ``step`` are differentiable in the input, the state and every parameter.
+
     Args:
         d_model: number of features.
-        d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
+        d_state: real state size N per feature, even; N/2 conjugate pairs are stored.
         dt_min, dt_max: the range of the log-uniform initial step size.
-        bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (``s4_fast.ssm_scan``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see ``explain``. Both compute the same.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of ``s4_fast.ssm.DiagonalSSM`` (``init``, ``discretization``, ``lr``, ...).
+        init: how A and B start: ``"lin"``, ``"inv"``, ``"inv2"``, ``"quad"``, ``"real"``, ``"legs"``, ``"legt"``,
+            ``"lagt"``, ``"fout"`` or ``"rand"`` (``s4_fast.ssm.initialization.diagonal``), or the tensors (A, B), each
+            (N/2,) or (n_ssm, N/2), complex.
+        discretization: ``"zoh"`` (zero-order hold) or ``"bilinear"``.
+        n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
+        lr: the learning rate of dt, A and B in ``get_ssm_param_groups``; None for that of its ``ssm_lr``.
+        bidirectional: whether a second kernel runs from the end. There are no states then.
+        path: ``"scan"`` (``diagonal_ssm``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is faster for
+            the shape and the device, see ``explain``. Both compute the same.
+        generator: source of the initial random numbers; None for PyTorch's default one.
+        state_dim: another name of ``d_state``; None where that is given.
+        device, dtype: of the parameters; None for PyTorch's defaults. In half types they are stored as such, and
+            computed with in float32.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an unknown name, a size that does not fit, or an unstable A (Re A > 0).
+
+    Example:
+        >>> layer = S4DLayer(8, d_state=16)
+        >>> y, state = layer.prefill(torch.randn(2, 100, 8))
+        >>> y.shape, state.shape
+        (torch.Size([2, 100, 8]), torch.Size([2, 8, 8]))
+        >>> y, state = layer.step(torch.randn(2, 8), state)
+        >>> y.shape
+        torch.Size([2, 8])
     """
 
     kernel: DiagonalSSM
@@ -156,36 +187,72 @@ class S4DLayer(SSMLayer):
     def __init__(
         self,
         d_model: int,
-        d_state: int | None = None,
+        d_state: int = 64,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         *,
+        init: str | tuple[Tensor, Tensor] = "lin",
+        discretization: str = "zoh",
+        n_ssm: int | None = None,
+        lr: float | None = None,
         bidirectional: bool = False,
         path: str = "auto",
+        generator: Generator | None = None,
         state_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel: Any,
     ) -> None:
-        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4DLayer))
-        check_path(path)
-        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
-        ssm = DiagonalSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, path, device, dtype)
+        kernel = DiagonalSSM(
+            d_model,
+            _state_size(d_state, state_dim),
+            channels=1 + bidirectional,
+            init=init,
+            discretization=discretization,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            n_ssm=n_ssm,
+            lr=lr,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        super().__init__(kernel, bidirectional, path, device, dtype)
 
 
 class S4Layer(SSMLayer):
     r"""The S4 layer: a diagonal-plus-low-rank SSM per feature plus a skip, on (batch, length, d_model).
 
+    ``x'(t) = A x(t) + B u(t)``, ``y(t) = 2 Re C x(t) + D u(t)`` with ``A = Lambda - P P*``, for each feature by itself,
+    under the bilinear discretisation (S4: Gu, Goel, Re 2022, arXiv 2111.00396). The layer is linear and mixes no
+    features; ``SSMBlock`` does. Calls, ``prefill`` and ``step`` are differentiable in the input, the state and every
+    parameter.
+
     Args:
         d_model: number of features.
-        d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
+        d_state: real state size N per feature, even; N/2 conjugate pairs are stored.
         dt_min, dt_max: the range of the log-uniform initial step size.
-        bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (``s4_fast.dplr_scan``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see ``explain``. Both compute the same.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of ``s4_fast.ssm.DPLRSSM`` (``init``, ``rank``, ``lr``, ...).
+        init: how Lambda, P and B start: ``"legs"``, ``"legt"``, ``"lagt"``, ``"fout"``, or ``"diag-"`` and a name that
+            ``S4DLayer`` takes (``s4_fast.ssm.initialization.dplr``), or the tensors (Lambda (N/2,), P (rank, N/2),
+            B (N/2,)), complex.
+        rank: rank of the correction P; ``"legt"`` needs 2.
+        n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
+        lr: the learning rate of dt, A, B and P in ``get_ssm_param_groups``; None for that of its ``ssm_lr``.
+        bidirectional: whether a second kernel runs from the end. There are no states then.
+        path: ``"scan"`` (``dplr_scan``), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is faster for the
+            shape and the device, see ``explain``. Both compute the same.
+        generator: source of the initial random numbers; None for PyTorch's default one.
+        state_dim: another name of ``d_state``; None where that is given.
+        device, dtype: of the parameters; None for PyTorch's defaults. In half types they are stored as such, and
+            computed with in float32.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an unknown name, a size that does not fit, or an unstable Lambda (Re > 0).
+
+    Example:
+        >>> layer = S4Layer(8, d_state=16, init="legt", rank=2)
+        >>> layer(torch.randn(2, 100, 8)).shape
+        torch.Size([2, 100, 8])
     """
 
     kernel: DPLRSSM
@@ -193,34 +260,41 @@ class S4Layer(SSMLayer):
     def __init__(
         self,
         d_model: int,
-        d_state: int | None = None,
+        d_state: int = 64,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         *,
+        init: str | tuple[Tensor, Tensor, Tensor] = "legs",
+        rank: int = 1,
+        n_ssm: int | None = None,
+        lr: float | None = None,
         bidirectional: bool = False,
         path: str = "auto",
+        generator: Generator | None = None,
         state_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel: Any,
     ) -> None:
-        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4Layer))
-        check_path(path)
-        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
-        ssm = DPLRSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, path, device, dtype)
+        kernel = DPLRSSM(
+            d_model,
+            _state_size(d_state, state_dim),
+            channels=1 + bidirectional,
+            init=init,
+            rank=rank,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            n_ssm=n_ssm,
+            lr=lr,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        super().__init__(kernel, bidirectional, path, device, dtype)
 
 
-def _state_size(d_state: int | None, state_dim: int | None) -> int:
-    if d_state is not None and state_dim is not None and d_state != state_dim:
+def _state_size(d_state: int, state_dim: int | None) -> int:
+    if state_dim is None:
+        return d_state
+    if d_state not in (64, state_dim):  # 64 is the default
         raise ValueError(f"d_state and state_dim name the same size, got {d_state} and {state_dim}")
-    return next((size for size in (d_state, state_dim) if size is not None), 64)
-
-
-def options_of_layer(layer: type[SSMLayer], *owners: type) -> list[str]:
-    """What the constructor of a layer takes, its kernel's options included, behind those of its ``owners``."""
-    takers = [c.__init__ for c in (*owners, layer, _KERNELS[layer])]  # type: ignore[misc]
-    return [name for name in options_of(*takers) if name != "channels"]
-
-
-_KERNELS: dict[type[SSMLayer], type] = {S4DLayer: DiagonalSSM, S4Layer: DPLRSSM}
+    return state_dim

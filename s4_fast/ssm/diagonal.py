@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from s4_fast import dispatch
-from s4_fast.arguments import integer
+from s4_fast.arguments import choice, integer
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
 from s4_fast.ops.diagonal.form import Arguments
@@ -150,10 +150,7 @@ class DiagonalSSM(DiagonalModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if discretization not in _DISCRETIZATIONS:
-            raise ValueError(
-                f"unknown discretization {discretization!r}; expected one of {', '.join(_DISCRETIZATIONS)}"
-            )
+        discretization = choice("discretization", discretization, _DISCRETIZATIONS)
         d_state = integer("d_state", d_state)
         if isinstance(init, str):
             A, B = initialization.diagonal(init, d_state, generator=generator)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import torch_private
+from s4_fast.arguments import choice
 
 MINIMAL_RANK = {"legs": 1, "legt": 2, "lagt": 1, "fout": 1}
 _ALIASES = {"fourier": "fout"}
@@ -30,10 +31,8 @@ class NPLR(NamedTuple):
 
 def canonical_measure(measure: str) -> str:
     """The measure's own name: `"legs"`, `"legt"`, `"lagt"` or `"fout"` (alias `"fourier"`); ValueError otherwise."""
-    name = _ALIASES.get(measure, measure)
-    if name not in MINIMAL_RANK:
-        raise ValueError(f"measure must be one of {sorted([*MINIMAL_RANK, *_ALIASES])}, got {measure!r}")
-    return name
+    name = choice("measure", measure, [*MINIMAL_RANK, *_ALIASES])
+    return _ALIASES.get(name, name)
 
 
 def check_even(N: int) -> None:

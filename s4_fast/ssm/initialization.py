@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from s4_fast.arguments import choice
 from s4_fast.ssm import hippo
 
 # Im A of the modes k (...) at the real state size N.
@@ -64,8 +65,7 @@ def diagonal(
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or `real_scale <= 0`.
     """
-    if init not in _INITS:
-        raise ValueError(f"init must be one of {sorted(_INITS)}, got {init!r}")
+    init = choice("init", init, _INITS)
     hippo.check_even(N)
     if not real_scale > 0:
         raise ValueError(f"real_scale must be positive, so that A is stable, got {real_scale}")
@@ -126,10 +126,10 @@ def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or a rank that is too small.
     """
-    if init.startswith("diag-"):
+    if init.lower().startswith("diag-"):
         if rank < 1:
             raise ValueError(f"expected rank >= 1, got rank = {rank}")
-        w, B = diagonal(init.removeprefix("diag-"), N, generator=generator)
+        w, B = diagonal(init[len("diag-") :], N, generator=generator)
         return w, w.new_zeros(rank, N // 2), B
     w, P, B, _ = hippo.nplr(init, N, rank)
     return w, P, B

@@ -40,6 +40,7 @@ class SSMModel(SSMParameters):
 
     backend: str | None = None
     scan_op = "diagonal_ssm"
+    is_part_of_layer = True
 
     def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)

@@ -158,8 +158,7 @@ def _given(
 ) -> Arguments:
     """The arguments of ``stored_diagonal_ssm`` for those of ``diagonal_ssm``."""
     op = "diagonal_ssm"
-    if discretization not in _DISCRETIZATIONS:
-        raise ValueError(f"{op}: unknown discretization {discretization!r}; expected one of zoh, bilinear")
+    discretization = arguments.choice("discretization", discretization, _DISCRETIZATIONS, op)
     for name, t in (("A", A), ("B", B), ("C", C)):
         if (t is not None or name != "B") and not (isinstance(t, Tensor) and t.is_complex()):
             raise TypeError(f"{op}: expected {name} to be a complex tensor, got {arguments.kind(t)}")
