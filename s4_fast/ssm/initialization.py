@@ -126,10 +126,11 @@ def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or a rank that is too small.
     """
-    if init.lower().startswith("diag-"):
+    init = choice("init", init, [*_HIPPO, *(f"diag-{name}" for name in _INITS)])
+    if init.startswith("diag-"):
         if rank < 1:
             raise ValueError(f"expected rank >= 1, got rank = {rank}")
-        w, B = diagonal(init[len("diag-") :], N, generator=generator)
+        w, B = diagonal(init.removeprefix("diag-"), N, generator=generator)
         return w, w.new_zeros(rank, N // 2), B
     w, P, B, _ = hippo.nplr(init, N, rank)
     return w, P, B
