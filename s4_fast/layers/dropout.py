@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,9 @@ class DropoutNd(TimeSplittable):
         if self.time_split is not None and self.tie:
             keep = self.time_split.from_first(keep)
         return x * keep.div_(1 - self.p)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"p={self.p}, tie={self.tie}, transposed={self.transposed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,9 @@ class FrozenStep(NamedErrors):
         pooled, steps = pooled + x, steps + 1
         y = self.head((pooled / steps[:, None]).to(x.dtype) if self.task == "classification" else x)
         return (y, *after, pooled, steps)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class _Block(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -159,6 +159,10 @@ class DiagonalSSM(DiagonalModel):
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator, device=device, dtype=dtype)
         self.discretization = discretization
+
+    if TYPE_CHECKING:
+
+        def __call__(self, L: int, rate: float = 1.0) -> Tensor: ...
 
     def step_kind(self) -> str | None:
         return self.discretization if type(self) is DiagonalSSM else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -278,6 +278,10 @@ class DPLRSSM(DPLRModel):
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
         self.set_marks({"P": self.marks()["A_real"]})
+
+    if TYPE_CHECKING:
+
+        def __call__(self, L: int, rate: float = 1.0) -> Tensor: ...
 
     def step_kind(self) -> str | None:
         return "dplr" if type(self) is DPLRSSM else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
 from s4_fast.state_spaces.arguments import check_shape, flattened, per_row, refuse_requests
 from s4_fast.state_spaces.convolution import FFTConv, one_sample
 from s4_fast.state_spaces.kernels import SSMKernelDiag
+from s4_fast.state_spaces.options import BlockOptions
 from s4_fast.state_spaces.releases import older_layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class S4Block(AllOrNothing):
@@ -76,12 +80,13 @@ class S4Block(AllOrNothing):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **layer_args: Any,
+        **layer_args: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
-        if older_arguments.is_older(layer_args):
-            layer_args = older_arguments.translated({"d_model": d_model, "mult_act": mult_act, **layer_args})
-            d_model, mult_act = layer_args.pop("d_model"), layer_args.pop("mult_act")
+        options: dict[str, Any] = dict(layer_args)
+        if older_arguments.is_older(options):
+            options = older_arguments.translated({"d_model": d_model, "mult_act": mult_act, **options})
+            d_model, mult_act = options.pop("d_model"), options.pop("mult_act")
         d_model = integer("d_model", d_model, 1)
         bottleneck = None if bottleneck is None else integer("bottleneck", bottleneck, 1)
         gate = None if gate is None else integer("gate", gate, 1)
@@ -96,7 +101,7 @@ class S4Block(AllOrNothing):
         if bottleneck is not None:
             self.input_linear = LinearActivation(d_model, inner)
         try:
-            self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **layer_args)
+            self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **options)
         except UnknownOptionError as error:
             raise error.through(S4Block) from None
         width = self.layer.d_output
@@ -161,6 +166,9 @@ class S4Block(AllOrNothing):
         y = self._leave(y, x)
         return turned(y) if self.transposed else y, after
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _enter(self, x: Tensor) -> Tensor:
         return x if self.bottleneck is None else self.input_linear(x)
 
@@ -171,15 +179,15 @@ class S4Block(AllOrNothing):
         return self.output_linear(self.drop(self.mult_activation(y)))
 
     def setup_length(self, L: int) -> None:
-        """Prepare the kernel for sequences up to length L, as the first of them would; see the kernel's method."""
+        """Set the kernel up for a length of at least L; nothing needs it, see ``SSMKernelDPLR.setup_length``."""
         self.layer.setup_length(L)
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare ``step`` with the present parameters; ``mode`` as the kernel has it."""
+        """Prepare ``step``, which does so itself: nothing needs it but ``mode``, as ``FFTConv.setup_step`` has it."""
         self.layer.setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step after ``setup_step``: x (batch, d_model), state -> y (batch, d_output), state.
+        """One time step: x (batch, d_model), state -> y (batch, d_output), state.
 
         From ``default_state``, and without dropout, the outputs equal those of ``forward``.
         """

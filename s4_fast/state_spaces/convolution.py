@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import UnknownOptionError, integer, signal
+from s4_fast.arguments import UnknownOptionError, choice, integer, signal
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
-from s4_fast.ssm.sequence import Way, as_autocast
+from s4_fast.ssm.sequence import Way, as_autocast, described
 from s4_fast.state_spaces.activation import Activation, halves
 from s4_fast.state_spaces.arguments import check_shape, flattened, longest, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
+from s4_fast.state_spaces.options import KernelOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class FFTConv(SequenceModule):
@@ -64,22 +68,21 @@ class FFTConv(SequenceModule):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
+        **kernel_args: Unpack[KernelOptions],
     ) -> None:
         super().__init__()
         d_model, channels = integer("d_model", d_model, 1), integer("channels", channels, 1)
         if kernel is not None and mode not in (None, "dplr", kernel):
             raise ValueError(f"mode and kernel are two names of one option, got mode={mode!r} and kernel={kernel!r}")
-        name = mode if kernel is None else kernel
-        if name not in KERNELS:
-            raise ValueError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")
+        name = choice("kernel", mode if kernel is None else kernel, KERNELS)
         self.d_model, self.channels, self.l_max = d_model, channels, longest(l_max)
         self.swap_channels, self.bidirectional, self.transposed = swap_channels, bidirectional, transposed
         inner = 2 * channels if halves(activation) else channels
         self.activation = Activation(activation, dim=1 if transposed else -1, size=inner * d_model)
         self.D = nn.Parameter(torch.randn(inner, d_model))
         try:
-            self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
+            made: Any = KERNELS[name]
+            self.kernel: SSMKernelDiag | SSMKernelDPLR = made(
                 d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=self.l_max, **kernel_args
             )
         except UnknownOptionError as error:
@@ -122,13 +125,7 @@ class FFTConv(SequenceModule):
             assert rows is not None
             x = rows.cut(u).mT if self.transposed else rows.cut(u)
         kernel = self.kernel
-        way = Way(
-            time_major=not self.transposed,
-            bidirectional=self.bidirectional,
-            rate=rate,
-            taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
-            change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
-        )
+        way = self._way(rate)
         before = None if state is None else self.given(lambda: kernel.read_state(state, len(x)))
         y, after = self._through(
             kernel,
@@ -144,6 +141,18 @@ class FFTConv(SequenceModule):
             after = kernel.write_state(after.detach() if isinstance(kernel, SSMKernelDPLR) else after, state)
         y = self.drop(self._ordered(y, 1 if self.transposed else -1))
         return self.activation(y), after
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _way(self, rate: float = 1.0) -> Way:
+        return Way(
+            time_major=not self.transposed,
+            bidirectional=self.bidirectional,
+            rate=rate,
+            taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
+            change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
+        )
 
     def _check(self, x: Tensor, state: Tensor | None, least: int) -> None:
         check_shape(x, self.d_model, self.transposed, least)
@@ -167,11 +176,15 @@ class FFTConv(SequenceModule):
         return ""
 
     def setup_length(self, L: int) -> None:
-        """Set the kernel up for a length of at least L; see its method."""
+        """Set the kernel up for a length of at least L; nothing needs it, see ``SSMKernelDPLR.setup_length``."""
         self.kernel.setup_length(L if self.l_max is None else min(L, self.l_max))
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare ``step``; ``mode`` as the kernel has it."""
+        """Prepare ``step``, which does so itself: nothing needs it but ``mode`` of an S4 kernel.
+
+        ``mode="linear"`` lets ``default_state`` return one of each conjugate pair, ``"dense"`` (the default) and
+        ``"diagonal"`` both. The modes compute the same.
+        """
         self.kernel._setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +228,8 @@ class FFTConv(SequenceModule):
         return flattened
 
     def extra_repr(self) -> str:
-        return f"l_max={self.l_max}, channels={self.channels}, bidirectional={self.bidirectional}"
+        sizes = f"{self.d_model}, d_state={self.kernel.d_state}, l_max={self.l_max}, channels={self.channels}"
+        return f"{sizes}, bidirectional={self.bidirectional}, {described(self.kernel, self._way())}"
 
 
 def one_sample(module: Any, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s4_fast.arguments import UnknownOptionError, integer, number
+from s4_fast.arguments import UnknownOptionError, choice, integer, number
 from s4_fast.checkpoint import Renewed
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
@@ -227,6 +227,9 @@ class SSMKernel(SSMModel):
         k = self.impulse_response(L, rate)
         return k, None if state is None else self.free_response(self.read_state(state), L, rate)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         k: Tensor = self(L=L, rate=rate)[0]
         return k
@@ -305,8 +308,7 @@ class SSMKernel(SSMModel):
 
     def _setup_step(self, mode: str = "dense") -> None:
         """Compute what ``step`` needs of the parameters, which it would do by itself."""
-        if mode not in _STEP_MODES:
-            raise ValueError(f"unknown step mode {mode!r}; expected one of {', '.join(_STEP_MODES)}")
+        mode = choice("step mode", mode, _STEP_MODES)
         with torch.no_grad():
             self.remembered("stepper", self._stepper)
 
@@ -337,8 +339,7 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
     def __init__(
         self, *args: Any, disc: str = "zoh", is_real: bool = False, d_state: int | None = None, **kwargs: Any
     ) -> None:
-        if disc not in _DISCRETIZATIONS:
-            raise ValueError(f"unknown disc {disc!r}; expected one of {', '.join(_DISCRETIZATIONS)}")
+        disc = choice("disc", disc, _DISCRETIZATIONS)
         if d_state is None:
             d_state = 64
         elif is_real:
@@ -425,7 +426,7 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
         backend: str = "cuda",
         **kwargs: Any,
     ) -> None:
-        if disc not in (None, "bilinear"):
+        if disc is not None and str(disc).lower() != "bilinear":
             raise ValueError(f"the S4 kernel is discretised by the bilinear transform, got disc={disc!r}")
         if is_real:
             raise ValueError("is_real is an option of the S4D kernel; the S4 kernel is made of conjugate pairs")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import integer
+from s4_fast.arguments import choice, integer
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.ssm.parameters import to_pairs
 from s4_fast.state_spaces import older_arguments
@@ -62,8 +62,7 @@ class SSKernel(AllOrNothing):
     ) -> None:
         super().__init__()
         options = older_arguments.translated({"lr": lr, "n_ssm": n_ssm, "measure_args": measure_args, **kernel_args})
-        if mode not in ("nplr", "diag"):
-            raise ValueError(f"unknown mode {mode!r}; expected nplr or diag")
+        mode = choice("mode", mode, ("nplr", "diag"))
         older_arguments.put_defaults(options, measure, mode == "diag")
         self.H, self.N = integer("H", H, 1), integer("N", N)
         self.channels = integer("channels", channels, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from s4_fast.state_spaces.activation import LinearActivation
 from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces.options import OlderBlockOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Options that a release alone has, in the order in which they tell it.
 _OF_RELEASE = {
@@ -97,13 +101,14 @@ class S4(S4Block):
         release: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
+        **kernel_args: Unpack[OlderBlockOptions],
     ) -> None:
-        release = _release(release, kernel_args)
+        given: dict[str, Any] = dict(kernel_args)
+        release = _release(release, given)
         if release < 3 and not (bottleneck is None and gate is None):
             raise ValueError(f"bottleneck and gate are options of release 3, not of release {release}")
-        input_linear = _supported(kernel_args)
-        corrected = bool(kernel_args.pop("length_correction", release > 1))
+        input_linear = _supported(given)
+        corrected = bool(given.pop("length_correction", release > 1))
         first = release == 1
         if input_linear:
             bottleneck = 1
@@ -115,11 +120,11 @@ class S4(S4Block):
                 "hyper_act": None if first else hyper_act,
                 "mult_act": activation if gated else None,
                 **({"trainable": None} if release == 2 else {}),
-                **kernel_args,
+                **given,
             },
             first,
         )
-        diagonal = options.get("mode", "nplr") in ("diag", "s4d")
+        diagonal = str(options.get("mode", "nplr")).lower() in ("diag", "s4d")
         older_arguments.put_defaults(options, options.get("measure") or options.get("init", "legs"), diagonal)
         if isinstance(postact, EllipsisType):
             postact = "glu" if release == 3 else None
@@ -188,6 +193,9 @@ class S4(S4Block):
         ``state`` comes second, as in releases 1 and 3.
         """
         return super().forward(signal("u", u, self), lengths, state=state, rate=rate, **kwargs)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # type: ignore[assignment]
 
     def _leave(self, y: Tensor, x: Tensor) -> Tensor:
         if self._gated_after:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from s4_fast.arguments import integer, number, options_of, refuse_unknown, signal
+from s4_fast.arguments import integer, number, signal
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
 from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.layout import turned
 from s4_fast.ssm.parameters import Stored
-from s4_fast.ssm.sequence import Way, as_autocast
+from s4_fast.ssm.sequence import Way, as_autocast, described
 from s4_fast.state_spaces.arguments import flattened, refuse_requests
-
-_KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
 
 
 class S4DKernel(DiagonalModel):
@@ -86,6 +84,9 @@ class S4DKernel(DiagonalModel):
         """The first L samples of the kernel, (d_model, L), differentiable in every parameter."""
         return self.impulse_response(L)[0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         found: Tensor = self(L)
         return found[None]
@@ -104,10 +105,12 @@ class S4D(SequenceModule):
         dropout: probability that ``s4_fast.DropoutNd`` drops a feature, at all positions at once.
         transposed: whether features come before the positions.
         device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: ``dt_min``, ``dt_max`` and ``lr`` of ``S4DKernel``.
+        dt_min, dt_max: the range of the log-uniform initial step size.
+        lr: learning rate mark of the kernel's parameters but C (``s4_fast.get_ssm_param_groups``); None leaves it to
+            the optimiser's group, 0 makes them buffers.
 
     Raises:
-        TypeError: another option.
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: a value out of range.
     """
 
@@ -118,16 +121,17 @@ class S4D(SequenceModule):
         dropout: float = 0.0,
         transposed: bool = True,
         *,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        lr: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
     ) -> None:
         super().__init__()
-        refuse_unknown("S4D", kernel_args, (*options_of(S4D.__init__), *_KERNEL_OPTIONS))
         d_model, d_state = integer("d_model", d_model, 1), integer("d_state", d_state)
         self.h, self.n, self.d_output, self.transposed = d_model, d_state, d_model, transposed
         self.D = nn.Parameter(torch.randn(d_model))
-        self.kernel = S4DKernel(d_model, N=d_state, **kernel_args)
+        self.kernel = S4DKernel(d_model, d_state, dt_min, dt_max, lr)
         self.activation = nn.GELU()
         self.dropout = nn.Identity() if dropout == 0 else DropoutNd(dropout, transposed=True)
         self.output_linear = nn.Sequential(nn.Conv1d(d_model, 2 * d_model, kernel_size=1), nn.GLU(dim=-2))
@@ -161,6 +165,9 @@ class S4D(SequenceModule):
         y = y if self.transposed else turned(y)
         return (y[0] if single else y), None
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @property
     def d_state(self) -> int:
         """How many numbers a state of this system has, over the features."""
@@ -170,6 +177,10 @@ class S4D(SequenceModule):
     def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
         """What makes (..., d_state) of a state (..., d_model, states)."""
         return flattened
+
+    def extra_repr(self) -> str:
+        path = described(self.kernel, Way(time_major=not self.transposed))
+        return f"{self.h}, d_state={self.n}, transposed={self.transposed}, {path}"
 
     def _check(self, u: Tensor, least: int) -> None:
         features = -2 if self.transposed else -1
