@@ -24,7 +24,16 @@ from s4_fast.backend_table import AUTOMATIC_ORDER, BACKENDS, check_name
 
 
 class BackendUnavailableError(RuntimeError):
-    """An explicitly requested backend cannot serve the call. The message names the cause and the fix."""
+    """An explicitly requested backend cannot serve the call. The message names the cause and the fix.
+
+    Examples:
+        >>> x = torch.zeros(8, 4, dtype=torch.complex64)
+        >>> try:
+        ...     s4_fast.fft_conv(torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="triton")
+        ... except BackendUnavailableError as error:
+        ...     print("triton" in str(error))
+        True
+    """
 
 
 class Call(NamedTuple):
@@ -45,7 +54,15 @@ class Call(NamedTuple):
 class Choice(NamedTuple):
     """The backend that runs a call, and why it was chosen.
 
-    ``replaces`` is the backend that was preferred, where that does not serve the call.
+    Attributes:
+        backend: its name.
+        reason: who asked for it, or how it was chosen.
+        replaces: the backend that was preferred, where that does not serve the call; else None.
+
+    Examples:
+        >>> choice = s4_fast.explain("fft_conv", torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="pytorch")
+        >>> choice.backend, choice.reason
+        ('pytorch', 'requested by backend=')
     """
 
     backend: str
@@ -73,7 +90,18 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it."""
+    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it.
+
+    Attributes:
+        usable: whether what it needs is there.
+        ops: the names of the ops that it implements.
+        cause: what is missing, or the empty string.
+        fix: the command that provides it, or the empty string.
+
+    Examples:
+        >>> s4_fast.backends()["pytorch"].usable
+        True
+    """
 
     usable: bool
     ops: tuple[str, ...]
@@ -154,7 +182,15 @@ def _fix(backend: str) -> str:
 
 
 def backends() -> dict[str, Status]:
-    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command."""
+    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command.
+
+    Examples:
+        >>> found = backends()
+        >>> list(found)
+        ['reference', 'pytorch', 'keops', 'triton', 'native', 'tensor_cores']
+        >>> found["pytorch"].usable, "ssm_scan" in found["pytorch"].ops
+        (True, True)
+    """
     found = {}
     for name in BACKENDS:
         served = tuple(op for op, table in _implementations.items() if name in table)
@@ -272,7 +308,23 @@ def load(op: str, backend: str) -> ModuleType:
 def explain(op: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
     """The backend that ``op(*args, **kwargs)`` would run here, and why. Nothing is computed.
 
-    ``op`` is the public function or its name. Raises what the call itself would raise for bad arguments.
+    Args:
+        op: the public function or its name.
+        *args: the call's arguments.
+        backend: the call's ``backend``.
+        **kwargs: the call's other keyword arguments.
+
+    Raises:
+        ValueError: there is no such op, or no such backend.
+        BackendUnavailableError: as the call itself would; and so for its other errors.
+
+    Examples:
+        >>> u, k = torch.randn(2, 8, 100), torch.randn(8, 100)
+        >>> explain(s4_fast.fft_conv, u, k, backend="pytorch").backend
+        'pytorch'
+        >>> with s4_fast.use_backend("reference"):
+        ...     explain("fft_conv", u, k).reason
+        'requested by use_backend()'
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in _describers:

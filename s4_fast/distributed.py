@@ -97,7 +97,8 @@ def scan(
     Args:
         u: this rank's slice of the signals, ``(batch, H, L_r)`` with ``L_r >= 0``, float32 or float64.
         x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
-        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        B: input coefficients, ``(H, n)``, one of each conjugate pair.
+        C: output coefficients, ``(H, n)``, likewise.
         D: skip coefficients, ``(H,)``, real, or None.
         state: the state before the whole sequence, ``(batch, H, n)``, complex, or None for 0. The first rank's is
             taken, and has the gradient; others may pass None, and what they pass has the gradient 0.
@@ -118,6 +119,13 @@ def scan(
         TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ; other ranks raise
             a ValueError.
         BackendUnavailableError: ``backend`` cannot serve the call; other ranks raise a ValueError.
+
+    Examples:
+        >>> # on every rank, after torch.distributed.init_process_group(); here one process has the whole sequence
+        >>> u, x = torch.randn(2, 8, 100), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> B, C = torch.randn(2, 8, 4, dtype=torch.complex64)
+        >>> scan(u, x, B, C).shape
+        torch.Size([2, 8, 100])
     """
 
     def describe() -> dict[str, Any]:
@@ -307,6 +315,12 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
     Raises:
         RuntimeError: torch.distributed is not available, or no process group is initialised.
         ValueError: this process is not in ``group``, or ``module`` contains nothing to split.
+
+    Examples:
+        >>> # on every rank, after torch.distributed.init_process_group(); here one process has the whole sequence
+        >>> model = split_time(s4_fast.S4SequenceModel(1, 8, 10, n_layers=2))
+        >>> model(torch.randn(2, 100, 1)).shape
+        torch.Size([2, 10])
     """
     _rank("split_time", group)
     sequences = [(name, m) for name, m in module.named_modules() if isinstance(m, SplittableSequence)]
@@ -326,7 +340,19 @@ def _splittable(module: nn.Module) -> list[TimeSplittable]:
 
 
 def join_time(module: Module) -> Module:
-    """Undo ``split_time``: inputs are whole sequences again. Returns ``module``."""
+    """Undo ``split_time``: inputs are whole sequences again.
+
+    Args:
+        module: what was given to ``split_time``.
+
+    Returns:
+        ``module``.
+
+    Examples:
+        >>> model = join_time(split_time(s4_fast.S4DLayer(8)))
+        >>> model.time_split is None
+        True
+    """
     for m in _splittable(module):
         m.time_split = None
     return module

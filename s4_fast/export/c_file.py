@@ -42,6 +42,12 @@ def to_c(
     Raises:
         ExportError: a ValueError that says what cannot be exported, and why. Nothing is written then.
         OSError: the file exists and not ``force``, or cannot be written.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 1, n_layers=2, d_state=4, task="regression")
+        >>> facts = to_c(model, "effect.c")
+        >>> facts["model"], facts["task"]
+        ('S4SequenceModel', 'regression')
     """
     path = Path(path)
     name = path.stem if name is None else name

@@ -34,7 +34,8 @@ class SSMBlock(AllOrNothing):
         d_state: real state size per feature.
         dropout: probability for ``DropoutNd`` after the activation and after the mix.
         layer: ``"s4d"`` (``S4DLayer``) or ``"s4"`` (``S4Layer``).
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
         **options: of the layer, by name: ``dt_min=0.001``, ``dt_max=0.1``, ``init="lin"`` (S4D) or ``"legs"`` (S4),
             ``discretization="zoh"`` (S4D alone), ``rank=1`` (S4 alone), ``n_ssm=None``, ``lr=None``,
             ``bidirectional=False``, ``path="auto"``, ``generator=None``, ``state_dim=None``. The layer's class says
@@ -44,7 +45,7 @@ class SSMBlock(AllOrNothing):
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range.
 
-    Example:
+    Examples:
         >>> block = SSMBlock(8, d_state=16, layer="s4", dropout=0.1)
         >>> block(torch.randn(2, 100, 8)).shape
         torch.Size([2, 100, 8])

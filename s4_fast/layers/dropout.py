@@ -20,6 +20,11 @@ class DropoutNd(TimeSplittable):
         p: probability of a zero, in [0, 1).
         tie: whether positions share one mask; False is ``torch.nn.Dropout``.
         transposed: whether features come second, (batch, features, ...).
+
+    Examples:
+        >>> y = DropoutNd(0.5)(torch.ones(2, 100, 8))
+        >>> torch.equal(y[:, 0], y[:, -1])
+        True
     """
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = False) -> None:

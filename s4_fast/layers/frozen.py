@@ -42,6 +42,13 @@ class FrozenStep(NamedErrors):
     Raises:
         TypeError: ``model`` is no ``S4SequenceModel``, or has layers of other classes than s4_fast's own.
         RuntimeError: ``model`` is bidirectional, split, sharded, parametrized or has hooks.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 1, n_layers=2, d_state=4, task="regression").eval()
+        >>> frozen = FrozenStep(model)
+        >>> y, *state = frozen(torch.randn(1, 1), *frozen.init_state(1))
+        >>> y.shape, len(state)
+        (torch.Size([1, 1]), 4)
     """
 
     def __init__(self, model: S4SequenceModel) -> None:

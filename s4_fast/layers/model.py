@@ -28,11 +28,24 @@ TASKS = ("classification", "regression")
 
 
 class ModelState(NamedTuple):
-    """The state of a model between two inputs: one per block, and what mean pooling has seen."""
+    """The state of a model between two inputs: one per block, and what mean pooling has seen.
+
+    Attributes:
+        blocks: per block its layer's state, (batch, d_model, d_state / 2), complex.
+        pooled: the sum of the features so far, (batch, d_model), float64 where the device has it.
+        steps: how many they were, (batch,), int64.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 10, n_layers=2, d_state=4)
+        >>> y, state = model.prefill(torch.randn(3, 50, 1))
+        >>> len(state.blocks), state.blocks[0].shape, state.pooled.shape, int(state.steps[0])
+        (2, torch.Size([3, 8, 2]), torch.Size([3, 8]), 50)
+        >>> y, state = model(torch.randn(3, 20, 1), state.detach(), return_state=True)
+    """
 
     blocks: tuple[Tensor, ...]
-    pooled: Tensor  # (batch, d_model), float64 where the device has it: the sum of the features so far
-    steps: Tensor  # (batch,), int64: how many they were
+    pooled: Tensor
+    steps: Tensor
 
     def detach(self) -> ModelState:
         """The same numbers without their graph."""
@@ -65,7 +78,8 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         task: ``"classification"``: mean over the sequence, then the head, (batch, d_output);
             ``"regression"``: the head at every step, (batch, length, d_output).
         layer: ``"s4d"`` (``S4DLayer``) or ``"s4"`` (``S4Layer``).
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
         **options: of the layers, by name, as ``SSMBlock`` takes them: ``dt_min=0.001``, ``dt_max=0.1``, ``init="lin"``
             (S4D) or ``"legs"`` (S4), ``discretization="zoh"`` (S4D alone), ``rank=1`` (S4 alone), ``n_ssm=None``,
             ``lr=None``, ``bidirectional=False``, ``path="auto"``, ``generator=None``, ``state_dim=None``.
@@ -74,7 +88,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range.
 
-    Example:
+    Examples:
         >>> model = S4SequenceModel(1, 16, 10, n_layers=2, d_state=8)
         >>> model(torch.randn(4, 784, 1)).shape
         torch.Size([4, 10])

@@ -153,7 +153,8 @@ class S4DLayer(SSMLayer):
     Args:
         d_model: number of features.
         d_state: real state size N per feature, even; N/2 conjugate pairs are stored.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         init: how A and B start: ``"lin"``, ``"inv"``, ``"inv2"``, ``"quad"``, ``"real"``, ``"legs"``, ``"legt"``,
             ``"lagt"``, ``"fout"`` or ``"rand"`` (``s4_fast.ssm.initialization.diagonal``), or the tensors (A, B), each
             (N/2,) or (n_ssm, N/2), complex.
@@ -165,14 +166,15 @@ class S4DLayer(SSMLayer):
             the shape and the device, see ``explain``. Both compute the same.
         generator: source of the initial random numbers; None for PyTorch's default one.
         state_dim: another name of ``d_state``; None where that is given.
-        device, dtype: of the parameters; None for PyTorch's defaults. In half types they are stored as such, and
-            computed with in float32.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default. Half types are stored as such, and computed with in
+            float32.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable A (Re A > 0).
 
-    Example:
+    Examples:
         >>> layer = S4DLayer(8, d_state=16)
         >>> y, state = layer.prefill(torch.randn(2, 100, 8))
         >>> y.shape, state.shape
@@ -230,7 +232,8 @@ class S4Layer(SSMLayer):
     Args:
         d_model: number of features.
         d_state: real state size N per feature, even; N/2 conjugate pairs are stored.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         init: how Lambda, P and B start: ``"legs"``, ``"legt"``, ``"lagt"``, ``"fout"``, or ``"diag-"`` and a name that
             ``S4DLayer`` takes (``s4_fast.ssm.initialization.dplr``), or the tensors (Lambda (N/2,), P (rank, N/2),
             B (N/2,)), complex.
@@ -242,14 +245,15 @@ class S4Layer(SSMLayer):
             shape and the device, see ``explain``. Both compute the same.
         generator: source of the initial random numbers; None for PyTorch's default one.
         state_dim: another name of ``d_state``; None where that is given.
-        device, dtype: of the parameters; None for PyTorch's defaults. In half types they are stored as such, and
-            computed with in float32.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default. Half types are stored as such, and computed with in
+            float32.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable Lambda (Re > 0).
 
-    Example:
+    Examples:
         >>> layer = S4Layer(8, d_state=16, init="legt", rank=2)
         >>> layer(torch.randn(2, 100, 8)).shape
         torch.Size([2, 100, 8])

@@ -117,6 +117,9 @@ for _name in _DISCRETIZATIONS:
 class DiagonalSSM(DiagonalModel):
     r"""A diagonal SSM per feature, ``x' = A x + B u, y = 2 Re C x`` (S4D; Gu et al. 2022, arXiv 2206.11893).
 
+    Calling the model with a length L gives the kernel ``K[l] = 2 Re sum_n C_n B_bar_n lambda_n^l``, (channels, d_model,
+    L). Kernel, states and steps are differentiable in every parameter; ``SSMParameters`` says how these are stored.
+
     Args:
         d_model: number of features H.
         d_state: real state size N, even; n = N/2 conjugate pairs are stored.
@@ -124,14 +127,25 @@ class DiagonalSSM(DiagonalModel):
         init: a name known to ``s4_fast.ssm.initialization.diagonal``, or tensors (A, B) of shape (n,) or
             (n_ssm, n).
         discretization: ``"zoh"`` or ``"bilinear"``.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A and B; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Raises:
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable ``A`` (Re A > 0).
+
+    Examples:
+        >>> model = DiagonalSSM(8, 16, init="inv", discretization="bilinear")
+        >>> model(100).shape
+        torch.Size([1, 8, 100])
+        >>> y, state = model.step(torch.randn(2, 8), model.init_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 8, 8]))
     """
 
     def __init__(

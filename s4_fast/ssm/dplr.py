@@ -229,8 +229,10 @@ opaque.register("dplr", _make)
 class DPLRSSM(DPLRModel):
     r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu et al. 2022, arXiv 2111.00396).
 
-    ``C`` is the plain output vector: no length is in the parameters. Checkpoints of the official code and of earlier
-    versions, where C is truncated for the length in ``l_kernel``, load as what they mean, with a message to the log.
+    Calling the model with a length L gives the kernel ``K[l] = 2 Re C A_bar^l B_bar``, (channels, d_model, L). Kernel,
+    states and steps are differentiable in every parameter. ``C`` is the plain output vector: no length is in the
+    parameters. Checkpoints of the official code and of earlier versions, where C is truncated for the length in
+    ``l_kernel``, load as what they mean, with a message to the log.
 
     Args:
         d_model: number of features H.
@@ -238,14 +240,24 @@ class DPLRSSM(DPLRModel):
         channels: number of outputs per feature.
         init: a name known to ``s4_fast.ssm.initialization.dplr``, or tensors (Lambda (n,), P (rank, n), B (n,)).
         rank: rank of the correction; LegT needs 2.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Raises:
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
+
+    Examples:
+        >>> model = DPLRSSM(8, 16, init="legt", rank=2, channels=3)
+        >>> model(100).shape
+        torch.Size([3, 8, 100])
+        >>> model.forward_state(torch.randn(2, 8, 100)).shape
+        torch.Size([2, 8, 8])
     """
 
     _version = 2  # 1 had l_kernel

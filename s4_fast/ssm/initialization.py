@@ -64,6 +64,11 @@ def diagonal(
 
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or `real_scale <= 0`.
+
+    Examples:
+        >>> A, B = diagonal("lin", 8)
+        >>> A.imag / torch.pi
+        tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
     init = choice("init", init, _INITS)
     hippo.check_even(N)
@@ -101,6 +106,11 @@ def log_dt(
 
     Raises:
         ValueError: unless `0 < dt_min <= dt_max` and both are finite.
+
+    Examples:
+        >>> dt = log_dt((8, 1), 0.001, 0.1).exp()
+        >>> bool(((dt >= 0.00099) & (dt <= 0.101)).all())
+        True
     """
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, got dt_min = {dt_min}, dt_max = {dt_max}")
@@ -125,6 +135,11 @@ def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None
 
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or a rank that is too small.
+
+    Examples:
+        >>> w, P, B = dplr("legt", 8, rank=2)
+        >>> w.shape, P.shape, B.shape
+        (torch.Size([4]), torch.Size([2, 4]), torch.Size([4]))
     """
     init = choice("init", init, [*_HIPPO, *(f"diag-{name}" for name in _INITS)])
     if init.startswith("diag-"):

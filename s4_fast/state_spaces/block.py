@@ -46,21 +46,34 @@ class S4Block(AllOrNothing):
         final_act: the activation of the last linear map, which leads back to ``d_model`` features; ``"id"`` for none;
             None for no linear map at all. ``"glu"`` where neither this nor ``postact`` is given.
         postact: older name of ``final_act``; None alone is a map without activation, as it was before release 4.
-        initializer, weight_norm: of the last linear map, see
-            ``LinearActivation``.
+        initializer: of the last linear map, see ``LinearActivation``.
+        weight_norm: of the last linear map, see ``LinearActivation``.
         dropout: probability of a zero in the layer and before the last linear map.
         tie_dropout: whether all time steps share one mask.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **layer_args: options of ``FFTConv``, and those of releases 1 to 3, see
-            ``s4_fast.state_spaces.older_arguments.translated``. Code of those releases, whose dropout, gate and
-            defaults are others, wants ``S4``.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        **layer_args: of the ``FFTConv``: ``l_max=None``, ``channels=1``, ``swap_channels=False``,
+            ``bidirectional=False``, ``activation="gelu"``, ``drop_kernel=0.0``, ``mode="dplr"``, ``kernel=None``, and
+            what that takes for its kernel, ``d_state=64``, ``init="legs"``, ``disc="zoh"``, ... Those of releases 1 to
+            3 too, see ``s4_fast.state_spaces.older_arguments.translated``: ``H``, ``hyper_act``, ``measure_args``,
+            ``keops``, ``hurwitz``, ``tie_state``, ``trainable``, ``lr_dt``, ``real_type``, ``fast_gate``. Code of those
+            releases, whose dropout, gate and defaults are others, wants ``S4``.
 
     Checkpoints of releases 1 to 3 load too (``s4_fast.state_spaces.releases``).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> layer = S4Block(8, d_state=16, mode="diag", init="diag-lin", transposed=False)
+        >>> y, _ = layer(torch.randn(2, 100, 8))
+        >>> y.shape
+        torch.Size([2, 100, 8])
+        >>> y, state = layer.eval().step(torch.randn(2, 8), layer.default_state(2))
+        >>> y.shape
+        torch.Size([2, 8])
     """
 
     def __init__(

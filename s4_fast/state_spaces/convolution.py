@@ -42,13 +42,25 @@ class FFTConv(SequenceModule):
         dropout: probability of a zero before the activation.
         tie_dropout: whether all time steps share one mask.
         drop_kernel: probability of a zero in the kernel.
-        mode, kernel: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``); two names of one option.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: options of ``SSMKernel``.
+        mode: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``).
+        kernel: another name of ``mode``.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        **kernel_args: of the kernel: ``d_state=64``, ``lr=None``, ``wd=0.0``, ``verbose=True``,
+            ``deterministic=False``, ``dt_min=0.001``, ``dt_max=0.1``, ``dt_tie=True``, ``dt_transform="exp"``,
+            ``rank=1``, ``n_ssm=None``, ``measure=None``, ``init="legs"``, ``dt_fast=False``, ``real_transform="exp"``,
+            ``imag_transform="none"``, ``bandlimit=None``, ``backend="cuda"``, and what ``init`` takes (``SSMKernel``);
+            ``disc="zoh"`` and ``is_real=False`` of S4D (``SSMKernelDiag``).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> layer = FFTConv(8, channels=2, d_state=16, mode="diag", transposed=False)
+        >>> y, state = layer(torch.randn(2, 100, 8), state=layer.default_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 100, 16]), torch.Size([2, 8, 8]))
     """
 
     def __init__(

@@ -56,21 +56,34 @@ class SSMKernel(SSMModel):
         verbose: whether to log sizes and changes of the kernel's length, at level INFO.
         d_state: real state size N.
         deterministic: C picks out the first coordinate, and dt is spaced logarithmically over the features.
-        dt_min, dt_max: the range of the log-uniform initial dt.
+        dt_min: the least initial dt; they are log-uniform.
+        dt_max: the largest.
         dt_tie: whether the states of a feature have one dt.
-        dt_transform, real_transform, imag_transform: ``"none"``, ``"exp"``, ``"relu"``, ``"sigmoid"``, ``"softplus"``.
+        dt_transform: of dt: ``"none"``, ``"exp"``, ``"relu"``, ``"sigmoid"`` or ``"softplus"``.
+        real_transform: of -Re A, one of these too.
+        imag_transform: of -Im A, one of these too.
         rank: rank of the low-rank part; LegT needs 2.
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         measure: older name of ``init``.
-        init: see ``s4_fast.state_spaces.initialization.initial``, which takes the remaining options.
+        init: ``"legs"``, ``"legt"``, ``"lagt"``, ``"fourier"``, ``"diag-NAME"`` or ``"dplr-NAME"``, several of these,
+            or ``"hippo"``, ``"diag"``, ``"all"``, see ``s4_fast.state_spaces.initialization.initial``.
         dt_fast: ``dt = T(sinh(inv_dt))``.
         bandlimit: modes of a frequency ``dt |Im A| / 2 pi`` of at least half of this take no part in the output.
         backend: ``"cuda"`` or ``"auto"`` for the automatic choice, ``"keops"``, ``"naive"`` (PyTorch), or another
             backend of this package.
+        **init_args: what ``init`` takes, see ``s4_fast.state_spaces.initialization.initial``: ``B_clip=2.0`` of HiPPO
+            matrices; of modes ``real_random=False``, ``real_scale=1.0``, ``imag_random=False``, ``imag_scale=1.0``,
+            ``B_random=False``, ``B_init="constant"``, ``B_scale=1.0``, ``P_scale=1.0``, ``normalize=False``.
 
     Raises:
         TypeError: an unknown option.
         ValueError: an unknown name, a size that does not fit, or options that contradict each other.
+
+    Examples:
+        >>> from s4_fast.state_spaces import SSMKernelDiag
+        >>> k, _ = SSMKernelDiag(8, channels=2, d_state=16)(L=100)
+        >>> k.shape
+        torch.Size([2, 8, 100])
     """
 
     is_real = False
@@ -333,7 +346,15 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
             Gupta et al. 2022, arXiv 2203.14343), so that the kernel depends on its length and has no recurrence.
         is_real: real parameters ``C`` (channels, d_model, n), ``B`` (1, S, n) and ``A_real``, of ``d_state`` real
             states (exponential moving averages); of 32 where no ``d_state`` is given, as in the original.
-        *args, **kwargs: see ``SSMKernel``.
+        d_state: real state size N; None for 64.
+        *args: see ``SSMKernel``.
+        **kwargs: see ``SSMKernel``.
+
+    Examples:
+        >>> kernel = SSMKernelDiag(8, d_state=16, init="diag-lin", disc="bilinear")
+        >>> k, outputs = kernel(L=100, state=kernel.default_state(2))
+        >>> k.shape, outputs.shape
+        (torch.Size([1, 8, 100]), torch.Size([2, 1, 8, 100]))
     """
 
     def __init__(
@@ -412,7 +433,19 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
     are given. ``default_state`` makes both, unless the step mode is ``"linear"``. The modes compute the same.
 
     Args:
-        *args, **kwargs: see ``SSMKernel``.
+        disc: None or ``"bilinear"``.
+        is_real: False; an option of the S4D kernel.
+        backend: see ``SSMKernel``; ``"keops"`` is the automatic choice, as this kernel has no part for it.
+        *args: see ``SSMKernel``.
+        **kwargs: see ``SSMKernel``.
+
+    Examples:
+        >>> kernel = SSMKernelDPLR(8, d_state=16, init="legs")
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
+        >>> y, state = kernel.step(torch.randn(2, 8), kernel.default_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 8, 16]))
     """
 
     low_rank = True

@@ -27,19 +27,29 @@ class SSKernel(AllOrNothing):
         N: real state size per feature.
         L: the length that training sets up for; None for that of the first call.
         measure: how it starts, see ``s4_fast.state_spaces.initialization.initial``.
-        rank, channels, dt_min, dt_max, deterministic, lr, n_ssm, verbose: see
-            ``SSMKernel``.
+        rank: rank of the low-rank part; LegT needs 2.
+        channels: number of kernels per feature.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
+        deterministic: whether C picks out the first coordinate, and dt is spaced logarithmically over the features.
+        lr: learning rate mark of all parameters, or of those that a mapping names.
+        n_ssm: number of independent (A, B), a divisor of ``H``; None for one per feature.
+        verbose: whether to log sizes, at level INFO.
         mode: ``"nplr"`` (S4) or ``"diag"`` (S4D).
         measure_args: options of ``measure``.
         **kernel_args: ``real_type``, ``bandlimit``, ``keops``, and ``disc`` of a diagonal kernel, ``"bilinear"`` by
             default.
 
-    ``kernel`` is the ``SSMKernelDPLR`` or
-    ``SSMKernelDiag`` that computes; parameters have its names.
+    ``kernel`` is the ``SSMKernelDPLR`` or ``SSMKernelDiag`` that computes; parameters have its names.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> k, _ = SSKernel(8, N=16, measure="legs")(L=100)
+        >>> k.shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -113,10 +123,17 @@ class HippoSSKernel(SSKernel):
     """A kernel by its options, as release 2 makes it: ``k = kernel(L=L)``, (channels, H, L), alone.
 
     Args:
-        H, N, L: see ``SSKernel``.
+        H: number of features.
+        N: real state size per feature.
+        L: the length that training sets up for.
         length_correction: whether C starts as that of an infinite kernel, or as the truncated one of length ``L``.
-        *args, **kwargs: further options of ``SSKernel``, and ``trainable``, ``hurwitz``, ``tie_state``, see
-            ``s4_fast.state_spaces.older_arguments.translated``.
+        *args: further options of ``SSKernel``.
+        trainable: see ``s4_fast.state_spaces.older_arguments.translated``.
+        **kwargs: further options of ``SSKernel``, ``hurwitz`` and ``tie_state``.
+
+    Examples:
+        >>> HippoSSKernel(8, N=16, L=100)(L=100).shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -151,10 +168,16 @@ class SSKernelNPLR(SSMKernelDPLR):
         C: (channels, H, n), plain.
         log_dt: (H,).
         L: the length that training sets up for.
-        lr, verbose, keops, real_type, bandlimit: see ``SSKernel``.
+        **kernel_args: ``lr``, ``verbose``, ``keops``, ``real_type`` and ``bandlimit`` of ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or a w that is not stable.
+
+    Examples:
+        >>> w, P, B = (t.unsqueeze(-2) for t in s4_fast.ssm.initialization.dplr("legs", 16))
+        >>> kernel = SSKernelNPLR(w, P, B, torch.randn(1, 8, 8, dtype=torch.complex64), torch.full((8,), -4.0))
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -176,10 +199,16 @@ class SSKernelDiag(SSMKernelDiag):
         log_dt: (H,).
         L: accepted, and without effect, as in the original.
         disc: ``"bilinear"``, ``"zoh"`` or ``"dss"``.
-        real_type, lr, bandlimit: see ``SSKernel``.
+        **kernel_args: ``real_type``, ``lr`` and ``bandlimit`` of ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or an A that is not stable.
+
+    Examples:
+        >>> A, B = (t[None] for t in s4_fast.ssm.initialization.diagonal("lin", 16))
+        >>> kernel = SSKernelDiag(A, B, torch.randn(1, 8, 8, dtype=torch.complex64), torch.full((8,), -4.0))
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
             the fast one that it prefers; or a fallback was replaced before with another ``keep_faults``. Nothing is
             replaced then.
 
-    Example:
+    Examples:
         >>> import types
         >>> s4 = types.ModuleType("s4")  # in place of an import of state-spaces/s4
         >>> s4.cauchy_slow = lambda v, z, w: (v.unsqueeze(-1) / (z.unsqueeze(-2) - w.unsqueeze(-1))).sum(-2)
@@ -90,6 +90,15 @@ class Patch:
     Attributes:
         module: the patched module.
         replaced: the original functions by their names; those of another module with its name before a dot.
+
+    Examples:
+        >>> import types
+        >>> s4 = types.ModuleType("s4")  # in place of an import of state-spaces/s4
+        >>> s4.cauchy_slow = lambda v, z, w: (v.unsqueeze(-1) / (z.unsqueeze(-2) - w.unsqueeze(-1))).sum(-2)
+        >>> patched = patch(s4, keep_faults=True)
+        >>> list(patched.replaced)
+        ['cauchy_slow']
+        >>> patched.undo()
     """
 
     def __init__(self, module: ModuleType, found: dict[str, _Found]) -> None:

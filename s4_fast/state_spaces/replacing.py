@@ -20,7 +20,12 @@ from s4_fast.state_spaces.patching import Patch, patch
 
 
 class Replacement(NamedTuple):
-    """A layer that was replaced: its name in the model, its class, and the class of what is there now."""
+    """A layer that was replaced: its name in the model, its class, and the class of what is there now.
+
+    Examples:
+        >>> Replacement("0", nn.Linear, nn.Identity).name
+        '0'
+    """
 
     name: str
     old: type[nn.Module]
@@ -63,6 +68,11 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
         ValueError: a layer computes something else than its replacement, cannot be checked or cannot be matched, it is
             inside a wrapper, or ``model`` itself is one (see ``replacement``); or none was found, but modules that
             look like official ones. The reasons are given for all such layers, and nothing has changed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(1, 8))  # in place of a model made with state-spaces/s4
+        >>> for replaced in replace_layers(model):
+        ...     print(replaced.name, replaced.old, replaced.new)
     """
     if official.recognized(model):
         raise ValueError(f"the model is itself an official {class_name(model)}; use replacement(model) instead")
@@ -101,6 +111,11 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
 
     Raises:
         ValueError: why there is no such layer.
+
+    Examples:
+        >>> replacement(nn.Linear(1, 8))
+        Traceback (most recent call last):
+        ValueError: expected one of ... of state-spaces/s4, got Linear
     """
     row = official.recognized(layer)
     if row is None:

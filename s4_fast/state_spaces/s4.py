@@ -52,15 +52,17 @@ class S4(S4Block):
             (releases 2 and 3), or a linear map of u (release 1).
         dropout: probability of a zero before the last map.
         tie_dropout: whether all time steps share one mask; releases 1 and 2 do so where ``transposed``.
-        bottleneck, gate: of release 3, see ``S4Block``.
+        bottleneck: of release 3, see ``S4Block``.
+        gate: of release 3, see ``S4Block``.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
         verbose: whether to log the kernel's sizes and length, at level INFO.
-        initializer, weight_norm: of the linear maps, see
-            ``LinearActivation``.
+        initializer: of the linear maps, see ``LinearActivation``.
+        weight_norm: of the linear maps, see ``LinearActivation``.
         release: 1, 2 or 3; None for 3, or the one that an option belongs to: 1 for ``H``, ``stride``,
             ``input_linear``, ``use_state``, ``cache``; 2 for ``trainable``, ``hurwitz``, ``tie_state``,
             ``length_correction``, ``precision``, ``resample``.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
         **kernel_args: options of the kernel: ``measure``, ``measure_args``, ``rank``, ``dt_min``, ``dt_max``,
             ``trainable``, ``lr``, ``hurwitz``, ``tie_state``, ``n_ssm``, ``mode``, ``disc``, ``real_type``,
             ``bandlimit``, ``deterministic``, ``keops``, and those of
@@ -70,7 +72,7 @@ class S4(S4Block):
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown, out of range or not supported, or two contradict each other.
 
-    Example:
+    Examples:
         >>> layer = S4(d_model=8, d_state=16, l_max=100, bidirectional=True, postact=None)
         >>> y, state = layer(torch.randn(2, 8, 100))
         >>> y.shape

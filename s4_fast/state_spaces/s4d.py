@@ -30,12 +30,17 @@ class S4DKernel(DiagonalModel):
     Args:
         d_model: number of features.
         N: real state size, at least 2; an odd one counts as the even one below.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         lr: learning rate mark of log_dt, log_A_real and A_imag, whose weight decay is marked 0
             (``s4_fast.get_ssm_param_groups``). None leaves it to the optimiser's group; 0 makes them buffers.
 
     Raises:
         ValueError: N < 2, a negative lr, or not 0 < dt_min <= dt_max.
+
+    Examples:
+        >>> S4DKernel(8, N=16)(100).shape
+        torch.Size([8, 100])
     """
 
     discretization = "zoh"
@@ -104,14 +109,22 @@ class S4D(SequenceModule):
         d_state: real state size N per feature.
         dropout: probability that ``s4_fast.DropoutNd`` drops a feature, at all positions at once.
         transposed: whether features come before the positions.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         lr: learning rate mark of the kernel's parameters but C (``s4_fast.get_ssm_param_groups``); None leaves it to
             the optimiser's group, 0 makes them buffers.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: a value out of range.
+
+    Examples:
+        >>> layer = S4D(8, d_state=16, dropout=0.1, transposed=False)
+        >>> y, _ = layer(torch.randn(2, 100, 8))
+        >>> y.shape
+        torch.Size([2, 100, 8])
     """
 
     def __init__(

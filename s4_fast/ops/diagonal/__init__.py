@@ -119,7 +119,7 @@ def diagonal_ssm(
             ``bidirectional``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
 
-    Example:
+    Examples:
         >>> A = -0.5 + 1j * torch.pi * torch.arange(4).expand(8, 4)
         >>> C = torch.randn(8, 4, dtype=torch.complex64)
         >>> y = diagonal_ssm(torch.randn(2, 8, 100), A, None, C, torch.full((8,), 0.01))

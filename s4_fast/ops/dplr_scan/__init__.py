@@ -119,7 +119,7 @@ def dplr_scan(
             tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
 
-    Example:
+    Examples:
         >>> w, P, B = s4_fast.ssm.initialization.dplr("legs", 8)
         >>> A, P, B = (t.to(torch.complex64)[..., None, :].expand(*t.shape[:-1], 16, -1) for t in (w, P, B))
         >>> C = torch.randn(16, 4, dtype=torch.complex64)
