@@ -58,6 +58,12 @@ assert_type(s4_fast.distributed.split_time(model), S4SequenceModel)
 assert_type(s4_fast.explain("fft_conv", u, u).backend, str)
 with s4_fast.use_backend("pytorch"):
     s4_fast.export.save_model(model, "model.safetensors")
+assert_type(s4_fast.ops.fft_conv(u.mT, u[0].mT), Tensor)
+assert_type(s4_fast.layers.S4DLayer(8)(u), Tensor)
+assert_type(s4_fast.ssm.initialization.diagonal("lin", 8), tuple[Tensor, Tensor])
+assert_type(s4_fast.ssm.hippo.nplr("legs", 8).w, Tensor)
+assert_type(s4_fast.ssm.discretization.zoh(x, x, 0.1), tuple[Tensor, Tensor])
+assert_type(s4_fast.dispatch.ops(), tuple[str, ...])
 optimizer = torch.optim.AdamW(s4_fast.get_ssm_param_groups(model))
 """
 

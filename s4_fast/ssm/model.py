@@ -56,7 +56,7 @@ class SSMModel(SSMParameters):
         return found
 
     def refresh(self) -> None:
-        """Let hooks that run before a call set what they set: masks, norms."""
+        """Let hooks that run before a call set what they set: masks, norms; steps do it, and users need not."""
         if torch_private.has_hooks(self):
             self.seen_response(1)
 
@@ -77,7 +77,7 @@ class SSMModel(SSMParameters):
         return False
 
     def prepare(self, L: int, rate: float = 1.0) -> None:
-        """What is to be done before a sequence of L samples."""
+        """What is to be done before a sequence of L samples; layers do it, and users need not."""
 
     def prepared_scan(
         self,
