@@ -18,7 +18,7 @@ def to_c(
 ) -> dict[str, str]:
     """Write one step of ``model`` in evaluation mode, with its weights, as a C99 file that needs nothing but libm.
 
-    The file declares, for ``name`` = ``effect``::
+    The file declares, for ``name`` = ``effect``:
 
         typedef struct { ... } effect_state;
         void effect_init(effect_state *state);

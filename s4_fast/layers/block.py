@@ -16,8 +16,9 @@ from s4_fast.layers.calls import SequenceCall
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.options import LayerOptions, layer_class
 from s4_fast.layers.padding import Lengths
+from s4_fast.layers.s4_layer import S4Layer
+from s4_fast.layers.s4d_layer import S4DLayer
 from s4_fast.layers.sequence_module import one_sample
-from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

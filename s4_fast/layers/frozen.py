@@ -27,7 +27,7 @@ class FrozenStep(NamedErrors):
     The coefficients of the recurrence are buffers, and no discretisation is left. Arithmetic is real, and a state is
     flat: one real tensor (batch, d_model, d_state / 2, 2) per block, then ``pooled`` and ``steps``. So
     ``torch.export``, AOTInductor, ``torch.compile`` and runtimes without complex numbers take it, and programs made of
-    it need no s4_fast::
+    it need no s4_fast:
 
         frozen = FrozenStep(model)
         state = frozen.init_state(1)

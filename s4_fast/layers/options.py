@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from s4_fast.arguments import choice, options_of, refuse_unknown
-from s4_fast.layers.ssm_layer import S4DLayer, S4Layer
+from s4_fast.layers.s4_layer import S4Layer
+from s4_fast.layers.s4d_layer import S4DLayer
 
 LAYERS: dict[str, type[S4DLayer] | type[S4Layer]] = {"s4d": S4DLayer, "s4": S4Layer}
 

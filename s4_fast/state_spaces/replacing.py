@@ -52,8 +52,7 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
 
     Names, shapes, devices, dtypes, ``requires_grad``, marks for the optimiser, training mode and the state of random
     number generators stay as they are; layers of releases 1 to 3 get the names of release 4. The parameters are new
-    ones: make the optimiser, wrap the model (``torch.compile``, ``DistributedDataParallel``, FSDP), and call
-    ``setup_step``, afterwards.
+    ones: make the optimiser, and wrap the model (``torch.compile``, ``DistributedDataParallel``, FSDP), afterwards.
 
     Args:
         model: what to look through.
