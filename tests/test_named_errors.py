@@ -103,6 +103,15 @@ def test_subclasses_are_named_as_they_are() -> None:
         Mine(4)(torch.zeros(3))
 
 
+def test_a_module_that_is_not_made_yet_has_a_name_too() -> None:
+    class Mine(S4DLayer):
+        def __init__(self) -> None:
+            SSMBlock(4, 7)
+
+    with pytest.raises(ValueError, match=r"^Mine: d_state"):
+        Mine()
+
+
 def test_signatures_are_those_of_the_methods() -> None:
     assert list(inspect.signature(S4DLayer).parameters)[:4] == ["d_model", "d_state", "dt_min", "dt_max"]
     assert inspect.signature(S4DLayer).parameters["d_state"].default == 64

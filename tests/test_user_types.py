@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import s4_fast
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel, SSMBlock
 from s4_fast.arguments import options_of
 from s4_fast.layers.options import LayerOptions
@@ -107,6 +110,13 @@ def test_mistakes_are_found(mypy: Callable[[str], Any]) -> None:
     found = {int(line.split(":")[1]): line for line in result.stdout.splitlines() if ": error: " in line}
     for number, (line, named) in enumerate(WRONG.items(), len(lines) + 1):
         assert named in found.get(number, ""), line
+
+
+@pytest.mark.parametrize("name", [name for name in s4_fast.__all__ if name[0] != "_"])
+def test_types_can_be_read_in_a_running_program(name: str) -> None:
+    """As command lines and configurations are made of signatures."""
+    value = getattr(s4_fast, name)
+    typing.get_type_hints(value.__init__ if inspect.isclass(value) else value)
 
 
 # ----------------------------------------------------------------------------------------------------------- options

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
 from s4_fast.arguments import signal
@@ -19,9 +20,6 @@ from s4_fast.layers.padding import Lengths
 from s4_fast.layers.s4_layer import S4Layer
 from s4_fast.layers.s4d_layer import S4DLayer
 from s4_fast.layers.sequence_module import one_sample
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SSMBlock(AllOrNothing):

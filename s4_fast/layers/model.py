@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
 from s4_fast.arguments import choice, integer, signal, sizes
@@ -20,8 +21,6 @@ from s4_fast.layers.padding import Lengths, Rows
 from s4_fast.time_split import TimeSplittable
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from s4_fast.distributed import Slices, TimeSplit
 
 TASKS = ("classification", "regression")

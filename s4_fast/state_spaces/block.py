@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
 from s4_fast.arguments import UnknownOptionError, integer, signal
@@ -24,9 +25,6 @@ from s4_fast.state_spaces.convolution import FFTConv, one_sample
 from s4_fast.state_spaces.kernels import SSMKernelDiag
 from s4_fast.state_spaces.options import BlockOptions
 from s4_fast.state_spaces.releases import older_layer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class S4Block(AllOrNothing):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
 from s4_fast.arguments import UnknownOptionError, choice, integer, signal
@@ -19,9 +20,6 @@ from s4_fast.state_spaces.activation import Activation, halves
 from s4_fast.state_spaces.arguments import check_shape, flattened, longest, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
 from s4_fast.state_spaces.options import KernelOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class FFTConv(SequenceModule):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast.arguments import UnknownOptionError, integer, signal
 from s4_fast.layers.dropout import DropoutNd
@@ -18,9 +19,6 @@ from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
 from s4_fast.state_spaces.options import OlderBlockOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # Options that a release alone has, in the order in which they tell it.
 _OF_RELEASE = {
