@@ -1,7 +1,7 @@
 """Backends: which exist, which one runs this call, and why.
 
 An op registers, per backend, the module that implements it and a predicate that says what that module serves. Nothing
-is imported until a backend is used. Choosing is a pure function of the :class:`Call`, of what is asked for and of what
+is imported until a backend is used. Choosing is a pure function of the ``Call``, of what is asked for and of what
 is on the machine. It remembers nothing, so nothing can be out of date; a call of a layer feels every microsecond of it.
 """
 
@@ -24,7 +24,16 @@ from s4_fast.backend_table import AUTOMATIC_ORDER, BACKENDS, check_name
 
 
 class BackendUnavailableError(RuntimeError):
-    """An explicitly requested backend cannot serve the call. The message names the cause and the fix."""
+    """An explicitly requested backend cannot serve the call. The message names the cause and the fix.
+
+    Examples:
+        >>> x = torch.zeros(8, 4, dtype=torch.complex64)
+        >>> try:
+        ...     s4_fast.fft_conv(torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="triton")
+        ... except BackendUnavailableError as error:
+        ...     print("triton" in str(error))
+        True
+    """
 
 
 class Call(NamedTuple):
@@ -45,7 +54,15 @@ class Call(NamedTuple):
 class Choice(NamedTuple):
     """The backend that runs a call, and why it was chosen.
 
-    ``replaces`` is the backend that was preferred, where that does not serve the call.
+    Attributes:
+        backend: its name.
+        reason: who asked for it, or how it was chosen.
+        replaces: the backend that was preferred, where that does not serve the call; else None.
+
+    Examples:
+        >>> choice = s4_fast.explain("fft_conv", torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="pytorch")
+        >>> choice.backend, choice.reason
+        ('pytorch', 'requested by backend=')
     """
 
     backend: str
@@ -63,7 +80,7 @@ def _always(call: Call) -> bool:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend of one op; see :func:`register`."""
+    """One backend of one op; see ``register``."""
 
     module: str
     refuses: Callable[[Call], str | None] = _serves_everything
@@ -73,7 +90,18 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it."""
+    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it.
+
+    Attributes:
+        usable: whether what it needs is there.
+        ops: the names of the ops that it implements.
+        cause: what is missing, or the empty string.
+        fix: the command that provides it, or the empty string.
+
+    Examples:
+        >>> s4_fast.backends()["pytorch"].usable
+        True
+    """
 
     usable: bool
     ops: tuple[str, ...]
@@ -89,7 +117,7 @@ _describers: dict[str, Callable[..., Call]] = {}
 
 
 def register_op(op: str, describe: Callable[..., Call]) -> None:
-    """Declare an op. ``describe`` takes the public function's arguments and returns its :class:`Call`."""
+    """Declare an op. ``describe`` takes the public function's arguments and returns its ``Call``."""
     _describers[op] = describe
     _implementations[op] = {}
 
@@ -106,13 +134,13 @@ def register(
     """Declare that ``module`` implements ``op`` for ``backend``.
 
     Args:
-        op: the name of an op that :func:`register_op` has declared.
-        backend: a name of the table of backends (:mod:`s4_fast.backend_table`).
+        op: the name of an op that ``register_op`` has declared.
+        backend: a name of the table of backends (``s4_fast.backend_table``).
         module: the module's name; it is imported at first use.
         refuses: why the backend cannot serve a call, or None. Devices that the table does not name are refused before.
         preferred: whether the automatic choice may take it for a call.
         offers: what the module does beyond the op, by name, with the types of devices on which it does:
-            see :func:`offers`.
+            see ``offers``.
 
     Raises:
         ValueError: there is no such op or backend; the known ones are named.
@@ -154,7 +182,15 @@ def _fix(backend: str) -> str:
 
 
 def backends() -> dict[str, Status]:
-    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command."""
+    """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command.
+
+    Examples:
+        >>> found = backends()
+        >>> list(found)
+        ['reference', 'pytorch', 'keops', 'triton', 'native', 'tensor_cores']
+        >>> found["pytorch"].usable, "ssm_scan" in found["pytorch"].ops
+        (True, True)
+    """
     found = {}
     for name in BACKENDS:
         served = tuple(op for op, table in _implementations.items() if name in table)
@@ -164,7 +200,7 @@ def backends() -> dict[str, Status]:
 
 
 def requested(op: str | None = None) -> str | None:
-    """The backend that :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
+    """The backend that ``use_backend``, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
 
     With ``op`` it is None as well where that backend is only preferred, and does not implement ``op``.
 
@@ -202,9 +238,9 @@ def _refusal(call: Call, backend: str, implementation: Implementation) -> str | 
 def choose(call: Call, backend: str | None = None) -> Choice:
     """The backend that runs ``call``.
 
-    Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
+    Order of say: ``backend``, ``use_backend``, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
     a strict block, asks for is never replaced by another one; what the others ask for runs where it serves the call.
-    The automatic choice is :data:`PLAIN` in exported programs and under transforms of ``torch.func``. There, and for
+    The automatic choice is ``PLAIN`` in exported programs and under transforms of ``torch.func``. There, and for
     tangents and second derivatives, those operations take the place of a requested backend too, but for
     ``"reference"``, which has its own; an exported program has the op of a requested backend.
 
@@ -272,7 +308,23 @@ def load(op: str, backend: str) -> ModuleType:
 def explain(op: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
     """The backend that ``op(*args, **kwargs)`` would run here, and why. Nothing is computed.
 
-    ``op`` is the public function or its name. Raises what the call itself would raise for bad arguments.
+    Args:
+        op: the public function or its name.
+        *args: the call's arguments.
+        backend: the call's ``backend``.
+        **kwargs: the call's other keyword arguments.
+
+    Raises:
+        ValueError: there is no such op, or no such backend.
+        BackendUnavailableError: as the call itself would; and so for its other errors.
+
+    Examples:
+        >>> u, k = torch.randn(2, 8, 100), torch.randn(8, 100)
+        >>> explain(s4_fast.fft_conv, u, k, backend="pytorch").backend
+        'pytorch'
+        >>> with s4_fast.use_backend("reference"):
+        ...     explain("fft_conv", u, k).reason
+        'requested by use_backend()'
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in _describers:
