@@ -1,4 +1,4 @@
-"""The tables of the README and of the benchmarks' guide, from results files: writes what stands between their marks.
+"""The tables of the README and of the guides, from results files: writes what stands between their marks.
 
 python benchmarks/tables.py          # after a new results file
 """
@@ -16,7 +16,7 @@ import click
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md")))
 # <!-- table NAME from FILE --> ... <!-- end -->
 MARKED = re.compile(
     r"(?P<begin><!-- table (?P<name>[\w-]+) from (?P<file>[\w.-]+) -->\n)(?P<body>.*?)(?P<end><!-- end -->)", re.DOTALL
@@ -169,19 +169,27 @@ def h200(rows: list[Row]) -> str:
     return table(f"H = 1024, n = 32, L = 4096 | {head}", iter(lines))
 
 
+EXPORTED = ("model.step", "ONNX step", "ONNX prefill", "C", "C, single")
+
+
+def exported(row: Row) -> str:
+    return "{}, {d_model} features, N = {d_state}, {n_layers} layers".format(row["model"].partition(",")[0], **row)
+
+
 def export(rows: list[Row]) -> str:
-    """Exported models beside ``model.step``."""
-    ways = ("model.step", "ONNX step", "ONNX prefill", "C")
+    """Exported models beside ``model.step``: time of a step, error against float64."""
     lines = (
-        [
-            "{}, {d_model} features, N = {d_state}, {n_layers} layers".format(row["model"].partition(",")[0], **row),
-            *(f"{figure(row[f'{way}, us'])} us" for way in ways),
-            f"{row['C, code'] / 1024:.0f} KiB",
-            f"{row['C, state'] / 1024:.0f} KiB",
-        ]
+        [exported(row), *(f"{figure(row[f'{way}, us'])} us, {row[f'{way}, error']:.0e}" for way in EXPORTED)]
         for row in rows
     )
-    return table("`S4SequenceModel` | `model.step` | ONNX step | ONNX prefill | C | code and constants | state", lines)
+    return table("`S4SequenceModel` | " + " | ".join(EXPORTED), lines)
+
+
+def export_sizes(rows: list[Row]) -> str:
+    """What the C of these models takes of memory."""
+    parts = [f"{way}, {part}" for way in ("C", "C, single") for part in ("code", "state")]
+    lines = ([exported(row), *(f"{row[part] / 1024:.0f} KiB" for part in parts)] for row in rows)
+    return table("`S4SequenceModel` | " + " | ".join(parts).replace("code", "code and constants"), lines)
 
 
 def batch(row: Row) -> str:
@@ -213,6 +221,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "losses": losses,
     "h200": h200,
     "export": export,
+    "export-sizes": export_sizes,
     "predicted": predicted,
 }
 

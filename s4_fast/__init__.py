@@ -1,4 +1,13 @@
-"""Fast kernels of structured state space models (S4, S4D) as functions of tensors, and PyTorch layers on top."""
+"""Fast kernels of structured state space models (S4, S4D) as functions of tensors, and PyTorch layers on top.
+
+``s4_fast.state_spaces``, ``s4_fast.distributed`` and ``s4_fast.export`` are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from s4_fast._version import __version__
 from s4_fast.allocator import keep_pages
@@ -19,6 +28,13 @@ from s4_fast.ops import (
 )
 from s4_fast.optim import get_ssm_param_groups
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
+
+if TYPE_CHECKING:
+    from s4_fast import distributed as distributed
+    from s4_fast import export as export
+    from s4_fast import state_spaces as state_spaces
+
+_LAZY = ("distributed", "export", "state_spaces")
 
 __all__ = [
     "DPLRSSM",
@@ -49,3 +65,15 @@ __all__ = [
     "ssm_step",
     "use_backend",
 ]
+
+
+if not TYPE_CHECKING:  # which would take every name for an attribute
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _LAZY:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

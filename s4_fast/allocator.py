@@ -26,6 +26,10 @@ def keep_pages() -> bool:
     Returns:
         True when it took effect. Elsewhere (another operating system, musl, or a preloaded jemalloc, tcmalloc or
         mimalloc) nothing is changed, one warning says so and the result is False.
+
+    Examples:
+        >>> if __name__ == "__main__":  # in a program, before it allocates
+        ...     keep_pages()
     """
     cause = _unsupported()
     if not cause:

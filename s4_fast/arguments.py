@@ -34,7 +34,7 @@ def from_array(array: Any) -> Tensor:
 
 
 def signal(name: str, value: Any, module: nn.Module) -> Tensor:
-    """``value`` as a tensor: itself, or :func:`from_array`, copied where ``module`` is on another device.
+    """``value`` as a tensor: itself, or ``from_array``, copied where ``module`` is on another device.
 
     Raises:
         TypeError: it is something else.
@@ -98,6 +98,20 @@ def state_size(d_state: Any) -> int:
     (found,) = sizes(d_state=d_state)
     if found % 2:
         raise ValueError(f"d_state must be even (conjugate pairs are stored as halves), got {found}")
+    return found
+
+
+def choice(option: str, value: Any, known: Iterable[str], caller: str = "") -> str:
+    """The one of ``known``, which are in lower case, that ``value`` is in upper or lower case.
+
+    Raises:
+        ValueError: there is none; the message begins with the ``caller``.
+    """
+    found = value.lower() if isinstance(value, str) else None
+    known = list(known)
+    if found not in known:
+        said = f"unknown {option} {value!r}; expected one of {', '.join(known)}"
+        raise ValueError(f"{caller}: {said}" if caller else said)
     return found
 
 

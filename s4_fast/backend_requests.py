@@ -34,15 +34,24 @@ class use_backend(ContextDecorator):
     """Run the ops in this block with ``backend`` where it serves them; ``"auto"`` restores the automatic choice.
 
     An op that ``backend`` does not implement, or a call that it refuses for its device, sizes, precision or gradients,
-    runs on what is chosen automatically; :func:`s4_fast.explain` says so. With ``strict`` it raises instead.
+    runs on what is chosen automatically; ``s4_fast.explain`` says so. With ``strict`` it raises instead.
 
     The setting is process-wide, as ``torch.backends.cudnn.flags`` is, so compiled functions see it too. Of the blocks
     that threads are in, the one that was entered last holds.
+
+    Args:
+        backend: a backend's name, or ``"auto"``.
+        strict: whether a call that ``backend`` does not serve raises.
 
     Raises:
         ValueError: ``backend`` is not a backend's name.
         BackendUnavailableError: from the ops, where ``backend`` cannot be used on this machine at all, or, with
             ``strict``, does not serve a call.
+
+    Examples:
+        >>> layer, u = s4_fast.S4DLayer(8), torch.randn(2, 100, 8)
+        >>> with use_backend("pytorch"):
+        ...     y = layer(u)
     """
 
     # A class and no generator: Dynamo traces those of contextlib from PyTorch 2.7 on alone.

@@ -12,7 +12,18 @@ _WIDTH = 80
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it."""
+    """Whether a backend is usable on this machine; if not, the cause and the command that fixes it.
+
+    Attributes:
+        usable: whether what it needs is there.
+        ops: the names of the ops that it implements.
+        cause: what is missing, or the empty string.
+        fix: the command that provides it, or the empty string.
+
+    Examples:
+        >>> s4_fast.backends()["pytorch"].usable
+        True
+    """
 
     usable: bool
     ops: tuple[str, ...]

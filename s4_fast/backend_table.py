@@ -81,14 +81,14 @@ BACKENDS = {
     "keops": Backend(
         devices=("cpu", "cuda"),
         requirements=(
-            Requirement(_package("pykeops"), lambda: "pip install 's4_fast[keops]'"),
+            Requirement(_package("pykeops"), lambda: "pip install 'pykeops>=2.2'"),
             Requirement(_cxx_compiler, lambda: "apt-get install g++ (or set CXX to another C++ compiler)"),
         ),
     ),
     "triton": Backend(
         turn=2,
         devices=("cpu", "cuda"),
-        requirements=(Requirement(_package("triton"), lambda: "pip install 's4_fast[triton]'"),),
+        requirements=(Requirement(_package("triton"), lambda: "pip install 'triton>=3.2'"),),
     ),
     "native": Backend(
         turn=1,

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import is_tensor_like
+
+from s4_fast.named_errors import NamedErrors
 
 
 class Renewed(NamedTuple):
@@ -21,7 +23,7 @@ class Renewed(NamedTuple):
     names: Mapping[str, str]
 
 
-class AllOrNothing(nn.Module):
+class AllOrNothing(NamedErrors):
     """A module whose ``load_state_dict`` checks every key and shape before it copies the first one.
 
     ``obsolete`` names what older checkpoints hold and the module has no use for; it is passed over.

@@ -1,7 +1,7 @@
 """Backends: which exist, which one runs this call, and why.
 
 An op registers, per backend, the module that implements it and a predicate that says what that module serves. Nothing
-is imported until a backend is used. Choosing is a pure function of the :class:`Call`, of what is asked for and of what
+is imported until a backend is used. Choosing is a pure function of the ``Call``, of what is asked for and of what
 is on the machine. It remembers nothing, so nothing can be out of date; a call of a layer feels every microsecond of it.
 """
 
@@ -27,7 +27,16 @@ from s4_fast.backend_table import AUTOMATIC_ORDER, BACKENDS, check_name
 class BackendUnavailableError(RuntimeError):
     """An explicitly requested backend cannot serve the call. The message names the cause and the fix.
 
-    ``cause`` is the part of the message that does not depend on who asked, and for which op.
+    Attributes:
+        cause: the part of the message that does not depend on who asked, and for which op.
+
+    Examples:
+        >>> x = torch.zeros(8, 4, dtype=torch.complex64)
+        >>> try:
+        ...     s4_fast.fft_conv(torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="triton")
+        ... except BackendUnavailableError as error:
+        ...     print("triton" in str(error))
+        True
     """
 
     def __init__(self, message: str, cause: str = "") -> None:
@@ -53,7 +62,15 @@ class Call(NamedTuple):
 class Choice(NamedTuple):
     """The backend that runs a call, and why it was chosen.
 
-    ``replaces`` is the backend that was preferred, where that does not serve the call.
+    Attributes:
+        backend: its name.
+        reason: who asked for it, or how it was chosen.
+        replaces: the backend that was preferred, where that does not serve the call; else None.
+
+    Examples:
+        >>> choice = s4_fast.explain("fft_conv", torch.zeros(1, 8, 9), torch.zeros(8, 9), backend="pytorch")
+        >>> choice.backend, choice.reason
+        ('pytorch', 'requested by backend=')
     """
 
     backend: str
@@ -74,7 +91,7 @@ def _always(call: Call) -> bool:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend of one op; see :func:`register`."""
+    """One backend of one op; see ``register``."""
 
     module: str
     refuses: Callable[[Call], str | None] = _serves_everything
@@ -90,7 +107,7 @@ _describers: dict[str, Callable[..., Call]] = {}
 
 
 def register_op(op: str, describe: Callable[..., Call]) -> None:
-    """Declare an op. ``describe`` takes the public function's arguments and returns its :class:`Call`."""
+    """Declare an op. ``describe`` takes the public function's arguments and returns its ``Call``."""
     _describers[op] = describe
     _implementations[op] = {}
 
@@ -107,13 +124,13 @@ def register(
     """Declare that ``module`` implements ``op`` for ``backend``.
 
     Args:
-        op: the name of an op that :func:`register_op` has declared.
-        backend: a name of the table of backends (:mod:`s4_fast.backend_table`).
+        op: the name of an op that ``register_op`` has declared.
+        backend: a name of the table of backends (``s4_fast.backend_table``).
         module: the module's name; it is imported at first use.
         refuses: why the backend cannot serve a call, or None. Devices that the table does not name are refused before.
         preferred: whether the automatic choice may take it for a call.
         offers: what the module does beyond the op, by name, with the types of devices on which it does:
-            see :func:`offers`.
+            see ``offers``.
 
     Raises:
         ValueError: there is no such op or backend; the known ones are named.
@@ -158,6 +175,13 @@ def backends() -> Backends:
     """Every backend by name: usable here or not, the ops it implements, the cause and the fixing command.
 
     Printed, the result is a table.
+
+    Examples:
+        >>> found = backends()
+        >>> list(found)
+        ['reference', 'pytorch', 'keops', 'triton', 'native', 'tensor_cores']
+        >>> found["pytorch"].usable, "ssm_scan" in found["pytorch"].ops
+        (True, True)
     """
     found = Backends()
     for name in BACKENDS:
@@ -168,7 +192,7 @@ def backends() -> Backends:
 
 
 def requested(op: str | None = None) -> str | None:
-    """The backend that :func:`use_backend`, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
+    """The backend that ``use_backend``, or else ``S4_FAST_BACKEND``, asks for; None for the automatic choice.
 
     With ``op`` it is None as well where that backend is only preferred, and does not implement ``op``.
 
@@ -207,9 +231,9 @@ def _refusal(call: Call, backend: str, implementation: Implementation) -> str | 
 def choose(call: Call, backend: str | None = None) -> Choice:
     """The backend that runs ``call``.
 
-    Order of say: ``backend``, :func:`use_backend`, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
+    Order of say: ``backend``, ``use_backend``, ``S4_FAST_BACKEND``, then the automatic choice. What ``backend``, or
     a strict block, asks for is never replaced by another one; what the others ask for runs where it serves the call.
-    The automatic choice is :data:`PLAIN` in exported programs and under transforms of ``torch.func``. There, and for
+    The automatic choice is ``PLAIN`` in exported programs and under transforms of ``torch.func``. There, and for
     tangents and second derivatives, those operations take the place of a requested backend too, but for
     ``"reference"``, which has its own; an exported program has the op of a requested backend.
 
@@ -277,7 +301,23 @@ def load(op: str, backend: str) -> ModuleType:
 def explain(op: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
     """The backend that ``op(*args, **kwargs)`` would run here, and why. Nothing is computed.
 
-    ``op`` is the public function or its name. Raises what the call itself would raise for bad arguments.
+    Args:
+        op: the public function or its name.
+        *args: the call's arguments.
+        backend: the call's ``backend``.
+        **kwargs: the call's other keyword arguments.
+
+    Raises:
+        ValueError: there is no such op, or no such backend.
+        BackendUnavailableError: as the call itself would; and so for its other errors.
+
+    Examples:
+        >>> u, k = torch.randn(2, 8, 100), torch.randn(8, 100)
+        >>> explain(s4_fast.fft_conv, u, k, backend="pytorch").backend
+        'pytorch'
+        >>> with s4_fast.use_backend("reference"):
+        ...     explain("fft_conv", u, k).reason
+        'requested by use_backend()'
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in _describers:

@@ -76,7 +76,7 @@ def scan(
     reverse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""A diagonal SSM over a sequence that the ranks of ``group`` hold in slices, as :func:`s4_fast.ssm_scan`.
+    r"""A diagonal SSM over a sequence that the ranks of ``group`` hold in slices, as ``s4_fast.ssm_scan``.
 
     Rank r holds the slice of L_r samples that follows those of the ranks before it. Slices may differ in length, and
     some may be empty. Every rank of the group must make the call, with the same x, B, C and D, and run the backward
@@ -97,7 +97,8 @@ def scan(
     Args:
         u: this rank's slice of the signals, ``(batch, H, L_r)`` with ``L_r >= 0``, float32 or float64.
         x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
-        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        B: input coefficients, ``(H, n)``, one of each conjugate pair.
+        C: output coefficients, ``(H, n)``, likewise.
         D: skip coefficients, ``(H,)``, real, or None.
         state: the state before the whole sequence, ``(batch, H, n)``, complex, or None for 0. The first rank's is
             taken, and has the gradient; others may pass None, and what they pass has the gradient 0.
@@ -105,7 +106,7 @@ def scan(
         group: the ranks that hold the sequence, in its order; None for all processes.
         reverse: whether time runs backwards, ``s_l = exp(x) s_{l+1} + B u_l``: from the last rank, which then counts
             as the first, to the first.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         This rank's slice of the outputs, ``(batch, H, L_r)``; with ``return_state`` also the state after the whole
@@ -118,6 +119,13 @@ def scan(
         TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ; other ranks raise
             a ValueError.
         BackendUnavailableError: ``backend`` cannot serve the call; other ranks raise a ValueError.
+
+    Examples:
+        >>> # on every rank, after torch.distributed.init_process_group(); here one process has the whole sequence
+        >>> u, x = torch.randn(2, 8, 100), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> B, C = torch.randn(2, 8, 4, dtype=torch.complex64)
+        >>> scan(u, x, B, C).shape
+        torch.Size([2, 8, 100])
     """
 
     def describe() -> dict[str, Any]:
@@ -156,7 +164,7 @@ def scan(
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices of one sequence that the ranks of ``group`` hold, in their order; made by :func:`agree`."""
+    """The slices of one sequence that the ranks of ``group`` hold, in their order; made by ``agree``."""
 
     group: dist.ProcessGroup | None
     rank: int
@@ -219,7 +227,7 @@ class Slices:
 
 
 class TimeSplit:
-    """The mark of modules whose input is a slice of the time axis; made by :func:`split_time`."""
+    """The mark of modules whose input is a slice of the time axis; made by ``split_time``."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -236,7 +244,7 @@ class TimeSplit:
         needs_grad: Callable[[], bool],
         same: Callable[[], dict[str, Any]],
     ) -> Slices:
-        """:func:`agree` on inputs u of ``length()`` samples that ``check`` finds right, without ``lengths``.
+        """``agree`` on inputs u of ``length()`` samples that ``check`` finds right, without ``lengths``.
 
         ``same()`` must be the same on all ranks, beside what u has.
         """
@@ -251,7 +259,7 @@ class TimeSplit:
 
     @torch.compiler.disable
     def fail(self, op: str, error: BaseException) -> NoReturn:
-        """Take part in the other ranks' :meth:`agree` with ``error``, and raise it."""
+        """Take part in the other ranks' ``agree`` with ``error``, and raise it."""
 
         def describe() -> dict[str, Any]:
             raise error
@@ -281,8 +289,8 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
 
     Inputs are then (batch, L_r, features), with slices in the order of the ranks, which may differ in length and be
     empty. Outputs are the slices of what the whole sequence gives, and gradients the ranks' shares of the whole one's,
-    as in :func:`scan`. Parameters must be the same on all ranks, and all ranks of the group must call the module, and
-    run the backward pass, together. A classifying :class:`s4_fast.S4SequenceModel` pools over all ranks and has the
+    as in ``scan``. Parameters must be the same on all ranks, and all ranks of the group must call the module, and
+    run the backward pass, together. A classifying ``s4_fast.S4SequenceModel`` pools over all ranks and has the
     same logits on each; if each makes the same loss of them, the sum of the gradients is that many times the loss's,
     and DistributedDataParallel's mean is the loss's. Dropout that is tied over time takes the first rank's mask.
 
@@ -307,6 +315,12 @@ def split_time(module: Module, group: dist.ProcessGroup | None = None) -> Module
     Raises:
         RuntimeError: torch.distributed is not available, or no process group is initialised.
         ValueError: this process is not in ``group``, or ``module`` contains nothing to split.
+
+    Examples:
+        >>> # on every rank, after torch.distributed.init_process_group(); here one process has the whole sequence
+        >>> model = split_time(s4_fast.S4SequenceModel(1, 8, 10, n_layers=2))
+        >>> model(torch.randn(2, 100, 1)).shape
+        torch.Size([2, 10])
     """
     _rank("split_time", group)
     sequences = [(name, m) for name, m in module.named_modules() if isinstance(m, SplittableSequence)]
@@ -326,7 +340,19 @@ def _splittable(module: nn.Module) -> list[TimeSplittable]:
 
 
 def join_time(module: Module) -> Module:
-    """Undo :func:`split_time`: inputs are whole sequences again. Returns ``module``."""
+    """Undo ``split_time``: inputs are whole sequences again.
+
+    Args:
+        module: what was given to ``split_time``.
+
+    Returns:
+        ``module``.
+
+    Examples:
+        >>> model = join_time(split_time(s4_fast.S4DLayer(8)))
+        >>> model.time_split is None
+        True
+    """
     for m in _splittable(module):
         m.time_split = None
     return module

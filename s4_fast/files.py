@@ -33,7 +33,7 @@ def writing(path: Path, force: bool = True) -> Iterator[BinaryIO]:
     what it points to stays. Devices, pipes and what is in ``/dev`` or ``/proc`` are written through.
 
     Raises:
-        OSError: as :func:`refuse_existing`; or it cannot be written.
+        OSError: as ``refuse_existing``; or it cannot be written.
     """
     refuse_existing(path, force)
     if _is_stream(path):
@@ -57,7 +57,7 @@ def writing(path: Path, force: bool = True) -> Iterator[BinaryIO]:
 
 
 def write(path: Path, content: bytes | str, force: bool = True) -> None:
-    """Write ``content``, text as UTF-8, by :func:`writing`."""
+    """Write ``content``, text as UTF-8, by ``writing``."""
     with writing(path, force) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

@@ -56,7 +56,7 @@ class _Row(NamedTuple):
 
 
 def question(call: Call, first: str) -> tuple[Any, ...] | None:
-    """What :func:`order` is asked for ``call``, which ``first`` runs otherwise.
+    """What ``order`` is asked for ``call``, which ``first`` runs otherwise.
 
     None in graphs for any length, which would be for some alone if they asked.
     """
@@ -78,7 +78,7 @@ def order(automatic: tuple[str, ...], *asked: Any) -> str:
 
 @torch_private.constant_in_graphs
 def reason(name: str, *asked: Any) -> str:
-    """Why ``name`` of :func:`order` runs the call."""
+    """Why ``name`` of ``order`` runs the call."""
     return _reason(name, *asked)
 
 

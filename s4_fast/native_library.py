@@ -188,7 +188,7 @@ def _run_on_cuda(function: Any, converted: list[Any], device: torch.device) -> N
 
 
 class Function:
-    """``s4_fast_cpu_<name>`` and ``s4_fast_cuda_<name>``, declared once, at a fraction of what :func:`call` costs.
+    """``s4_fast_cpu_<name>`` and ``s4_fast_cuda_<name>``, declared once, at a fraction of what ``call`` costs.
 
     ``kinds`` has a letter per argument: i for int64_t, d for double, p for a pointer, which a call gives as a tensor or
     None. Tensors must be contiguous, not lazily conjugated, and on the device of ``like``: nothing is checked.
@@ -226,8 +226,8 @@ class Function:
 class Prepared:
     """``s4_fast_cpu_<name>`` with its arguments converted once, but for those that each call gives.
 
-    ``args`` are as in :func:`call`, or left open: ``int`` stands for an integer, ``Tensor`` for a tensor's
-    ``data_ptr()`` or None. A call takes these in order. It costs 10 us less than :func:`call`, and checks nothing.
+    ``args`` are as in ``call``, or left open: ``int`` stands for an integer, ``Tensor`` for a tensor's
+    ``data_ptr()`` or None. A call takes these in order. It costs 10 us less than ``call``, and checks nothing.
 
     Raises:
         RuntimeError: the library cannot be loaded, or, from a call, reports a failure.

@@ -19,11 +19,24 @@ def get_ssm_param_groups(
     the optimiser); all others with ``lr`` and ``weight_decay``. Frozen parameters are left out. ``fully_shard`` makes
     new parameters: the SSM modules know their marks still, those of other modules are lost.
 
+    Args:
+        model: any module.
+        lr: the learning rate of what has no mark.
+        ssm_lr: that of what has one.
+        weight_decay: of what has no mark.
+
     Returns:
         The groups, ordinary parameters first, each with ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
         ValueError: a rate or the weight decay is negative, or not a number.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 10, n_layers=2)
+        >>> groups = get_ssm_param_groups(model, lr=1e-2, ssm_lr=1e-3, weight_decay=0.05)
+        >>> [(group["lr"], group["weight_decay"]) for group in groups]
+        [(0.01, 0.05), (0.001, 0.0)]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     for name, value in (("lr", lr), ("ssm_lr", ssm_lr), ("weight_decay", weight_decay)):
         if not value >= 0:

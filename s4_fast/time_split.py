@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from torch import nn
+from s4_fast.named_errors import NamedErrors
 
 if TYPE_CHECKING:
     from s4_fast.distributed import TimeSplit
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TimeSplittable(nn.Module):
+class TimeSplittable(NamedErrors):
     """A module that does something else where its input is a slice."""
 
     time_split: TimeSplit | None = None  # s4_fast.distributed.split_time sets it

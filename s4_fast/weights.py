@@ -37,7 +37,7 @@ _PIECE = 2**24
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], force: bool = False) -> None:
-    """Write plain tensors, whole or not at all, by :func:`s4_fast.files.writing`.
+    """Write plain tensors, whole or not at all, by ``s4_fast.files.writing``.
 
     The package safetensors forms the whole file in memory, and where there is too little ends the process. Here a piece
     at a time is copied.

@@ -74,8 +74,10 @@ def test_arrays_are_taken_as_inputs(kind: str, view: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_tensor_is_named(kind: str, given: Any) -> None:
     name = "x" if kind.startswith(("SSMBlock", "FFTConv", "S4Block")) else "u"
-    with pytest.raises(TypeError, match=f"^expected {name} to be a tensor, got an? {type(given).__name__}$"):
-        made(kind)(given)
+    module = made(kind)
+    said = f"^{type(module).__name__}: expected {name} to be a tensor, got an? {type(given).__name__}$"
+    with pytest.raises(TypeError, match=said):
+        module(given)
 
 
 OPS = ("cauchy_bilinear", "cauchy_mult", "diagonal_ssm", "dplr_kernel", "dplr_scan", "dplr_step", "fft_conv",
@@ -163,7 +165,7 @@ def test_sizes_that_are_no_integers_are_named(kind: str) -> None:
     for name in sizes:
         for wrong in (np.float32(4), 4.0, "4", np.array([4]), True):
             named = "d_state" if name == "state_dim" else name
-            with pytest.raises(TypeError, match=f"^{named} must be an int, got "):
+            with pytest.raises(TypeError, match=f"^{build.__name__}: {named} must be an int, got "):
                 build(**{**sizes, name: wrong})
 
 

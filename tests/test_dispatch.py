@@ -382,7 +382,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
         log_vandermonde(X, X, 3, backend="keops")
     status = dispatch.backends()["keops"]
     assert (status.usable, status.cause) == (False, "the package 'pykeops' is not installed")
-    assert status.fix == "pip install 's4_fast[keops]'"
+    assert status.fix == "pip install 'pykeops>=2.2'"
 
 
 def test_a_missing_compiler_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,11 +480,28 @@ import os, sys, torch
 sys.modules.update(dict.fromkeys(["pykeops", "triton", "matplotlib", "rich", "click"]))  # importing them now fails
 environment = dict(os.environ)
 import s4_fast
-assert not {"s4_fast.distributed", "torch._dynamo", "sympy"} & set(sys.modules)
+unused = {"s4_fast.distributed", "s4_fast.export", "s4_fast.state_spaces", "torch._dynamo", "torch._inductor", "sympy"}
+assert not unused & set(sys.modules)
 assert dict(os.environ) == environment
 assert not torch.cuda.is_initialized()
 """
     assert run(code) == ""
+
+
+def test_all_modules_are_there_after_an_import_of_the_package() -> None:
+    code = """
+import s4_fast
+assert {"state_spaces", "distributed", "export", "ops", "S4DLayer", "__version__"} <= set(dir(s4_fast))
+assert not {"s4_fast.state_spaces", "s4_fast.distributed", "s4_fast.export"} & set(__import__("sys").modules)
+print(s4_fast.state_spaces.S4D.__name__, s4_fast.distributed.scan.__name__, s4_fast.export.to_c.__name__)
+print(s4_fast.layers.S4DLayer is s4_fast.S4DLayer, s4_fast.ops.fft_conv is s4_fast.fft_conv)
+try:
+    s4_fast.state_space
+except AttributeError as error:
+    print(error)
+"""
+    said = "module 's4_fast' has no attribute 'state_space'"
+    assert run(code) == f"S4D scan to_c\nTrue True\n{said}\n"
 
 
 @needs_keops

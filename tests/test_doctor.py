@@ -24,9 +24,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CASES", TINY)
     # PyKeOps compiles for a minute where it is installed.
     found = dispatch.backends()
-    found["keops"] = dispatch.Status(
-        False, (), "the package 'pykeops' is not installed", "pip install 's4_fast[keops]'"
-    )
+    found["keops"] = dispatch.Status(False, (), "the package 'pykeops' is not installed", "pip install 'pykeops>=2.2'")
     monkeypatch.setattr(dispatch, "backends", lambda: found)
 
 
@@ -82,7 +80,7 @@ def test_json_is_all_there_is_on_standard_output(monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["machine"]["torch"] == torch.__version__ and not found["passed"]
-    assert found["backends"]["keops"]["fix"] == "pip install 's4_fast[keops]'"
+    assert found["backends"]["keops"]["fix"] == "pip install 'pykeops>=2.2'"
     assert set(found["backends"]) == set(dispatch.BACKENDS)
     assert {finding["op"] for finding in found["findings"]} == set(OPS)
     failed = [finding for finding in found["findings"] if finding["verdict"] == "FAIL"]
@@ -134,7 +132,7 @@ def test_an_exception_is_a_failure_with_its_message(monkeypatch: pytest.MonkeyPa
 def test_unusable_backends_name_their_cause_and_fix() -> None:
     result = _doctor()
     assert "the package 'pykeops' is not installed" in result.stdout
-    assert "pip install 's4_fast[keops]'" in result.stdout
+    assert "pip install 'pykeops>=2.2'" in result.stdout
     assert result.exit_code == 0
 
 

@@ -33,7 +33,7 @@ _COLOURS = {
 def matplotlib_missing() -> str:
     """One line that says what to install where a plot cannot be drawn, else the empty string."""
     if importlib.util.find_spec("matplotlib") is None:
-        return "a plot needs matplotlib: pip install 's4_fast[plot]'"
+        return "a plot needs matplotlib: pip install 'matplotlib>=3.7'"
     return ""
 
 

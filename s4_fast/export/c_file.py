@@ -18,7 +18,7 @@ def to_c(
 ) -> dict[str, str]:
     """Write one step of ``model`` in evaluation mode, with its weights, as a C99 file that needs nothing but libm.
 
-    The file declares, for ``name`` = ``effect``::
+    The file declares, for ``name`` = ``effect``:
 
         typedef struct { ... } effect_state;
         void effect_init(effect_state *state);
@@ -30,7 +30,7 @@ def to_c(
     steps; compiled with ``-DEFFECT_SINGLE``, they are in float, for processors without double.
 
     Args:
-        model: as in :func:`s4_fast.export.to_onnx`.
+        model: as in ``s4_fast.export.to_onnx``.
         path: the file to write.
         name: what the names in C begin with; None for the file's name without its ending.
         rate: how many times as coarse as in training the sampling is: dt is multiplied by it.
@@ -42,6 +42,12 @@ def to_c(
     Raises:
         ExportError: a ValueError that says what cannot be exported, and why. Nothing is written then.
         OSError: the file exists and not ``force``, or cannot be written.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 1, n_layers=2, d_state=4, task="regression")
+        >>> facts = to_c(model, "effect.c")
+        >>> facts["model"], facts["task"]
+        ('S4SequenceModel', 'regression')
     """
     path = Path(path)
     name = path.stem if name is None else name

@@ -26,7 +26,7 @@ _PER_LINE = 8
 
 
 def source(program: Program, name: str) -> str:
-    """The whole file; see :func:`s4_fast.export.to_c`."""
+    """The whole file; see ``s4_fast.export.to_c``."""
     writer = _Writer(program)
     steps = [writer.call(i, operation) for i, operation in enumerate(program.operations)]
     buffers = [f"    float b{i}[{size}];" for i, size in enumerate(writer.buffers)]

@@ -32,6 +32,12 @@ def save_model(model: nn.Module, path: str | Path, *, force: bool = False) -> No
         ExportError: the model is of another type, or has hooks, parametrizations or anything else that no file of
             weights holds.
         OSError: the file exists and not ``force``, or cannot be written.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 10, n_layers=2, d_state=4)
+        >>> save_model(model, "model.safetensors")
+        >>> type(load_model("model.safetensors")).__name__
+        'S4SequenceModel'
     """
     if type(model) not in (S4SequenceModel, SSMBlock, S4DLayer, S4Layer):
         raise ExportError(f"a {type(model).__name__} is no model whose arguments are known")
@@ -54,12 +60,17 @@ def load_model(path: str | Path, *, task: str | None = None, discretization: str
 
     Args:
         path: the file.
-        task: ``"classification"`` or ``"regression"``; None for what the metadata says (:func:`save_model`).
+        task: ``"classification"`` or ``"regression"``; None for what the metadata says (``save_model``).
         discretization: ``"zoh"`` or ``"bilinear"``; None for what the metadata says, or ``"zoh"``.
 
     Raises:
         ExportError: the file holds no such weights, or neither it nor the caller says what the task is.
         OSError: it cannot be read.
+
+    Examples:
+        >>> save_model(s4_fast.S4DLayer(8, d_state=16), "layer.safetensors")
+        >>> load_model("layer.safetensors").d_state
+        16
     """
     path = Path(path)
     content, _ = convert.unwrapped(convert.read(path))

@@ -16,7 +16,7 @@ from s4_fast.export.refusals import ExportError
 
 OPSET, IR_VERSION = 17, 8  # LayerNormalization is of opset 17; readers of 2022 know both
 GRAPHS = ("step", "prefill")
-INSTALL = "pip install 's4_fast[onnx]'"
+INSTALL = "pip install onnx onnxruntime"
 
 
 def to_onnx(
@@ -36,7 +36,7 @@ def to_onnx(
 
     Args:
         model: an S4SequenceModel, SSMBlock, S4DLayer or S4Layer, or an S4Block, S4, FFTConv or S4D of
-            :mod:`s4_fast.state_spaces`, whose ``l_max`` and ``transposed`` do not matter; parameters in any precision
+            ``s4_fast.state_spaces``, whose ``l_max`` and ``transposed`` do not matter; parameters in any precision
             count as float32.
         path: the file to write.
         graph: ``"step"`` or ``"prefill"``.
@@ -51,6 +51,12 @@ def to_onnx(
         ExportError: a ValueError that says what cannot be exported, and why. Nothing is written then.
         ModuleNotFoundError: onnx is not installed.
         OSError: the file exists and not ``force``, or cannot be written.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 1, n_layers=2, d_state=4, task="regression")
+        >>> facts = to_onnx(model, "effect.onnx", graph="prefill")
+        >>> facts["graph"], facts["state_size"]
+        ('prefill', '64')
     """
     path = Path(path)
     if graph not in GRAPHS:

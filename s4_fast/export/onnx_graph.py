@@ -26,7 +26,7 @@ from s4_fast.export.program import (
 
 
 def build(program: Program, graph: str) -> GraphProto:
-    """The graph ``"step"`` or ``"prefill"``; see :func:`s4_fast.export.to_onnx`."""
+    """The graph ``"step"`` or ``"prefill"``; see ``s4_fast.export.to_onnx``."""
     nodes, prefill = Nodes(), graph == "prefill"
     stateful = [own for own in program.operations if isinstance(own, Recurrence | Mean)]
     parts = _parts(nodes, program, stateful)

@@ -27,14 +27,14 @@ class Normalize(NamedTuple):
 
 
 class Pointwise(NamedTuple):
-    """A function of every number, by its name in :data:`FUNCTIONS`."""
+    """A function of every number, by its name in ``FUNCTIONS``."""
 
     source: int
     function: str
 
 
 class Gate(NamedTuple):
-    """``a f(b)`` of the halves (a, b), f as in :class:`Pointwise`."""
+    """``a f(b)`` of the halves (a, b), f as in ``Pointwise``."""
 
     source: int
     function: str

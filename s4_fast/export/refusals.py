@@ -11,7 +11,15 @@ from s4_fast.time_split import TimeSplittable
 
 
 class ExportError(ValueError):
-    """What cannot be exported, and why, in one line."""
+    """What cannot be exported, and why, in one line.
+
+    Examples:
+        >>> try:
+        ...     s4_fast.export.to_c(nn.Linear(2, 2), "model.c")
+        ... except ExportError as error:
+        ...     print(isinstance(error, ValueError))
+        True
+    """
 
 
 def refuse_changed(model: nn.Module, *, whole_sequences: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,11 @@ class DropoutNd(TimeSplittable):
         p: probability of a zero, in [0, 1).
         tie: whether positions share one mask; False is ``torch.nn.Dropout``.
         transposed: whether features come second, (batch, features, ...).
+
+    Examples:
+        >>> y = DropoutNd(0.5)(torch.ones(2, 100, 8))
+        >>> torch.equal(y[:, 0], y[:, -1])
+        True
     """
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = False) -> None:
@@ -38,6 +45,9 @@ class DropoutNd(TimeSplittable):
         if self.time_split is not None and self.tie:
             keep = self.time_split.from_first(keep)
         return x * keep.div_(1 - self.p)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"p={self.p}, tie={self.tie}, transposed={self.transposed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, glu
 from s4_fast import torch_private
 from s4_fast.layers.block import SSMBlock
 from s4_fast.layers.model import ModelState, S4SequenceModel, sum_dtype
+from s4_fast.named_errors import NamedErrors
 from s4_fast.ssm import real
 from s4_fast.ssm.model import SSMModel
 from s4_fast.ssm.parameters import HALF, full, logarithms
@@ -20,13 +21,13 @@ from s4_fast.ssm.parameters import HALF, full, logarithms
 Outputs = tuple[Tensor, ...]
 
 
-class FrozenStep(nn.Module):
-    """:meth:`S4SequenceModel.step` in evaluation mode, as the parameters are when this is made.
+class FrozenStep(NamedErrors):
+    """``S4SequenceModel.step`` in evaluation mode, as the parameters are when this is made.
 
     The coefficients of the recurrence are buffers, and no discretisation is left. Arithmetic is real, and a state is
     flat: one real tensor (batch, d_model, d_state / 2, 2) per block, then ``pooled`` and ``steps``. So
     ``torch.export``, AOTInductor, ``torch.compile`` and runtimes without complex numbers take it, and programs made of
-    it need no s4_fast::
+    it need no s4_fast:
 
         frozen = FrozenStep(model)
         state = frozen.init_state(1)
@@ -39,8 +40,15 @@ class FrozenStep(nn.Module):
         model: a model that is not bidirectional, split over processes or sharded, and has no hooks.
 
     Raises:
-        TypeError: ``model`` is no :class:`S4SequenceModel`, or has layers of other classes than s4_fast's own.
+        TypeError: ``model`` is no ``S4SequenceModel``, or has layers of other classes than s4_fast's own.
         RuntimeError: ``model`` is bidirectional, split, sharded, parametrized or has hooks.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 1, n_layers=2, d_state=4, task="regression").eval()
+        >>> frozen = FrozenStep(model)
+        >>> y, *state = frozen(torch.randn(1, 1), *frozen.init_state(1))
+        >>> y.shape, len(state)
+        (torch.Size([1, 1]), 4)
     """
 
     def __init__(self, model: S4SequenceModel) -> None:
@@ -68,7 +76,7 @@ class FrozenStep(nn.Module):
 
     @staticmethod
     def unflatten(state: Sequence[Tensor]) -> ModelState:
-        """The inverse of :meth:`flatten`."""
+        """The inverse of ``flatten``."""
         *blocks, pooled, steps = state
         return ModelState(tuple(map(torch.view_as_complex, blocks)), pooled, steps)
 
@@ -83,6 +91,9 @@ class FrozenStep(nn.Module):
         pooled, steps = pooled + x, steps + 1
         y = self.head((pooled / steps[:, None]).to(x.dtype) if self.task == "classification" else x)
         return (y, *after, pooled, steps)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class _Block(nn.Module):

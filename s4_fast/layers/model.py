@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
-from s4_fast.arguments import integer, signal, sizes
+from s4_fast.arguments import choice, integer, signal, sizes
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.layers import padding
-from s4_fast.layers.block import SSMBlock, check_layer_options
+from s4_fast.layers.block import SSMBlock
+from s4_fast.layers.calls import SequenceCall
 from s4_fast.layers.dropout import DropoutNd
+from s4_fast.layers.options import LayerOptions, layer_class
 from s4_fast.layers.padding import Lengths, Rows
 from s4_fast.time_split import TimeSplittable
 
@@ -24,11 +27,24 @@ TASKS = ("classification", "regression")
 
 
 class ModelState(NamedTuple):
-    """The state of a model between two inputs: one per block, and what mean pooling has seen."""
+    """The state of a model between two inputs: one per block, and what mean pooling has seen.
+
+    Attributes:
+        blocks: per block its layer's state, (batch, d_model, d_state / 2), complex.
+        pooled: the sum of the features so far, (batch, d_model), float64 where the device has it.
+        steps: how many they were, (batch,), int64.
+
+    Examples:
+        >>> model = s4_fast.S4SequenceModel(1, 8, 10, n_layers=2, d_state=4)
+        >>> y, state = model.prefill(torch.randn(3, 50, 1))
+        >>> len(state.blocks), state.blocks[0].shape, state.pooled.shape, int(state.steps[0])
+        (2, torch.Size([3, 8, 2]), torch.Size([3, 8]), 50)
+        >>> y, state = model(torch.randn(3, 20, 1), state.detach(), return_state=True)
+    """
 
     blocks: tuple[Tensor, ...]
-    pooled: Tensor  # (batch, d_model), float64 where the device has it: the sum of the features so far
-    steps: Tensor  # (batch,), int64: how many they were
+    pooled: Tensor
+    steps: Tensor
 
     def detach(self) -> ModelState:
         """The same numbers without their graph."""
@@ -47,7 +63,9 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 class S4SequenceModel(TimeSplittable, AllOrNothing):
-    """Encoder, ``n_layers`` :class:`SSMBlock`, norm and head, on (batch, length, d_input).
+    """Encoder, ``n_layers`` ``SSMBlock``, norm and head, on (batch, length, d_input).
+
+    Differentiable in the input, the state and every parameter.
 
     Args:
         d_input: features of the input.
@@ -58,9 +76,24 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         dropout: dropout probability of the blocks.
         task: ``"classification"``: mean over the sequence, then the head, (batch, d_output);
             ``"regression"``: the head at every step, (batch, length, d_output).
-        layer: ``"s4d"`` or ``"s4"``.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **options: passed to the layers.
+        layer: ``"s4d"`` (``S4DLayer``) or ``"s4"`` (``S4Layer``).
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        **options: of the layers, by name, as ``SSMBlock`` takes them: ``dt_min=0.001``, ``dt_max=0.1``, ``init="lin"``
+            (S4D) or ``"legs"`` (S4), ``discretization="zoh"`` (S4D alone), ``rank=1`` (S4 alone), ``n_ssm=None``,
+            ``lr=None``, ``bidirectional=False``, ``path="auto"``, ``generator=None``, ``state_dim=None``.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an option's value is unknown or out of range.
+
+    Examples:
+        >>> model = S4SequenceModel(1, 16, 10, n_layers=2, d_state=8)
+        >>> model(torch.randn(4, 784, 1)).shape
+        torch.Size([4, 10])
+        >>> model = S4SequenceModel(1, 16, 1, n_layers=2, d_state=8, task="regression")
+        >>> model.generate(torch.randn(4, 50, 1), steps=20).shape
+        torch.Size([4, 20, 1])
     """
 
     def __init__(
@@ -69,19 +102,18 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         d_model: int,
         d_output: int,
         n_layers: int,
-        d_state: int | None = None,
+        d_state: int = 64,
         dropout: float = 0.0,
         task: str = "classification",
         *,
         layer: str = "s4d",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        check_layer_options(type(self), layer, options)
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+        layer_class(type(self), layer, options)
+        task = choice("task", task, TASKS)
         d_input, d_model, d_output, n_layers = sizes(
             d_input=d_input, d_model=d_model, d_output=d_output, n_layers=n_layers
         )
@@ -92,6 +124,9 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
         self.blocks = cast("Sequence[SSMBlock]", nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(d_model, **made)
         self.head = nn.Linear(d_model, d_output, **made)
+
+    if TYPE_CHECKING:
+        __call__: SequenceCall[ModelState]
 
     def forward(
         self,
@@ -108,11 +143,14 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
 
         Args:
             u: inputs, (batch, length, d_input). Any length >= 1.
-            state: the state before; None for :meth:`init_state`.
+            state: the state before; None for ``init_state``.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``, (batch,). Outputs, pooled features
                 and state are then those of each row alone, with zero outputs where a row has ended; what lies in the
                 padding is not read.
             return_state: whether to return the state after the (row's) last input too.
+
+        Returns:
+            y, or (y, state).
 
         Raises:
             RuntimeError: a state is given to or asked of a bidirectional model.
@@ -147,7 +185,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
     def prefill(
         self, u: Tensor, state: ModelState | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, ModelState]:
-        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        """``forward`` with ``return_state``: (y, state). ``step`` goes on where it stopped."""
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
@@ -161,7 +199,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
             u: inputs to start from, (batch, length, d_input).
             steps: how many outputs to return, at least 1. The first is the output at the (row's) last input.
             state: the state before u; None for zero.
-            lengths: as in :meth:`forward`.
+            lengths: as in ``forward``.
 
         Returns:
             (batch, steps, d_output).
@@ -205,7 +243,7 @@ class S4SequenceModel(TimeSplittable, AllOrNothing):
     def step(self, u: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One step: u (batch, d_input), state -> (batch, d_output), state.
 
-        For classification the output is that of :meth:`forward` on the sequence so far.
+        For classification the output is that of ``forward`` on the sequence so far.
 
         Raises:
             RuntimeError: the model is bidirectional.

@@ -30,7 +30,7 @@ class SequenceModule(SplittableSequence, AllOrNothing):
         rows: Rows | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """``model`` over u, or over the sequence of which u is this rank's slice; see :func:`through`.
+        """``model`` over u, or over the sequence of which u is this rank's slice; see ``through``.
 
         ``check(least)`` raises where the arguments do not fit, or u has fewer than ``least`` samples.
         """

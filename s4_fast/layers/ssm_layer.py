@@ -1,19 +1,20 @@
-"""S4D and S4 as sequence layers on (batch, length, features)."""
+"""What S4D and S4 layers have in common: a kernel and a skip over (batch, length, features)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from s4_fast import torch_private
-from s4_fast.arguments import options_of, refuse_unknown, signal
+from s4_fast.arguments import choice, signal
 from s4_fast.layers import padding
+from s4_fast.layers.calls import SequenceCall
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule, one_sample
 from s4_fast.ssm import DPLRSSM, DiagonalSSM
-from s4_fast.ssm.sequence import Path, Way, as_autocast, check_path, choose
+from s4_fast.ssm.sequence import PATHS, Path, Way, as_autocast, choose, described
 
 
 class SSMLayer(SequenceModule):
@@ -31,10 +32,13 @@ class SSMLayer(SequenceModule):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = choice("path", path, PATHS)
         self.d_model, self.d_state, self.bidirectional = kernel.d_model, kernel.d_state, bidirectional
         self.kernel = kernel
         self.D = nn.Parameter(torch.randn(kernel.d_model, device=device, dtype=dtype))
+
+    if TYPE_CHECKING:
+        __call__: SequenceCall[Tensor]
 
     def forward(
         self,
@@ -91,7 +95,7 @@ class SSMLayer(SequenceModule):
     def prefill(
         self, u: Tensor, state: Tensor | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` with ``return_state``: (y, state). :meth:`step` goes on where it stopped."""
+        """``forward`` with ``return_state``: (y, state). ``step`` goes on where it stopped."""
         y, after = self(u, state, lengths=lengths, return_state=True)
         return y, after
 
@@ -113,7 +117,7 @@ class SSMLayer(SequenceModule):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: u (batch, d_model), state -> y (batch, d_model), state.
 
-        From :meth:`init_state` the outputs equal :meth:`forward` on the whole sequence.
+        From ``init_state`` the outputs equal ``forward`` on the whole sequence.
 
         Raises:
             RuntimeError: the layer is bidirectional.
@@ -134,93 +138,15 @@ class SSMLayer(SequenceModule):
         return choose(self.kernel, u.shape[0], u.shape[1], way)
 
     def extra_repr(self) -> str:
-        return f"bidirectional={self.bidirectional}, path={self.path}"
+        way = Way(bidirectional=self.bidirectional, path=self.path)
+        directions = ", bidirectional=True" if self.bidirectional else ""
+        return f"{self.d_model}, d_state={self.d_state}{directions}, {described(self.kernel, way)}"
 
 
-class S4DLayer(SSMLayer):
-    r"""The S4D layer: a diagonal SSM per feature plus a skip, on (batch, length, d_model).
-
-    Args:
-        d_model: number of features.
-        d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
-        dt_min, dt_max: the range of the log-uniform initial step size.
-        bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (:func:`s4_fast.ssm_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see :meth:`explain`. Both compute the same.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of :class:`s4_fast.ssm.DiagonalSSM` (``init``, ``discretization``, ``lr``, ...).
-    """
-
-    kernel: DiagonalSSM
-
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int | None = None,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        *,
-        bidirectional: bool = False,
-        path: str = "auto",
-        state_dim: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **kernel: Any,
-    ) -> None:
-        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4DLayer))
-        check_path(path)
-        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
-        ssm = DiagonalSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, path, device, dtype)
-
-
-class S4Layer(SSMLayer):
-    r"""The S4 layer: a diagonal-plus-low-rank SSM per feature plus a skip, on (batch, length, d_model).
-
-    Args:
-        d_model: number of features.
-        d_state: real state size N per feature, even. ``state_dim`` is accepted as another name.
-        dt_min, dt_max: the range of the log-uniform initial step size.
-        bidirectional: whether a second kernel runs from the end.
-        path: ``"scan"`` (:func:`s4_fast.dplr_scan`), ``"convolution"`` (kernel and FFT), or ``"auto"``: whichever is
-            faster for the shape and the device, see :meth:`explain`. Both compute the same.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel: further options of :class:`s4_fast.ssm.DPLRSSM` (``init``, ``rank``, ``lr``, ...).
-    """
-
-    kernel: DPLRSSM
-
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int | None = None,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        *,
-        bidirectional: bool = False,
-        path: str = "auto",
-        state_dim: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **kernel: Any,
-    ) -> None:
-        refuse_unknown(type(self).__name__, kernel, options_of_layer(S4Layer))
-        check_path(path)
-        kernel = {"dt_min": dt_min, "dt_max": dt_max, "device": device, "dtype": dtype, **kernel}
-        ssm = DPLRSSM(d_model, _state_size(d_state, state_dim), channels=1 + bidirectional, **kernel)
-        super().__init__(ssm, bidirectional, path, device, dtype)
-
-
-def _state_size(d_state: int | None, state_dim: int | None) -> int:
-    if d_state is not None and state_dim is not None and d_state != state_dim:
+def state_size(d_state: int, state_dim: int | None) -> int:
+    """The one size that both names are of."""
+    if state_dim is None:
+        return d_state
+    if d_state not in (64, state_dim):  # 64 is the default
         raise ValueError(f"d_state and state_dim name the same size, got {d_state} and {state_dim}")
-    return next((size for size in (d_state, state_dim) if size is not None), 64)
-
-
-def options_of_layer(layer: type[SSMLayer], *owners: type) -> list[str]:
-    """What the constructor of a layer takes, its kernel's options included, behind those of its ``owners``."""
-    takers = [c.__init__ for c in (*owners, layer, _KERNELS[layer])]  # type: ignore[misc]
-    return [name for name in options_of(*takers) if name != "channels"]
-
-
-_KERNELS: dict[type[SSMLayer], type] = {S4DLayer: DiagonalSSM, S4Layer: DPLRSSM}
+    return state_dim

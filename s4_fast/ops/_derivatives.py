@@ -32,7 +32,7 @@ def pulled_back_twice(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of those of ``(*grads, *tensors)`` that are ``wanted``, for ``seconds`` of what
-    :func:`pulled_back` gives. Differentiable where gradients are recorded."""
+    ``pulled_back`` gives. Differentiable where gradients are recorded."""
     count, ends, create_graph = len(seconds), len(seconds) + len(grads), torch.is_grad_enabled()
 
     def one(*given: Tensor | None) -> Sequence[Tensor | None]:

@@ -1,6 +1,6 @@
 """Samples that are not finite, which a matrix product or an FFT would spread over outputs before them: 0 * NaN is NaN.
 
-Where :func:`suspected`, evaluate on :func:`without` them, and add :func:`spoilt`.
+Where ``suspected``, evaluate on ``without`` them, and add ``spoilt``.
 """
 
 from __future__ import annotations

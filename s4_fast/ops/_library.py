@@ -174,7 +174,7 @@ class Op:
             return self.plain(*tensors, *scalars)
 
     def _plainly_in_pairs(self, scalars: Sequence[Any]) -> Callable[[list[Any]], list[Tensor]]:
-        """:meth:`_plainly` beyond the boundary, where complex tensors are pairs."""
+        """``_plainly`` beyond the boundary, where complex tensors are pairs."""
 
         def function(pairs: list[Any]) -> list[Tensor]:
             outputs = _split(self._plainly([_from_pairs(t, c) for t, c in self._inputs(pairs)], scalars))

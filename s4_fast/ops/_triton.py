@@ -18,7 +18,7 @@ LAUNCH = {"enable_fp_fusion": True}
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How :func:`dot` multiplies. Triton 3.2 aborts on tensor-core products of tables made in registers."""
+    """How ``dot`` multiplies. Triton 3.2 aborts on tensor-core products of tables made in registers."""
     return "ieee" if dtype == torch.float64 or version() < (3, 3) else "split"
 
 
@@ -87,7 +87,7 @@ def half_angle(k, L):
 
 @triton.jit
 def log_node(re, im):
-    """A node's logarithm re + i im as what :func:`power` takes: its phase, and its decay in two parts."""
+    """A node's logarithm re + i im as what ``power`` takes: its phase, and its decay in two parts."""
     if re.dtype == tl.float64:
         high, low = re, re
     else:
@@ -100,7 +100,7 @@ def log_node(re, im):
 
 @triton.jit
 def power(phase, high, low, l):
-    """Real and imaginary part of lambda^l, for :func:`log_node` of lambda and int64 l >= 0."""
+    """Real and imaginary part of lambda^l, for ``log_node`` of lambda and int64 l >= 0."""
     cos, sin = _turn(phase * l, high.dtype)
     if high.dtype == tl.float64:
         size = tl.exp(high * l.to(tl.float64))

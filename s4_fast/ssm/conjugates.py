@@ -11,8 +11,18 @@ from s4_fast.ops.direct import operations_are_seen
 def with_conjugates(state: Tensor) -> Tensor:
     """``(s, s*)``: (..., n) -> (..., 2n), the conjugates appended, as state-spaces/s4 orders them. Differentiable.
 
+    Args:
+        state: (..., n), complex64 or complex128.
+
+    Returns:
+        (..., 2n), complex.
+
     Raises:
         TypeError: ``state`` is not complex.
+
+    Examples:
+        >>> with_conjugates(torch.tensor([1 + 2j]))
+        tensor([1.+2.j, 1.-2.j])
     """
     _complex("with_conjugates", state)
     return torch.cat((state, state.conj()), -1)
@@ -24,9 +34,19 @@ def without_conjugates(state: Tensor) -> Tensor:
     A thousand roundings of the largest entry may lie between the halves. Where there are no numbers to compare, on
     meta tensors, in compiled graphs and under transforms, nothing is compared.
 
+    Args:
+        state: (..., 2n), complex64 or complex128.
+
+    Returns:
+        (..., n), complex.
+
     Raises:
         TypeError: ``state`` is not complex.
         ValueError: its last dimension is odd, or the second half is not the conjugate of the first.
+
+    Examples:
+        >>> without_conjugates(torch.tensor([1 + 2j, 1 - 2j]))
+        tensor([1.+2.j])
     """
     _complex("without_conjugates", state)
     if state.ndim < 1 or state.shape[-1] % 2:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
 
 from s4_fast import dispatch
-from s4_fast.arguments import integer
+from s4_fast.arguments import choice, integer
 from s4_fast.ops import log_vandermonde
 from s4_fast.ops.diagonal import stored_diagonal_ssm
 from s4_fast.ops.diagonal.form import Arguments
@@ -117,21 +117,35 @@ for _name in _DISCRETIZATIONS:
 class DiagonalSSM(DiagonalModel):
     r"""A diagonal SSM per feature, ``x' = A x + B u, y = 2 Re C x`` (S4D; Gu et al. 2022, arXiv 2206.11893).
 
+    Calling the model with a length L gives the kernel ``K[l] = 2 Re sum_n C_n B_bar_n lambda_n^l``, (channels, d_model,
+    L). Kernel, states and steps are differentiable in every parameter; ``SSMParameters`` says how these are stored.
+
     Args:
         d_model: number of features H.
         d_state: real state size N, even; n = N/2 conjugate pairs are stored.
         channels: number of outputs per feature.
-        init: a name known to :func:`s4_fast.ssm.initialization.diagonal`, or tensors (A, B) of shape (n,) or
+        init: a name known to ``s4_fast.ssm.initialization.diagonal``, or tensors (A, B) of shape (n,) or
             (n_ssm, n).
         discretization: ``"zoh"`` or ``"bilinear"``.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A and B; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Raises:
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable ``A`` (Re A > 0).
+
+    Examples:
+        >>> model = DiagonalSSM(8, 16, init="inv", discretization="bilinear")
+        >>> model(100).shape
+        torch.Size([1, 8, 100])
+        >>> y, state = model.step(torch.randn(2, 8), model.init_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 8, 8]))
     """
 
     def __init__(
@@ -150,10 +164,7 @@ class DiagonalSSM(DiagonalModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if discretization not in _DISCRETIZATIONS:
-            raise ValueError(
-                f"unknown discretization {discretization!r}; expected one of {', '.join(_DISCRETIZATIONS)}"
-            )
+        discretization = choice("discretization", discretization, _DISCRETIZATIONS)
         d_state = integer("d_state", d_state)
         if isinstance(init, str):
             A, B = initialization.diagonal(init, d_state, generator=generator)
@@ -162,6 +173,10 @@ class DiagonalSSM(DiagonalModel):
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
         self._create(A, B, dt_min=dt_min, dt_max=dt_max, lr=lr, generator=generator, device=device, dtype=dtype)
         self.discretization = discretization
+
+    if TYPE_CHECKING:
+
+        def __call__(self, L: int, rate: float = 1.0) -> Tensor: ...
 
     def step_kind(self) -> str | None:
         return self.discretization if type(self) is DiagonalSSM else None

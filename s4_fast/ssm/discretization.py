@@ -54,6 +54,12 @@ def bilinear(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: if the shapes of `A` and `B` do not fit, or the batch dimensions do not broadcast.
+
+    Examples:
+        >>> A_bar, B_bar = bilinear(-torch.eye(2), torch.ones(2), 2.0)
+        >>> A_bar, B_bar
+        (tensor([[0., 0.],
+                [0., 0.]]), tensor([1., 1.]))
     """
     zA, zB = _scaled(A, B, dt)
     eye = torch.eye(zA.shape[-1], dtype=zA.dtype, device=zA.device)
@@ -77,6 +83,12 @@ def zoh(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: if the shapes of `A` and `B` do not fit, or the batch dimensions do not broadcast.
+
+    Examples:
+        >>> A_bar, B_bar = zoh(torch.zeros(2, 2), torch.ones(2), 0.5)
+        >>> A_bar, B_bar
+        (tensor([[1., 0.],
+                [0., 1.]]), tensor([0.5000, 0.5000]))
     """
     zA, zB = _scaled(A, B, dt)
     out = _matrix_exp(pad(torch.cat([zA, zB], -1), (0, 0, 0, 1)))
@@ -129,6 +141,12 @@ def bilinear_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor,
     Raises:
         TypeError: if `A` is not complex.
         ValueError: if the shapes do not broadcast.
+
+    Examples:
+        >>> A = torch.tensor([-0.5 + 3j])
+        >>> x, B_bar = bilinear_diagonal(A, torch.ones(1), torch.full((8, 1), 0.01))
+        >>> x.shape, B_bar.shape
+        (torch.Size([8, 1]), torch.Size([8, 1]))
     """
     _check_modes(A, B, dt)
     z = dt * A
@@ -150,6 +168,11 @@ def zoh_diagonal(A: Tensor, B: Tensor, dt: Tensor | float) -> tuple[Tensor, Tens
     Raises:
         TypeError: if `A` is not complex.
         ValueError: if the shapes do not broadcast.
+
+    Examples:
+        >>> x, B_bar = zoh_diagonal(torch.tensor([0j, -1 + 0j]), torch.ones(2), 1.0)
+        >>> B_bar
+        tensor([1.0000+0.j, 0.6321+0.j])
     """
     _check_modes(A, B, dt)
     z = dt * A
@@ -190,6 +213,12 @@ def check_stable(A: Tensor, name: str = "A") -> None:
     Raises:
         ValueError: stating the largest `Re A` (a non-finite entry counts as the largest), its index, and how many
             entries offend.
+
+    Examples:
+        >>> check_stable(torch.tensor([-0.5 + 3j]))
+        >>> check_stable(torch.tensor([-0.5, 0.25]))
+        Traceback (most recent call last):
+        ValueError: A must be finite with Re <= 0: max Re(A) is 0.25 at index (1,) ...
     """
     if not torch_private.has_numbers(A):
         return

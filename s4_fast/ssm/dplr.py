@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -77,7 +77,7 @@ def truncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
 
 
 def untruncated(C: Tensor, A_bar: Tensor, length: int) -> Tensor:
-    """The plain C of what :func:`truncated` makes of it; NaN in a feature that has none, as where its step is 0."""
+    """The plain C of what ``truncated`` makes of it; NaN in a feature that has none, as where its step is 0."""
     eye = torch.eye(A_bar.shape[-1], dtype=A_bar.dtype, device=A_bar.device)
     row, singular = torch.linalg.solve_ex(eye - torch.linalg.matrix_power(A_bar, length), _row(C), left=False)
     return _unrow(torch.where((singular != 0)[:, None, None], torch.nan, row))
@@ -229,23 +229,35 @@ opaque.register("dplr", _make)
 class DPLRSSM(DPLRModel):
     r"""An SSM with ``A = Lambda - P P*`` per feature, bilinear discretisation (S4; Gu et al. 2022, arXiv 2111.00396).
 
-    ``C`` is the plain output vector: no length is in the parameters. Checkpoints of the official code and of earlier
-    versions, where C is truncated for the length in ``l_kernel``, load as what they mean, with a message to the log.
+    Calling the model with a length L gives the kernel ``K[l] = 2 Re C A_bar^l B_bar``, (channels, d_model, L). Kernel,
+    states and steps are differentiable in every parameter. ``C`` is the plain output vector: no length is in the
+    parameters. Checkpoints of the official code and of earlier versions, where C is truncated for the length in
+    ``l_kernel``, load as what they mean, with a message to the log.
 
     Args:
         d_model: number of features H.
         d_state: real state size N, even; n = N/2 conjugate pairs are stored.
         channels: number of outputs per feature.
-        init: a name known to :func:`s4_fast.ssm.initialization.dplr`, or tensors (Lambda (n,), P (rank, n), B (n,)).
+        init: a name known to ``s4_fast.ssm.initialization.dplr``, or tensors (Lambda (n,), P (rank, n), B (n,)).
         rank: rank of the correction; LegT needs 2.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         n_ssm: number of independent (Lambda, P, B), a divisor of ``d_model``; None for one per feature.
         lr: learning rate mark of dt, A, B and P; None leaves it to the optimiser's group.
         generator: source of the initial random numbers.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Raises:
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: an unknown name, a size that does not fit, or an unstable ``Lambda`` (Re > 0).
+
+    Examples:
+        >>> model = DPLRSSM(8, 16, init="legt", rank=2, channels=3)
+        >>> model(100).shape
+        torch.Size([3, 8, 100])
+        >>> model.forward_state(torch.randn(2, 8, 100)).shape
+        torch.Size([2, 8, 8])
     """
 
     _version = 2  # 1 had l_kernel
@@ -278,6 +290,10 @@ class DPLRSSM(DPLRModel):
             raise ValueError(f"expected P of shape (rank, {d_state // 2}), got {tuple(P.shape)}")
         self.P = new_parameter(to_pairs(P[:, None].expand(-1, self.n_ssm, -1)), device, dtype)
         self.set_marks({"P": self.marks()["A_real"]})
+
+    if TYPE_CHECKING:
+
+        def __call__(self, L: int, rate: float = 1.0) -> Tensor: ...
 
     def step_kind(self) -> str | None:
         return "dplr" if type(self) is DPLRSSM else None

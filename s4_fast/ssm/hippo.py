@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s4_fast import torch_private
+from s4_fast.arguments import choice
 
 MINIMAL_RANK = {"legs": 1, "legt": 2, "lagt": 1, "fout": 1}
 _ALIASES = {"fourier": "fout"}
@@ -30,10 +31,8 @@ class NPLR(NamedTuple):
 
 def canonical_measure(measure: str) -> str:
     """The measure's own name: `"legs"`, `"legt"`, `"lagt"` or `"fout"` (alias `"fourier"`); ValueError otherwise."""
-    name = _ALIASES.get(measure, measure)
-    if name not in MINIMAL_RANK:
-        raise ValueError(f"measure must be one of {sorted([*MINIMAL_RANK, *_ALIASES])}, got {measure!r}")
-    return name
+    name = choice("measure", measure, [*MINIMAL_RANK, *_ALIASES])
+    return _ALIASES.get(name, name)
 
 
 def check_even(N: int) -> None:
@@ -72,6 +71,12 @@ def transition(measure: str, N: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: for an unknown measure or an impossible `N`.
+
+    Examples:
+        >>> A, B = transition("legt", 2)
+        >>> A
+        tensor([[-0.5000,  0.8660],
+                [-0.8660, -1.5000]], dtype=torch.float64)
     """
     measure = canonical_measure(measure)
     n = _index(N)
@@ -108,6 +113,12 @@ def low_rank_correction(measure: str, N: int, rank: int = 1) -> Tensor:
 
     Raises:
         ValueError: for an unknown measure, an impossible `N`, or a rank below the minimal one.
+
+    Examples:
+        >>> A, P = transition("lagt", 4)[0], low_rank_correction("lagt", 4)
+        >>> normal = A + P.T @ P
+        >>> torch.allclose(normal, -normal.T)
+        True
     """
     measure = canonical_measure(measure)
     minimal = MINIMAL_RANK[measure]
@@ -176,6 +187,11 @@ def nplr(measure: str, N: int, rank: int = 1) -> NPLR:
 
     Raises:
         ValueError: for an unknown measure, an odd or non-positive `N`, or a rank below the minimal one.
+
+    Examples:
+        >>> w, P, B, V = nplr("legs", 8)
+        >>> w.shape, P.shape, B.shape, V.shape
+        (torch.Size([4]), torch.Size([1, 4]), torch.Size([4]), torch.Size([8, 4]))
     """
     check_even(N)
     measure = canonical_measure(measure)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from s4_fast.arguments import choice
 from s4_fast.ssm import hippo
 
 # Im A of the modes k (...) at the real state size N.
@@ -63,9 +64,13 @@ def diagonal(
 
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or `real_scale <= 0`.
+
+    Examples:
+        >>> A, B = diagonal("lin", 8)
+        >>> A.imag / torch.pi
+        tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
-    if init not in _INITS:
-        raise ValueError(f"init must be one of {sorted(_INITS)}, got {init!r}")
+    init = choice("init", init, _INITS)
     hippo.check_even(N)
     if not real_scale > 0:
         raise ValueError(f"real_scale must be positive, so that A is stable, got {real_scale}")
@@ -101,6 +106,11 @@ def log_dt(
 
     Raises:
         ValueError: unless `0 < dt_min <= dt_max` and both are finite.
+
+    Examples:
+        >>> dt = log_dt((8, 1), 0.001, 0.1).exp()
+        >>> bool(((dt >= 0.00099) & (dt <= 0.101)).all())
+        True
     """
     if not 0 < dt_min <= dt_max < math.inf:
         raise ValueError(f"expected 0 < dt_min <= dt_max, got dt_min = {dt_min}, dt_max = {dt_max}")
@@ -125,7 +135,13 @@ def dplr(init: str, N: int, rank: int = 1, *, generator: Generator | None = None
 
     Raises:
         ValueError: for an unknown `init`, an `N` that is not a positive even number, or a rank that is too small.
+
+    Examples:
+        >>> w, P, B = dplr("legt", 8, rank=2)
+        >>> w.shape, P.shape, B.shape
+        (torch.Size([4]), torch.Size([2, 4]), torch.Size([4]))
     """
+    init = choice("init", init, [*_HIPPO, *(f"diag-{name}" for name in _INITS)])
     if init.startswith("diag-"):
         if rank < 1:
             raise ValueError(f"expected rank >= 1, got rank = {rank}")

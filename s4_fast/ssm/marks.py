@@ -26,7 +26,7 @@ class MarkedModule(AllOrNothing):
         self._given_marks: dict[str, dict[str, Any]] = {}
 
     def marks(self) -> dict[str, dict[str, Any]]:
-        """The marks by the names of :meth:`named_marked`: those that parameters carry, or were given."""
+        """The marks by the names of ``named_marked``: those that parameters carry, or were given."""
         carried = {name: p._optim for name, p in self.named_marked() if hasattr(p, "_optim")}
         return {**self._given_marks, **carried}
 

@@ -40,6 +40,7 @@ class SSMModel(SSMParameters):
 
     backend: str | None = None
     scan_op = "diagonal_ssm"
+    is_part_of_layer = True
 
     def __init__(self, d_model: int, d_state: int, *, channels: int, n_ssm: int | None) -> None:
         super().__init__(d_model, d_state, channels=channels, n_ssm=n_ssm)
@@ -50,12 +51,12 @@ class SSMModel(SSMParameters):
         return self.impulse_response(L, rate)
 
     def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
-        """:meth:`impulse_response`, by a call, which hooks see and may change."""
+        """``impulse_response``, by a call, which hooks see and may change."""
         found: Tensor = self(L, rate)
         return found
 
     def refresh(self) -> None:
-        """Let hooks that run before a call set what they set: masks, norms."""
+        """Let hooks that run before a call set what they set: masks, norms; steps do it, and users need not."""
         if torch_private.has_hooks(self):
             self.seen_response(1)
 
@@ -72,11 +73,11 @@ class SSMModel(SSMParameters):
         raise NotImplementedError
 
     def scans(self) -> bool:
-        """Whether :meth:`prepared_scan` computes what the kernel of any length does, as the parameters are now."""
+        """Whether ``prepared_scan`` computes what the kernel of any length does, as the parameters are now."""
         return False
 
     def prepare(self, L: int, rate: float = 1.0) -> None:
-        """What is to be done before a sequence of L samples."""
+        """What is to be done before a sequence of L samples; layers do it, and users need not."""
 
     def prepared_scan(
         self,
@@ -115,7 +116,7 @@ class SSMModel(SSMParameters):
         return self.state_after(u, state, lengths, rate)
 
     def state_after(self, u: Tensor, state: Tensor | None, lengths: Tensor | None, rate: float) -> Tensor:
-        """:meth:`forward_state`, in one form whatever a subclass makes of that."""
+        """``forward_state``, in one form whatever a subclass makes of that."""
         raise NotImplementedError
 
     def response(self, state: Tensor, L: int, rate: float = 1.0) -> Tensor:
@@ -134,7 +135,7 @@ class SSMModel(SSMParameters):
         return self.response(self.propagator(rate)(state, 1).to(state.dtype), L, rate)
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One step from ``state`` (batch, d_model, n), as :meth:`init_state` or :meth:`forward_state` returns it.
+        """One step from ``state`` (batch, d_model, n), as ``init_state`` or ``forward_state`` returns it.
 
         A step of the native library takes tens of microseconds. Without gradients, on a CPU, it remembers what depends
         on the parameters alone, and compares their numbers with those that it was computed from.
@@ -151,13 +152,13 @@ class SSMModel(SSMParameters):
         Raises:
             TypeError: u, state or D has the wrong dtype.
             ValueError: u, state or D has the wrong shape, or is not where the parameters are.
-            BackendUnavailableError: the backend asked for (:func:`s4_fast.use_backend`) cannot step.
+            BackendUnavailableError: the backend asked for (``s4_fast.use_backend``) cannot step.
         """
         y, after = self.stepped(u, state, D)
         return y.view(len(u), self.channels, self.d_model), after
 
     def stepped(self, u: Tensor, state: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
-        """:meth:`step` with y (batch, channels d_model), as a layer's output over a sequence is."""
+        """``step`` with y (batch, channels d_model), as a layer's output over a sequence is."""
         refuse_tracing()
         self.refresh()
         self.check(u, state)
@@ -172,7 +173,7 @@ class SSMModel(SSMParameters):
         return (y.to(u.dtype) if u.dtype in HALF else y), after
 
     def step_kind(self) -> str | None:
-        """What :mod:`s4_fast.ssm.opaque` and :mod:`s4_fast.ssm.real` call steps of this model, None where they know
+        """What ``s4_fast.ssm.opaque`` and ``s4_fast.ssm.real`` call steps of this model, None where they know
         none: a subclass may compute anything."""
         return None
 

@@ -1,7 +1,7 @@
 """A step of a compiled graph as one op, which remembers between calls what an eager step does.
 
 A graph that formed the discretisation anew would do so at every sample. The op sees the parameters' numbers when it
-runs, compares them as :mod:`s4_fast.ssm.memo` does, and steps with what was made of them. It has no derivatives, so
+runs, compares them as ``s4_fast.ssm.memo`` does, and steps with what was made of them. It has no derivatives, so
 that steps which autograd records stay in the graph.
 """
 
@@ -39,7 +39,7 @@ torch.library.define(
 
 
 def register(kind: str, make: Maker) -> None:
-    """Declare how steppers of this kind are made of parameters that are stored as :class:`SSMParameters` says."""
+    """Declare how steppers of this kind are made of parameters that are stored as ``SSMParameters`` says."""
     _makers[kind] = make
 
 
@@ -58,7 +58,7 @@ def runs(tensors: list[Tensor]) -> bool:
 def step(
     u: Tensor, state: Tensor, D: Tensor | None, stored: Sequence[Tensor], P: Tensor | None, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`Stepper.step`, for parameters in the precision that they are stored in."""
+    """As ``Stepper.step``, for parameters in the precision that they are stored in."""
     y, after = torch.ops.s4_fast.remembered_step(u, state.resolve_conj(), D, *stored, P, kind)
     return y, after
 

@@ -33,11 +33,11 @@ def full(t: Tensor) -> Tensor:
 
 
 STORED = ("inv_dt", "A_real", "A_imag", "B", "C")
-"""The names under which :class:`SSMParameters` stores what is in :class:`Stored`."""
+"""The names under which ``SSMParameters`` stores what is in ``Stored``."""
 
 
 class Stored(NamedTuple):
-    """The parameters as :func:`s4_fast.ops.diagonal.stored_diagonal_ssm` takes them."""
+    """The parameters as ``s4_fast.ops.diagonal.stored_diagonal_ssm`` takes them."""
 
     dt: Tensor
     A_real: Tensor
@@ -63,7 +63,7 @@ class Stored(NamedTuple):
 
 
 def logarithms(dt: Tensor, A_real: Tensor, A_imag: Tensor, B: Tensor, C: Tensor) -> Stored:
-    """What :class:`SSMParameters` stores."""
+    """What ``SSMParameters`` stores."""
     return Stored(dt, A_real, A_imag, B, C, True, True, True)
 
 
@@ -78,7 +78,7 @@ class SSMParameters(MarkedModule):
 
     ``n_ssm`` independent copies of (A, B) are shared by the features in turn. ``inv_dt``, ``A_real``, ``A_imag`` and
     ``B`` carry ``_optim = {"weight_decay": 0.0}``, with ``"lr"`` where ``lr`` is given; see
-    :func:`s4_fast.get_ssm_param_groups`.
+    ``s4_fast.get_ssm_param_groups``.
 
     A subclass that stores something else defines ``_dt``, ``_A``, ``_B`` and ``_C``, from which the rest follows.
     """
@@ -156,7 +156,7 @@ class SSMParameters(MarkedModule):
         return [self._kept(name) for name in STORED]
 
     def system(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """:meth:`Stored.system` of the parameters."""
+        """``Stored.system`` of the parameters."""
         return self.stored().system(rate)
 
     def dt(self, rate: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
 """One step in real arithmetic, states and coefficients as pairs: for exported programs.
 
 Code generators and other runtimes have no complex numbers, or few operations on them. What is computed is what
-:mod:`s4_fast.ssm.stepping` does, in the same precisions.
+``s4_fast.ssm.stepping`` does, in the same precisions.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Pair(NamedTuple):
 
 
 def coefficients(stored: Stored, P: Tensor | None, kind: str) -> Coefficients:
-    """The coefficients of logarithms and pairs as :class:`SSMParameters` stores them.
+    """The coefficients of logarithms and pairs as ``SSMParameters`` stores them.
 
     ``kind`` is ``"zoh"`` or ``"bilinear"`` for diagonal models, or ``"dplr"`` with P (rank, n_ssm, n, 2).
     """

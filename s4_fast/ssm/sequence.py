@@ -26,12 +26,7 @@ if TYPE_CHECKING:
     from s4_fast.distributed import Slices
 
 PATHS = ("auto", "scan", "convolution")
-
-
-def check_path(path: str) -> None:
-    """ValueError unless ``path`` is a name of one, or ``"auto"``."""
-    if path not in PATHS:
-        raise ValueError(f"unknown path {path!r}; expected one of {', '.join(PATHS)}")
+_FEW_AND_MANY = (1, 1 << 24)  # samples
 
 
 class Path(NamedTuple):
@@ -57,16 +52,35 @@ def choose(model: SSMModel, batch: int, L: int, way: Way) -> Path:
     forced = _forced(model, L, way)
     if forced is not None:
         return forced
-    directions = 2 if way.bidirectional else 1
-    shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
-    shape |= {"channels": model.channels // directions, "directions": directions}
-    grads = needs_grad(C=model.C)
-    call = Call(model.scan_op, model.C.device.type, model.real_dtype(), shape, grads)
+    call = _call(model, batch, L, way)
     try:
         choice = dispatch.choose(call, model.backend)
     except BackendUnavailableError as error:
         return Path("convolution", f"the requested backend has no scan: {error}")
     return faster(model, call.device, choice, L)
+
+
+def _call(model: SSMModel, batch: int, L: int, way: Way) -> Call:
+    """The call of the scan, whichever path is taken."""
+    directions = 2 if way.bidirectional else 1
+    shape = {"batch": batch, "H": model.d_model, "n": model.d_state // 2, "L": L}
+    shape |= {"channels": model.channels // directions, "directions": directions}
+    return Call(model.scan_op, model.C.device.type, model.real_dtype(), shape, needs_grad(C=model.C))
+
+
+def described(model: SSMModel, way: Way) -> str:
+    """Path and backend that would run now, for a module's ``repr``, which is also asked of modules that cannot run."""
+    try:
+        paths = {choose(model, 1, L, way).name for L in _FEW_AND_MANY}
+        try:
+            choice = dispatch.choose(_call(model, 1, 1, way), model.backend)
+            backend = choice.replaces or choice.backend
+        except BackendUnavailableError:
+            backend = f"{model.backend or dispatch.requested()} (unavailable)"
+    except (AttributeError, RuntimeError, ValueError):  # half made, or the environment asks for no backend's name
+        return f"path={way.path}"
+    taken = paths.pop() if len(paths) == 1 else "scan or convolution, by length"
+    return f"path={way.path if taken == way.path else f'{way.path} -> {taken}'}, backend={backend}"
 
 
 def _forced(model: SSMModel, L: int, way: Way) -> Path | None:
@@ -103,7 +117,7 @@ def faster(model: SSMModel, device: str, choice: Choice, L: int) -> Path:
 def _scan(
     model: SSMModel, u: Tensor, D: Tensor | None, L: int, way: Way, state: Tensor | None, ahead: Tensor | None
 ) -> Scan | None:
-    """The scan, where that is the path, as :func:`choose` says."""
+    """The scan, where that is the path, as ``choose`` says."""
     forced = _forced(model, L, way)
     if forced is not None and forced.name == "convolution":
         return None
@@ -206,7 +220,7 @@ def through_slice(
     return_state: bool,
     tied: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`through` for this rank's slice u, from the state before the whole sequence to that after it.
+    """``through`` for this rank's slice u, from the state before the whole sequence to that after it.
 
     ``tied`` are the tensors of which a rank without samples must have gradients too.
     """

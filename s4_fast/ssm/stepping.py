@@ -86,7 +86,7 @@ class DiagonalStepper(Stepper):
 
 
 class DPLRStepper(Stepper):
-    """``s' = s + increment s - sum_r G_r (2 Re V_r s) + B u``, ``y = 2 Re C s'``; see :func:`s4_fast.dplr_step`."""
+    """``s' = s + increment s - sum_r G_r (2 Re V_r s) + B u``, ``y = 2 Re C s'``; see ``s4_fast.dplr_step``."""
 
     def __init__(self, increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor) -> None:
         super().__init__()

@@ -88,6 +88,10 @@ def Activation(activation: str | None = None, dim: int = -1, size: int | None = 
     Raises:
         TypeError: the name is not a string.
         ValueError: the name is unknown, or ``"modrelu"`` lacks its size.
+
+    Examples:
+        >>> Activation("glu")(torch.randn(2, 8)).shape
+        torch.Size([2, 4])
     """
     if activation is None:
         return nn.Identity()
@@ -196,10 +200,11 @@ def LinearActivation(
     """A linear map of the features, with its activation behind it.
 
     Args:
-        d_input, d_output: the features before and after. ``"glu"`` and its kin make the map twice as wide.
+        d_input: the features before.
+        d_output: the features after. ``"glu"`` and its kin make the map twice as wide.
         bias: whether the map has one.
         transposed: whether features come second, (batch, features, length), instead of last.
-        activation: an activation's name, see :func:`Activation`.
+        activation: an activation's name, see ``Activation``.
         activate: whether to return ``Sequential(map, activation)``; else the activation tells only the width and the
             gain.
         initializer: how the weight starts: ``"uniform"`` or ``"normal"`` (Kaiming, with the activation's gain),
@@ -209,6 +214,10 @@ def LinearActivation(
     Raises:
         TypeError: the activation's name is not a string.
         ValueError: an unknown name, or weight_norm of a zero weight.
+
+    Examples:
+        >>> LinearActivation(8, 4, activation="gelu", activate=True)(torch.randn(2, 8)).shape
+        torch.Size([2, 4])
     """
     layer = Activation(activation, -2 if transposed else -1, d_output)
     width = 2 * d_output if halves(activation) else d_output

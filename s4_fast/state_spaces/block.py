@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
 from s4_fast.arguments import UnknownOptionError, integer, signal
@@ -22,6 +23,7 @@ from s4_fast.state_spaces.activation import Activation, LinearActivation, halves
 from s4_fast.state_spaces.arguments import check_shape, flattened, per_row, refuse_requests
 from s4_fast.state_spaces.convolution import FFTConv, one_sample
 from s4_fast.state_spaces.kernels import SSMKernelDiag
+from s4_fast.state_spaces.options import BlockOptions
 from s4_fast.state_spaces.releases import older_layer
 
 
@@ -42,21 +44,34 @@ class S4Block(AllOrNothing):
         final_act: the activation of the last linear map, which leads back to ``d_model`` features; ``"id"`` for none;
             None for no linear map at all. ``"glu"`` where neither this nor ``postact`` is given.
         postact: older name of ``final_act``; None alone is a map without activation, as it was before release 4.
-        initializer, weight_norm: of the last linear map, see
-            :func:`~s4_fast.state_spaces.activation.LinearActivation`.
+        initializer: of the last linear map, see ``LinearActivation``.
+        weight_norm: of the last linear map, see ``LinearActivation``.
         dropout: probability of a zero in the layer and before the last linear map.
         tie_dropout: whether all time steps share one mask.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **layer_args: options of :class:`~s4_fast.state_spaces.convolution.FFTConv`, and those of releases 1 to 3, see
-            :func:`~s4_fast.state_spaces.older_arguments.translated`. Code of those releases, whose dropout, gate and
-            defaults are others, wants :class:`~s4_fast.state_spaces.S4`.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        **layer_args: of the ``FFTConv``: ``l_max=None``, ``channels=1``, ``swap_channels=False``,
+            ``bidirectional=False``, ``activation="gelu"``, ``drop_kernel=0.0``, ``mode="dplr"``, ``kernel=None``, and
+            what that takes for its kernel, ``d_state=64``, ``init="legs"``, ``disc="zoh"``, ... Those of releases 1 to
+            3 too, see ``s4_fast.state_spaces.older_arguments.translated``: ``H``, ``hyper_act``, ``measure_args``,
+            ``keops``, ``hurwitz``, ``tie_state``, ``trainable``, ``lr_dt``, ``real_type``, ``fast_gate``. Code of those
+            releases, whose dropout, gate and defaults are others, wants ``S4``.
 
-    Checkpoints of releases 1 to 3 load too (:mod:`~s4_fast.state_spaces.releases`).
+    Checkpoints of releases 1 to 3 load too (``s4_fast.state_spaces.releases``).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> layer = S4Block(8, d_state=16, mode="diag", init="diag-lin", transposed=False)
+        >>> y, _ = layer(torch.randn(2, 100, 8))
+        >>> y.shape
+        torch.Size([2, 100, 8])
+        >>> y, state = layer.eval().step(torch.randn(2, 8), layer.default_state(2))
+        >>> y.shape
+        torch.Size([2, 8])
     """
 
     def __init__(
@@ -76,12 +91,13 @@ class S4Block(AllOrNothing):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **layer_args: Any,
+        **layer_args: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
-        if older_arguments.is_older(layer_args):
-            layer_args = older_arguments.translated({"d_model": d_model, "mult_act": mult_act, **layer_args})
-            d_model, mult_act = layer_args.pop("d_model"), layer_args.pop("mult_act")
+        options: dict[str, Any] = dict(layer_args)
+        if older_arguments.is_older(options):
+            options = older_arguments.translated({"d_model": d_model, "mult_act": mult_act, **options})
+            d_model, mult_act = options.pop("d_model"), options.pop("mult_act")
         d_model = integer("d_model", d_model, 1)
         bottleneck = None if bottleneck is None else integer("bottleneck", bottleneck, 1)
         gate = None if gate is None else integer("gate", gate, 1)
@@ -96,7 +112,7 @@ class S4Block(AllOrNothing):
         if bottleneck is not None:
             self.input_linear = LinearActivation(d_model, inner)
         try:
-            self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **layer_args)
+            self.layer = FFTConv(inner, transposed=False, dropout=dropout, tie_dropout=tie_dropout, **options)
         except UnknownOptionError as error:
             raise error.through(S4Block) from None
         width = self.layer.d_output
@@ -136,7 +152,7 @@ class S4Block(AllOrNothing):
             x: (batch, d_model, length), or (batch, length, d_model) where not ``transposed``. Any length >= 1.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``: (batch,), (1,), or one int for all
                 rows. What lies in the padding is not read, and the outputs there are those of a zero input.
-            state: the layer's state before, as :meth:`default_state` or a call with ``state`` returns it.
+            state: the layer's state before, as ``default_state`` or a call with ``state`` returns it.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
             **kwargs: may be None or False, for the sake of callers that pass the same ones to every layer.
 
@@ -161,6 +177,9 @@ class S4Block(AllOrNothing):
         y = self._leave(y, x)
         return turned(y) if self.transposed else y, after
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def _enter(self, x: Tensor) -> Tensor:
         return x if self.bottleneck is None else self.input_linear(x)
 
@@ -171,17 +190,17 @@ class S4Block(AllOrNothing):
         return self.output_linear(self.drop(self.mult_activation(y)))
 
     def setup_length(self, L: int) -> None:
-        """Prepare the kernel for sequences up to length L, as the first of them would; see the kernel's method."""
+        """Set the kernel up for a length of at least L; nothing needs it, see ``SSMKernelDPLR.setup_length``."""
         self.layer.setup_length(L)
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step` with the present parameters; ``mode`` as the kernel has it."""
+        """Prepare ``step``, which does so itself: nothing needs it but ``mode``, as ``FFTConv.setup_step`` has it."""
         self.layer.setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One time step after :meth:`setup_step`: x (batch, d_model), state -> y (batch, d_output), state.
+        """One time step: x (batch, d_model), state -> y (batch, d_output), state.
 
-        From :meth:`default_state`, and without dropout, the outputs equal those of :meth:`forward`.
+        From ``default_state``, and without dropout, the outputs equal those of ``forward``.
         """
         x = signal("x", x, self)
         if x.ndim != 2 or x.shape[1] != self.d_model:

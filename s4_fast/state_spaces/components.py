@@ -12,7 +12,18 @@ from s4_fast.ssm.marks import MarkedModule
 
 
 class DropoutNd(dropout.DropoutNd):
-    """:class:`s4_fast.DropoutNd` with features second by default, (batch, features, ...)."""
+    """``s4_fast.DropoutNd`` with features second by default, (batch, features, ...).
+
+    Args:
+        p: probability of a zero, in [0, 1).
+        tie: whether positions share one mask.
+        transposed: whether features come second.
+
+    Examples:
+        >>> y = DropoutNd(0.5)(torch.ones(2, 8, 100))
+        >>> torch.equal(y[..., 0], y[..., -1])
+        True
+    """
 
     def __init__(self, p: float = 0.5, tie: bool = True, transposed: bool = True) -> None:
         super().__init__(p, tie, transposed)
@@ -23,6 +34,15 @@ class TransposedLinear(nn.Module):
 
     Parameters ``weight`` (d_output, d_input) and ``bias`` (d_output, 1), 0.0 without one. They start as those of
     ``torch.nn.Linear``.
+
+    Args:
+        d_input: the features before.
+        d_output: the features after.
+        bias: whether there is one.
+
+    Examples:
+        >>> TransposedLinear(8, 4)(torch.randn(2, 8, 100)).shape
+        torch.Size([2, 4, 100])
     """
 
     def __init__(self, d_input: int, d_output: int, bias: bool = True) -> None:
@@ -38,7 +58,13 @@ class TransposedLinear(nn.Module):
 class OptimModule(MarkedModule):
     """A module whose parameters carry ``_optim``, a learning rate and weight decay for the optimiser.
 
-    :func:`s4_fast.get_ssm_param_groups` makes parameter groups of these marks.
+    ``s4_fast.get_ssm_param_groups`` makes parameter groups of these marks.
+
+    Examples:
+        >>> module = OptimModule()
+        >>> module.register("A", torch.zeros(4), lr=1e-3)
+        >>> module.A._optim
+        {'lr': 0.001, 'weight_decay': 0.0}
     """
 
     def register(self, name: str, tensor: Tensor, lr: float | None = None, wd: float | None = 0.0) -> None:

@@ -46,7 +46,7 @@ def convert(old: Path, new: Path, prefix: str | None = None, *, force: bool = Fa
     ``old`` holds a ``state_dict``, alone or under ``state_dict`` (as Lightning writes it), ``model_state_dict`` or
     ``model``. It is read with ``weights_only=True``: nothing in it is executed. Names and shapes are those of release 4
     of the official code, which the layers here share; layers of releases 1 to 3 are told by their entries and written
-    as release 4 has them (:mod:`~s4_fast.state_spaces.releases`). Caches of kernels (``omega``, ``z``) are left out,
+    as release 4 has them (``s4_fast.state_spaces.releases``). Caches of kernels (``omega``, ``z``) are left out,
     and complex tensors become pairs of real numbers.
 
     Args:
@@ -101,7 +101,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def entries(checkpoint: Mapping[str, Any], prefix: str | None = None) -> list[Entry]:
-    """What becomes of each entry of the state_dict in ``checkpoint``; ``prefix`` and errors as in :func:`convert`."""
+    """What becomes of each entry of the state_dict in ``checkpoint``; ``prefix`` and errors as in ``convert``."""
     state_dict, lightning = unwrapped(checkpoint)
     prefix = _common(state_dict, lightning) if prefix is None else _closed(prefix)
     if not any(name.startswith(prefix) for name in state_dict):
@@ -166,7 +166,7 @@ def _entry(name: str, value: Any, prefix: str, state_dict: Mapping[str, Any]) ->
 
 
 def _common(state_dict: Mapping[str, Any], lightning: bool) -> str:
-    """What :func:`convert` takes away from all names without being told."""
+    """What ``convert`` takes away from all names without being told."""
     prefix = ""
     while True:
         candidates = [prefix + wrapper for wrapper in (*_WRAPPERS, *(["model."] if lightning else []))]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast import torch_private
-from s4_fast.arguments import UnknownOptionError, integer, signal
+from s4_fast.arguments import UnknownOptionError, choice, integer, signal
 from s4_fast.layers import padding
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.padding import Lengths
 from s4_fast.layers.sequence_module import SequenceModule
-from s4_fast.ssm.sequence import Way, as_autocast
+from s4_fast.ssm.sequence import Way, as_autocast, described
 from s4_fast.state_spaces.activation import Activation, halves
 from s4_fast.state_spaces.arguments import check_shape, flattened, longest, per_row
 from s4_fast.state_spaces.kernels import KERNELS, SSMKernelDiag, SSMKernelDPLR, check_rate
+from s4_fast.state_spaces.options import KernelOptions
 
 
 class FFTConv(SequenceModule):
@@ -33,18 +35,30 @@ class FFTConv(SequenceModule):
         swap_channels: whether the order is (d_model, channels).
         bidirectional: whether a second kernel runs from the end; output l then sees every input, the next one with the
             kernel's first sample, as in the original.
-        activation: see :func:`~s4_fast.state_spaces.activation.Activation`; ``"glu"`` doubles the channels inside.
+        activation: see ``Activation``; ``"glu"`` doubles the channels inside.
         transposed: whether inputs and outputs are (batch, features, length).
         dropout: probability of a zero before the activation.
         tie_dropout: whether all time steps share one mask.
         drop_kernel: probability of a zero in the kernel.
-        mode, kernel: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``); two names of one option.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: options of :class:`~s4_fast.state_spaces.kernels.SSMKernel`.
+        mode: the kernel, ``"dplr"`` (``"nplr"``, ``"s4"``) or ``"diag"`` (``"s4d"``).
+        kernel: another name of ``mode``.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        **kernel_args: of the kernel: ``d_state=64``, ``lr=None``, ``wd=0.0``, ``verbose=True``,
+            ``deterministic=False``, ``dt_min=0.001``, ``dt_max=0.1``, ``dt_tie=True``, ``dt_transform="exp"``,
+            ``rank=1``, ``n_ssm=None``, ``measure=None``, ``init="legs"``, ``dt_fast=False``, ``real_transform="exp"``,
+            ``imag_transform="none"``, ``bandlimit=None``, ``backend="cuda"``, and what ``init`` takes (``SSMKernel``);
+            ``disc="zoh"`` and ``is_real=False`` of S4D (``SSMKernelDiag``).
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> layer = FFTConv(8, channels=2, d_state=16, mode="diag", transposed=False)
+        >>> y, state = layer(torch.randn(2, 100, 8), state=layer.default_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 100, 16]), torch.Size([2, 8, 8]))
     """
 
     def __init__(
@@ -64,22 +78,21 @@ class FFTConv(SequenceModule):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
+        **kernel_args: Unpack[KernelOptions],
     ) -> None:
         super().__init__()
         d_model, channels = integer("d_model", d_model, 1), integer("channels", channels, 1)
         if kernel is not None and mode not in (None, "dplr", kernel):
             raise ValueError(f"mode and kernel are two names of one option, got mode={mode!r} and kernel={kernel!r}")
-        name = mode if kernel is None else kernel
-        if name not in KERNELS:
-            raise ValueError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")
+        name = choice("kernel", mode if kernel is None else kernel, KERNELS)
         self.d_model, self.channels, self.l_max = d_model, channels, longest(l_max)
         self.swap_channels, self.bidirectional, self.transposed = swap_channels, bidirectional, transposed
         inner = 2 * channels if halves(activation) else channels
         self.activation = Activation(activation, dim=1 if transposed else -1, size=inner * d_model)
         self.D = nn.Parameter(torch.randn(inner, d_model))
         try:
-            self.kernel: SSMKernelDiag | SSMKernelDPLR = KERNELS[name](
+            made: Any = KERNELS[name]
+            self.kernel: SSMKernelDiag | SSMKernelDPLR = made(
                 d_model=d_model, channels=2 * inner if bidirectional else inner, l_max=self.l_max, **kernel_args
             )
         except UnknownOptionError as error:
@@ -97,7 +110,7 @@ class FFTConv(SequenceModule):
 
         Args:
             x: (batch, d_model, length), or (batch, length, d_model) where not ``transposed``.
-            state: the state before, as :meth:`default_state` or a call with ``state`` returns it. Its outputs are not
+            state: the state before, as ``default_state`` or a call with ``state`` returns it. Its outputs are not
                 cut at ``l_max``, which bounds the kernel alone.
             rate: the sampling rate of x relative to the one that the parameters were trained for.
             lengths: the lengths of right-padded rows, integers from 1 to ``length``: (batch,), (1,), or one int for all
@@ -122,13 +135,7 @@ class FFTConv(SequenceModule):
             assert rows is not None
             x = rows.cut(u).mT if self.transposed else rows.cut(u)
         kernel = self.kernel
-        way = Way(
-            time_major=not self.transposed,
-            bidirectional=self.bidirectional,
-            rate=rate,
-            taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
-            change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
-        )
+        way = self._way(rate)
         before = None if state is None else self.given(lambda: kernel.read_state(state, len(x)))
         y, after = self._through(
             kernel,
@@ -144,6 +151,18 @@ class FFTConv(SequenceModule):
             after = kernel.write_state(after.detach() if isinstance(kernel, SSMKernelDPLR) else after, state)
         y = self.drop(self._ordered(y, 1 if self.transposed else -1))
         return self.activation(y), after
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def _way(self, rate: float = 1.0) -> Way:
+        return Way(
+            time_major=not self.transposed,
+            bidirectional=self.bidirectional,
+            rate=rate,
+            taps=None if self.l_max is None else max(1, round(self.l_max / rate)),
+            change=self.drop_kernel if self.training and isinstance(self.drop_kernel, nn.Dropout) else None,
+        )
 
     def _check(self, x: Tensor, state: Tensor | None, least: int) -> None:
         check_shape(x, self.d_model, self.transposed, least)
@@ -167,17 +186,21 @@ class FFTConv(SequenceModule):
         return ""
 
     def setup_length(self, L: int) -> None:
-        """Set the kernel up for a length of at least L; see its method."""
+        """Set the kernel up for a length of at least L; nothing needs it, see ``SSMKernelDPLR.setup_length``."""
         self.kernel.setup_length(L if self.l_max is None else min(L, self.l_max))
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step`; ``mode`` as the kernel has it."""
+        """Prepare ``step``, which does so itself: nothing needs it but ``mode`` of an S4 kernel.
+
+        ``mode="linear"`` lets ``default_state`` return one of each conjugate pair, ``"dense"`` (the default) and
+        ``"diagonal"`` both. The modes compute the same.
+        """
         self.kernel._setup_step(**kwargs)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One time step: x (batch, d_model), state -> y (batch, d_output), the next state.
 
-        From :meth:`default_state` the outputs equal those of :meth:`forward` without dropout, and without ``l_max``,
+        From ``default_state`` the outputs equal those of ``forward`` without dropout, and without ``l_max``,
         which a recurrence does not know.
 
         Raises:
@@ -215,7 +238,8 @@ class FFTConv(SequenceModule):
         return flattened
 
     def extra_repr(self) -> str:
-        return f"l_max={self.l_max}, channels={self.channels}, bidirectional={self.bidirectional}"
+        sizes = f"{self.d_model}, d_state={self.kernel.d_state}, l_max={self.l_max}, channels={self.channels}"
+        return f"{sizes}, bidirectional={self.bidirectional}, {described(self.kernel, self._way())}"
 
 
 def one_sample(module: Any, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,9 +54,9 @@ def initial(
     ``init`` is one of
 
     - ``"legs"``, ``"legt"``, ``"lagt"``, ``"fourier"`` (``"fout"``): the normal-plus-low-rank form of a HiPPO matrix,
-      :func:`s4_fast.ssm.hippo.nplr`;
+      ``s4_fast.ssm.hippo.nplr``;
     - ``"diag-NAME"``: modes without a low-rank part, and ``"dplr-NAME"``: the same with a random one. NAME is one of
-      ``lin``, ``inv``, ``inv2``, ``quad``, ``real`` (:func:`s4_fast.ssm.initialization.diagonal`), ``legs`` or
+      ``lin``, ``inv``, ``inv2``, ``quad``, ``real`` (``s4_fast.ssm.initialization.diagonal``), ``legs`` or
       ``hippo``, and ``rand`` (imaginary parts ``exp(z)``, z normal). ``"dplr"`` is ``"dplr-hippo"``;
     - ``"hippo"``, ``"diag"``, ``"all"``, or a sequence of the above: equal shares of each.
 
@@ -77,7 +77,7 @@ def initial(
         UnknownArgumentError: a TypeError.
         ValueError: an unknown name, or a size that does not fit.
     """
-    inits = COMBINATIONS.get(init, (init,)) if isinstance(init, str) else tuple(init)
+    inits = _names(init)
     if not inits:
         raise ValueError("init must not be empty")
     if copies % len(inits):
@@ -93,8 +93,14 @@ def initial(
 
 def is_hippo(init: str | Sequence[str]) -> bool:
     """Whether ``init`` names HiPPO matrices alone."""
-    inits = COMBINATIONS.get(init, (init,)) if isinstance(init, str) else init
-    return all(name in _MEASURES for name in inits)
+    return all(name in _MEASURES for name in _names(init))
+
+
+def _names(init: str | Sequence[str]) -> tuple[str, ...]:
+    """The single names that ``init`` stands for, in lower case."""
+    if isinstance(init, str):
+        return COMBINATIONS.get(init.lower(), (init.lower(),))
+    return tuple(name.lower() if isinstance(name, str) else name for name in init)
 
 
 def _one(init: str, N: int, rank: int, copies: int, low_rank: bool, args: dict[str, Any]) -> Initial:

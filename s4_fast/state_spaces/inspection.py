@@ -41,6 +41,11 @@ class Inspected(NamedTuple):
         speedup: how many times faster forward and backward pass are here, on random input of ``shape``
             (batch, length, features): than the layer itself, or, for a checkpoint and what does not run here, than its
             formula in PyTorch. None where it was not measured.
+
+    Examples:
+        >>> found = s4_fast.state_spaces.inspect(s4_fast.S4DLayer(4, d_state=8), time=False)[0]
+        >>> found.what, found.sizes
+        ('S4D: S4DLayer', {'d_model': 4, 'd_state': 8, 'channels': 1})
     """
 
     name: str
@@ -68,7 +73,7 @@ def inspect(subject: nn.Module | Path | str, *, time: bool = True) -> list[Inspe
         TypeError: it is neither a model nor the name of a file.
         ValueError: the file is no checkpoint, or a damaged one.
 
-    Example:
+    Examples:
         >>> from s4_fast import state_spaces
         >>> model = nn.Sequential(state_spaces.S4Block(4, d_state=8))
         >>> [(found.name, found.what, found.release) for found in state_spaces.inspect(model, time=False)]

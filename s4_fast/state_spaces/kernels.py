@@ -6,13 +6,13 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s4_fast.arguments import UnknownOptionError, integer, number
+from s4_fast.arguments import UnknownOptionError, choice, integer, number
 from s4_fast.checkpoint import Renewed
 from s4_fast.dispatch import BACKENDS
 from s4_fast.ops import log_vandermonde
@@ -56,21 +56,34 @@ class SSMKernel(SSMModel):
         verbose: whether to log sizes and changes of the kernel's length, at level INFO.
         d_state: real state size N.
         deterministic: C picks out the first coordinate, and dt is spaced logarithmically over the features.
-        dt_min, dt_max: the range of the log-uniform initial dt.
+        dt_min: the least initial dt; they are log-uniform.
+        dt_max: the largest.
         dt_tie: whether the states of a feature have one dt.
-        dt_transform, real_transform, imag_transform: ``"none"``, ``"exp"``, ``"relu"``, ``"sigmoid"``, ``"softplus"``.
+        dt_transform: of dt: ``"none"``, ``"exp"``, ``"relu"``, ``"sigmoid"`` or ``"softplus"``.
+        real_transform: of -Re A, one of these too.
+        imag_transform: of -Im A, one of these too.
         rank: rank of the low-rank part; LegT needs 2.
         n_ssm: number of independent (A, B), a divisor of ``d_model``; None for one per feature.
         measure: older name of ``init``.
-        init: see :func:`s4_fast.state_spaces.initialization.initial`, which takes the remaining options.
+        init: ``"legs"``, ``"legt"``, ``"lagt"``, ``"fourier"``, ``"diag-NAME"`` or ``"dplr-NAME"``, several of these,
+            or ``"hippo"``, ``"diag"``, ``"all"``, see ``s4_fast.state_spaces.initialization.initial``.
         dt_fast: ``dt = T(sinh(inv_dt))``.
         bandlimit: modes of a frequency ``dt |Im A| / 2 pi`` of at least half of this take no part in the output.
         backend: ``"cuda"`` or ``"auto"`` for the automatic choice, ``"keops"``, ``"naive"`` (PyTorch), or another
             backend of this package.
+        **init_args: what ``init`` takes, see ``s4_fast.state_spaces.initialization.initial``: ``B_clip=2.0`` of HiPPO
+            matrices; of modes ``real_random=False``, ``real_scale=1.0``, ``imag_random=False``, ``imag_scale=1.0``,
+            ``B_random=False``, ``B_init="constant"``, ``B_scale=1.0``, ``P_scale=1.0``, ``normalize=False``.
 
     Raises:
         TypeError: an unknown option.
         ValueError: an unknown name, a size that does not fit, or options that contradict each other.
+
+    Examples:
+        >>> from s4_fast.state_spaces import SSMKernelDiag
+        >>> k, _ = SSMKernelDiag(8, channels=2, d_state=16)(L=100)
+        >>> k.shape
+        torch.Size([2, 8, 100])
     """
 
     is_real = False
@@ -227,6 +240,9 @@ class SSMKernel(SSMModel):
         k = self.impulse_response(L, rate)
         return k, None if state is None else self.free_response(self.read_state(state), L, rate)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         k: Tensor = self(L=L, rate=rate)[0]
         return k
@@ -237,7 +253,7 @@ class SSMKernel(SSMModel):
         return max(1, round(self.l_max / rate))
 
     def setup_length(self, L: int) -> None:
-        """Nothing for S4D; see :meth:`SSMKernelDPLR.setup_length` for S4."""
+        """Nothing for S4D; see ``SSMKernelDPLR.setup_length`` for S4."""
 
     def default_state(self, *batch_shape: int) -> Tensor:
         """The zero state, (*batch_shape, d_model, states), where the parameters are.
@@ -304,17 +320,16 @@ class SSMKernel(SSMModel):
         return self.write_state(self.state_after(u, self.read_state(state), lengths, rate), state)
 
     def _setup_step(self, mode: str = "dense") -> None:
-        """Compute what :meth:`step` needs of the parameters, which it would do by itself."""
-        if mode not in _STEP_MODES:
-            raise ValueError(f"unknown step mode {mode!r}; expected one of {', '.join(_STEP_MODES)}")
+        """Compute what ``step`` needs of the parameters, which it would do by itself."""
+        mode = choice("step mode", mode, _STEP_MODES)
         with torch.no_grad():
             self.remembered("stepper", self._stepper)
 
     def step(self, u: Tensor, state: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: u (batch, d_model), state -> y (batch, channels, d_model), the next state.
 
-        From :meth:`default_state` the outputs equal the convolution with the kernel. D as in
-        :meth:`s4_fast.ssm.parameters.SSMParameters.step`. Of a state of both halves the first is read.
+        From ``default_state`` the outputs equal the convolution with the kernel. D as in
+        ``s4_fast.ssm.parameters.SSMParameters.step``. Of a state of both halves the first is read.
         """
         y, following = super().step(u, self._widened(state[..., : self.d_state // 2]), D)
         return y, self.write_state(following, state)
@@ -331,14 +346,21 @@ class SSMKernelDiag(SSMKernel, DiagonalModel):
             Gupta et al. 2022, arXiv 2203.14343), so that the kernel depends on its length and has no recurrence.
         is_real: real parameters ``C`` (channels, d_model, n), ``B`` (1, S, n) and ``A_real``, of ``d_state`` real
             states (exponential moving averages); of 32 where no ``d_state`` is given, as in the original.
-        *args, **kwargs: see :class:`SSMKernel`.
+        d_state: real state size N; None for 64.
+        *args: see ``SSMKernel``.
+        **kwargs: see ``SSMKernel``.
+
+    Examples:
+        >>> kernel = SSMKernelDiag(8, d_state=16, init="diag-lin", disc="bilinear")
+        >>> k, outputs = kernel(L=100, state=kernel.default_state(2))
+        >>> k.shape, outputs.shape
+        (torch.Size([1, 8, 100]), torch.Size([2, 1, 8, 100]))
     """
 
     def __init__(
         self, *args: Any, disc: str = "zoh", is_real: bool = False, d_state: int | None = None, **kwargs: Any
     ) -> None:
-        if disc not in _DISCRETIZATIONS:
-            raise ValueError(f"unknown disc {disc!r}; expected one of {', '.join(_DISCRETIZATIONS)}")
+        disc = choice("disc", disc, _DISCRETIZATIONS)
         if d_state is None:
             d_state = 64
         elif is_real:
@@ -405,13 +427,25 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
 
     ``C`` is truncated, ``C (I - A_bar^l_kernel)``, for the length in the buffer ``l_kernel``, or plain while that is 0.
     The first pass of training sets a fresh kernel up for ``l_max``, or for its own length, as the original's does.
-    Nothing else changes ``C``: see :class:`~s4_fast.state_spaces.truncation.TruncatedDPLRModel`. ``rate`` is exact.
+    Nothing else changes ``C``: see ``TruncatedDPLRModel``. ``rate`` is exact.
 
-    States are one of each conjugate pair, or both, ``(s, s*)``; :meth:`step` and :meth:`forward_state` return what they
-    are given. :meth:`default_state` makes both, unless the step mode is ``"linear"``. The modes compute the same.
+    States are one of each conjugate pair, or both, ``(s, s*)``; ``step`` and ``forward_state`` return what they
+    are given. ``default_state`` makes both, unless the step mode is ``"linear"``. The modes compute the same.
 
     Args:
-        *args, **kwargs: see :class:`SSMKernel`.
+        disc: None or ``"bilinear"``.
+        is_real: False; an option of the S4D kernel.
+        backend: see ``SSMKernel``; ``"keops"`` is the automatic choice, as this kernel has no part for it.
+        *args: see ``SSMKernel``.
+        **kwargs: see ``SSMKernel``.
+
+    Examples:
+        >>> kernel = SSMKernelDPLR(8, d_state=16, init="legs")
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
+        >>> y, state = kernel.step(torch.randn(2, 8), kernel.default_state(2))
+        >>> y.shape, state.shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 8, 16]))
     """
 
     low_rank = True
@@ -425,7 +459,7 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
         backend: str = "cuda",
         **kwargs: Any,
     ) -> None:
-        if disc not in (None, "bilinear"):
+        if disc is not None and str(disc).lower() != "bilinear":
             raise ValueError(f"the S4 kernel is discretised by the bilinear transform, got disc={disc!r}")
         if is_real:
             raise ValueError("is_real is an option of the S4D kernel; the S4 kernel is made of conjugate pairs")
@@ -471,7 +505,7 @@ class SSMKernelDPLR(SSMKernel, TruncatedDPLRModel):
     def forward_state(
         self, u: Tensor, state: Tensor | None = None, lengths: Tensor | None = None, rate: float = 1.0
     ) -> Tensor:
-        """The state after u, as :meth:`SSMKernel.forward_state`, without gradients, as the original's."""
+        """The state after u, as ``SSMKernel.forward_state``, without gradients, as the original's."""
         return super().forward_state(u, state, lengths, rate)
 
     def _setup_step(self, mode: str = "dense") -> None:

@@ -69,7 +69,7 @@ def looks_official(module: nn.Module) -> bool:
 
 
 def why_not(module: nn.Module) -> str:
-    """Why :func:`recognized` knows no row for ``module``."""
+    """Why ``recognized`` knows no row for ``module``."""
     lacking = [row.lacks(module) for row in _rows(module)]
     if not lacking:
         return f"there is no layer here for a {class_name(module)}"

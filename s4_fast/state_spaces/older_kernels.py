@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4_fast.arguments import integer
+from s4_fast.arguments import choice, integer
 from s4_fast.checkpoint import AllOrNothing
 from s4_fast.ssm.parameters import to_pairs
 from s4_fast.state_spaces import older_arguments
@@ -26,20 +26,30 @@ class SSKernel(AllOrNothing):
         H: number of features.
         N: real state size per feature.
         L: the length that training sets up for; None for that of the first call.
-        measure: how it starts, see :func:`s4_fast.state_spaces.initialization.initial`.
-        rank, channels, dt_min, dt_max, deterministic, lr, n_ssm, verbose: see
-            :class:`~s4_fast.state_spaces.kernels.SSMKernel`.
+        measure: how it starts, see ``s4_fast.state_spaces.initialization.initial``.
+        rank: rank of the low-rank part; LegT needs 2.
+        channels: number of kernels per feature.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
+        deterministic: whether C picks out the first coordinate, and dt is spaced logarithmically over the features.
+        lr: learning rate mark of all parameters, or of those that a mapping names.
+        n_ssm: number of independent (A, B), a divisor of ``H``; None for one per feature.
+        verbose: whether to log sizes, at level INFO.
         mode: ``"nplr"`` (S4) or ``"diag"`` (S4D).
         measure_args: options of ``measure``.
         **kernel_args: ``real_type``, ``bandlimit``, ``keops``, and ``disc`` of a diagonal kernel, ``"bilinear"`` by
             default.
 
-    ``kernel`` is the :class:`~s4_fast.state_spaces.kernels.SSMKernelDPLR` or
-    :class:`~s4_fast.state_spaces.kernels.SSMKernelDiag` that computes; parameters have its names.
+    ``kernel`` is the ``SSMKernelDPLR`` or ``SSMKernelDiag`` that computes; parameters have its names.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown or out of range, or two contradict each other.
+
+    Examples:
+        >>> k, _ = SSKernel(8, N=16, measure="legs")(L=100)
+        >>> k.shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -62,8 +72,7 @@ class SSKernel(AllOrNothing):
     ) -> None:
         super().__init__()
         options = older_arguments.translated({"lr": lr, "n_ssm": n_ssm, "measure_args": measure_args, **kernel_args})
-        if mode not in ("nplr", "diag"):
-            raise ValueError(f"unknown mode {mode!r}; expected nplr or diag")
+        mode = choice("mode", mode, ("nplr", "diag"))
         older_arguments.put_defaults(options, measure, mode == "diag")
         self.H, self.N = integer("H", H, 1), integer("N", N)
         self.channels = integer("channels", channels, 1)
@@ -96,7 +105,7 @@ class SSKernel(AllOrNothing):
         return self.kernel.forward_state(u, state)
 
     def setup_step(self, **kwargs: Any) -> None:
-        """Prepare :meth:`step` with the present parameters; nothing needs it."""
+        """Prepare ``step`` with the present parameters; nothing needs it."""
         self.kernel._setup_step(**kwargs)
 
     _setup_step = setup_step
@@ -114,10 +123,17 @@ class HippoSSKernel(SSKernel):
     """A kernel by its options, as release 2 makes it: ``k = kernel(L=L)``, (channels, H, L), alone.
 
     Args:
-        H, N, L: see :class:`SSKernel`.
+        H: number of features.
+        N: real state size per feature.
+        L: the length that training sets up for.
         length_correction: whether C starts as that of an infinite kernel, or as the truncated one of length ``L``.
-        *args, **kwargs: further options of :class:`SSKernel`, and ``trainable``, ``hurwitz``, ``tie_state``, see
-            :func:`~s4_fast.state_spaces.older_arguments.translated`.
+        *args: further options of ``SSKernel``.
+        trainable: see ``s4_fast.state_spaces.older_arguments.translated``.
+        **kwargs: further options of ``SSKernel``, ``hurwitz`` and ``tie_state``.
+
+    Examples:
+        >>> HippoSSKernel(8, N=16, L=100)(L=100).shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -152,10 +168,16 @@ class SSKernelNPLR(SSMKernelDPLR):
         C: (channels, H, n), plain.
         log_dt: (H,).
         L: the length that training sets up for.
-        lr, verbose, keops, real_type, bandlimit: see :class:`SSKernel`.
+        **kernel_args: ``lr``, ``verbose``, ``keops``, ``real_type`` and ``bandlimit`` of ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or a w that is not stable.
+
+    Examples:
+        >>> w, P, B = (t.unsqueeze(-2) for t in s4_fast.ssm.initialization.dplr("legs", 16))
+        >>> kernel = SSKernelNPLR(w, P, B, torch.randn(1, 8, 8, dtype=torch.complex64), torch.full((8,), -4.0))
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -177,10 +199,16 @@ class SSKernelDiag(SSMKernelDiag):
         log_dt: (H,).
         L: accepted, and without effect, as in the original.
         disc: ``"bilinear"``, ``"zoh"`` or ``"dss"``.
-        real_type, lr, bandlimit: see :class:`SSKernel`.
+        **kernel_args: ``real_type``, ``lr`` and ``bandlimit`` of ``SSKernel``.
 
     Raises:
         ValueError: shapes that do not fit, or an A that is not stable.
+
+    Examples:
+        >>> A, B = (t[None] for t in s4_fast.ssm.initialization.diagonal("lin", 16))
+        >>> kernel = SSKernelDiag(A, B, torch.randn(1, 8, 8, dtype=torch.complex64), torch.full((8,), -4.0))
+        >>> kernel(L=100)[0].shape
+        torch.Size([1, 8, 100])
     """
 
     def __init__(
@@ -200,7 +228,7 @@ class SSKernelDiag(SSMKernelDiag):
     def forward(  # type: ignore[override]
         self, L: int | None = None, state: Tensor | None = None, rate: float = 1.0, u: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """As :meth:`s4_fast.state_spaces.kernels.SSMKernel.forward`; ``u`` is not read, as in the original."""
+        """As ``s4_fast.state_spaces.kernels.SSMKernel.forward``; ``u`` is not read, as in the original."""
         return super().forward(L, state, rate)
 
 

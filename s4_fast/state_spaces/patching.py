@@ -33,7 +33,7 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
     ``log_vandermonde`` with ``_cuda``, ``_keops``, ``_naive``, ``_fast``, ``_lazy``; ``log_vandermonde_transpose``
     with ``_cuda``, ``_keops``, ``_naive``. So are those that its layers call in another module
     (``cauchy.cauchy_conj`` in releases 1 and 2). The replacements take the same arguments, have gradients in all of
-    them, and run on the backend chosen for the call (:func:`s4_fast.use_backend`).
+    them, and run on the backend chosen for the call (``s4_fast.use_backend``).
 
     The fallbacks ``cauchy_slow`` (2.1) and ``cauchy_naive`` (3) of the standalone files leave out the conjugate half of
     the sum. They are replaced by the whole sum, with a warning, for that changes what models compute.
@@ -55,7 +55,7 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
             the fast one that it prefers; or a fallback was replaced before with another ``keep_faults``. Nothing is
             replaced then.
 
-    Example:
+    Examples:
         >>> import types
         >>> s4 = types.ModuleType("s4")  # in place of an import of state-spaces/s4
         >>> s4.cauchy_slow = lambda v, z, w: (v.unsqueeze(-1) / (z.unsqueeze(-2) - w.unsqueeze(-1))).sum(-2)
@@ -85,11 +85,20 @@ def patch(module: ModuleType, names: Iterable[str] | None = None, *, keep_faults
 
 
 class Patch:
-    """What :func:`patch` replaced; a context manager that undoes it at the end of its block.
+    """What ``patch`` replaced; a context manager that undoes it at the end of its block.
 
     Attributes:
         module: the patched module.
         replaced: the original functions by their names; those of another module with its name before a dot.
+
+    Examples:
+        >>> import types
+        >>> s4 = types.ModuleType("s4")  # in place of an import of state-spaces/s4
+        >>> s4.cauchy_slow = lambda v, z, w: (v.unsqueeze(-1) / (z.unsqueeze(-2) - w.unsqueeze(-1))).sum(-2)
+        >>> patched = patch(s4, keep_faults=True)
+        >>> list(patched.replaced)
+        ['cauchy_slow']
+        >>> patched.undo()
     """
 
     def __init__(self, module: ModuleType, found: dict[str, _Found]) -> None:

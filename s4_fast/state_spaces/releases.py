@@ -70,7 +70,7 @@ class Older(NamedTuple):
         return kept | {change.new: change.value for change in self.changes if change.new is not None}
 
     def renewed(self, state_dict: Mapping[str, Any], by: str) -> Renewed:
-        """:meth:`applied`, as a layer or kernel of the class ``by`` loads it; the log says what it was."""
+        """``applied``, as a layer or kernel of the class ``by`` loads it; the log says what it was."""
         log.info("%s: reads a checkpoint of %s", by, self)
         names = {change.new: change.old for change in self.changes if change.new is not None}
         return Renewed(self.applied(state_dict), str(self), names)
@@ -85,7 +85,7 @@ def older_parts(state_dict: Mapping[str, Any]) -> dict[str, Older]:
     By the prefixes of their entries; the transforms are taken to be the default ``"exp"``.
 
     Raises:
-        ValueError: see :func:`older_layer`.
+        ValueError: see ``older_layer``.
     """
     folders: dict[str, set[str]] = {}
     for name in state_dict:
@@ -145,7 +145,7 @@ def older_layer(state_dict: Mapping[str, Any], prefix: str, real_transform: str 
 
 
 def older_kernel(state_dict: Mapping[str, Any], prefix: str, to: str, real_transform: str = "exp") -> Older | None:
-    """What becomes of a kernel's own entries under ``prefix``, named ``to`` after; errors as :func:`older_layer`."""
+    """What becomes of a kernel's own entries under ``prefix``, named ``to`` after; errors as ``older_layer``."""
     own = {name.removeprefix(prefix): name for name in state_dict if name.startswith(prefix)}
     held = [poles for poles in _POLES if poles in own]
     if not held:

@@ -40,18 +40,18 @@ def _cauchy(v: Tensor, z: Tensor, w: Tensor, conj: bool = True) -> Tensor:
 
 
 def _cauchy_plain(v: Tensor, z: Tensor, w: Tensor, conj: bool = False) -> Tensor:
-    """:func:`_cauchy` with the default of ``functional.cauchy.cauchy``."""
+    """``_cauchy`` with the default of ``functional.cauchy.cauchy``."""
     return _cauchy(v, z, w, conj)
 
 
 def _cauchy_conj(v: Tensor, z: Tensor, w: Tensor, num: int = 2, denom: int = 2) -> Tensor:
-    """:func:`_cauchy` over pairs; ``num`` and ``denom`` choose among equal formulas of KeOps."""
+    """``_cauchy`` over pairs; ``num`` and ``denom`` choose among equal formulas of KeOps."""
     return _cauchy(v, z, w)
 
 
 # Functions of their own, so that a later patch sees which of the two took the place of a fallback.
 def mended(v: Tensor, z: Tensor, w: Tensor, conj: bool = True) -> Tensor:
-    """:func:`_cauchy` in place of a fallback that leaves out the conjugate half."""
+    """``_cauchy`` in place of a fallback that leaves out the conjugate half."""
     return _cauchy(v, z, w, conj)
 
 
@@ -71,7 +71,7 @@ def _log_vandermonde(v: Tensor, x: Tensor, L: int, conj: bool = True) -> Tensor:
 
 
 def _log_vandermonde_lazy(v: Tensor, x: Tensor, L: int, conj: bool = True) -> Tensor:
-    """:func:`_log_vandermonde`, complex with ``conj`` too."""
+    """``_log_vandermonde``, complex with ``conj`` too."""
     y = _log_vandermonde(v, x, L, conj)
     return y.to(y.dtype.to_complex())
 

@@ -20,7 +20,12 @@ from s4_fast.state_spaces.patching import Patch, patch
 
 
 class Replacement(NamedTuple):
-    """A layer that was replaced: its name in the model, its class, and the class of what is there now."""
+    """A layer that was replaced: its name in the model, its class, and the class of what is there now.
+
+    Examples:
+        >>> Replacement("0", nn.Linear, nn.Identity).name
+        '0'
+    """
 
     name: str
     old: type[nn.Module]
@@ -47,8 +52,7 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
 
     Names, shapes, devices, dtypes, ``requires_grad``, marks for the optimiser, training mode and the state of random
     number generators stay as they are; layers of releases 1 to 3 get the names of release 4. The parameters are new
-    ones: make the optimiser, wrap the model (``torch.compile``, ``DistributedDataParallel``, FSDP), and call
-    ``setup_step``, afterwards.
+    ones: make the optimiser, and wrap the model (``torch.compile``, ``DistributedDataParallel``, FSDP), afterwards.
 
     Args:
         model: what to look through.
@@ -61,8 +65,13 @@ def replace_layers(model: nn.Module, *, check: bool = True) -> list[Replacement]
 
     Raises:
         ValueError: a layer computes something else than its replacement, cannot be checked or cannot be matched, it is
-            inside a wrapper, or ``model`` itself is one (see :func:`replacement`); or none was found, but modules that
+            inside a wrapper, or ``model`` itself is one (see ``replacement``); or none was found, but modules that
             look like official ones. The reasons are given for all such layers, and nothing has changed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(1, 8))  # in place of a model made with state-spaces/s4
+        >>> for replaced in replace_layers(model):
+        ...     print(replaced.name, replaced.old, replaced.new)
     """
     if official.recognized(model):
         raise ValueError(f"the model is itself an official {class_name(model)}; use replacement(model) instead")
@@ -96,11 +105,16 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
     """This package's layer with the options and weights of an official one, which is not changed.
 
     Args:
-        layer: an instance of one of the classes that :func:`replace_layers` names.
+        layer: an instance of one of the classes that ``replace_layers`` names.
         check: whether copies of both run first, and must return the same.
 
     Raises:
         ValueError: why there is no such layer.
+
+    Examples:
+        >>> replacement(nn.Linear(1, 8))
+        Traceback (most recent call last):
+        ValueError: expected one of ... of state-spaces/s4, got Linear
     """
     row = official.recognized(layer)
     if row is None:
@@ -121,7 +135,7 @@ def replacement(layer: nn.Module, *, check: bool = True) -> nn.Module:
 
 
 def _check(layer: nn.Module, new: nn.Module, trial: Trial) -> None:
-    """:func:`check_agreement`, and where that fails once more with the sums in the layer's file replaced by ours.
+    """``check_agreement``, and where that fails once more with the sums in the layer's file replaced by ours.
 
     Releases 1 to 3 sum with KeOps or an extension, which may not be here, and some fall back to half of the sum.
     """

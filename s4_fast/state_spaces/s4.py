@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from s4_fast.arguments import UnknownOptionError, integer, signal
 from s4_fast.layers.dropout import DropoutNd
@@ -17,6 +18,7 @@ from s4_fast.state_spaces.activation import LinearActivation
 from s4_fast.state_spaces.arguments import longest
 from s4_fast.state_spaces.block import S4Block
 from s4_fast.state_spaces.kernels import SSMKernelDiag, SSMKernelDPLR
+from s4_fast.state_spaces.options import OlderBlockOptions
 
 # Options that a release alone has, in the order in which they tell it.
 _OF_RELEASE = {
@@ -32,8 +34,8 @@ class S4(S4Block):
     """``output_linear(dropout(activation(k * u + D u)))``: the layer of projects built on releases 1 to 3.
 
     It computes what the ``S4`` of the release did, and takes its options and calls. Parameters have the names of
-    release 4 (``layer.kernel.C``); checkpoints of every release load (:mod:`~s4_fast.state_spaces.releases`). From
-    :class:`S4Block` it differs in its defaults, in one dropout where that has two, and in the gate of release 3, which
+    release 4 (``layer.kernel.C``); checkpoints of every release load (``s4_fast.state_spaces.releases``). From
+    ``S4Block`` it differs in its defaults, in one dropout where that has two, and in the gate of release 3, which
     stands behind the last map: ``output_gate(output_linear(...) * input_gate(u))``.
 
     Args:
@@ -48,25 +50,27 @@ class S4(S4Block):
             (releases 2 and 3), or a linear map of u (release 1).
         dropout: probability of a zero before the last map.
         tie_dropout: whether all time steps share one mask; releases 1 and 2 do so where ``transposed``.
-        bottleneck, gate: of release 3, see :class:`S4Block`.
+        bottleneck: of release 3, see ``S4Block``.
+        gate: of release 3, see ``S4Block``.
         transposed: whether inputs and outputs are (batch, d_model, length) instead of (batch, length, d_model).
         verbose: whether to log the kernel's sizes and length, at level INFO.
-        initializer, weight_norm: of the linear maps, see
-            :func:`~s4_fast.state_spaces.activation.LinearActivation`.
+        initializer: of the linear maps, see ``LinearActivation``.
+        weight_norm: of the linear maps, see ``LinearActivation``.
         release: 1, 2 or 3; None for 3, or the one that an option belongs to: 1 for ``H``, ``stride``,
             ``input_linear``, ``use_state``, ``cache``; 2 for ``trainable``, ``hurwitz``, ``tie_state``,
             ``length_correction``, ``precision``, ``resample``.
-        device, dtype: of the parameters; None for PyTorch's defaults.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
         **kernel_args: options of the kernel: ``measure``, ``measure_args``, ``rank``, ``dt_min``, ``dt_max``,
             ``trainable``, ``lr``, ``hurwitz``, ``tie_state``, ``n_ssm``, ``mode``, ``disc``, ``real_type``,
             ``bandlimit``, ``deterministic``, ``keops``, and those of
-            :class:`~s4_fast.state_spaces.kernels.SSMKernel`. A diagonal kernel's ``disc`` is ``"bilinear"`` by default.
+            ``SSMKernel``. A diagonal kernel's ``disc`` is ``"bilinear"`` by default.
 
     Raises:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: an option's value is unknown, out of range or not supported, or two contradict each other.
 
-    Example:
+    Examples:
         >>> layer = S4(d_model=8, d_state=16, l_max=100, bidirectional=True, postact=None)
         >>> y, state = layer(torch.randn(2, 8, 100))
         >>> y.shape
@@ -97,13 +101,14 @@ class S4(S4Block):
         release: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
+        **kernel_args: Unpack[OlderBlockOptions],
     ) -> None:
-        release = _release(release, kernel_args)
+        given: dict[str, Any] = dict(kernel_args)
+        release = _release(release, given)
         if release < 3 and not (bottleneck is None and gate is None):
             raise ValueError(f"bottleneck and gate are options of release 3, not of release {release}")
-        input_linear = _supported(kernel_args)
-        corrected = bool(kernel_args.pop("length_correction", release > 1))
+        input_linear = _supported(given)
+        corrected = bool(given.pop("length_correction", release > 1))
         first = release == 1
         if input_linear:
             bottleneck = 1
@@ -115,11 +120,11 @@ class S4(S4Block):
                 "hyper_act": None if first else hyper_act,
                 "mult_act": activation if gated else None,
                 **({"trainable": None} if release == 2 else {}),
-                **kernel_args,
+                **given,
             },
             first,
         )
-        diagonal = options.get("mode", "nplr") in ("diag", "s4d")
+        diagonal = str(options.get("mode", "nplr")).lower() in ("diag", "s4d")
         older_arguments.put_defaults(options, options.get("measure") or options.get("init", "legs"), diagonal)
         if isinstance(postact, EllipsisType):
             postact = "glu" if release == 3 else None
@@ -183,11 +188,14 @@ class S4(S4Block):
         lengths: Lengths | int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The layer over a sequence; arguments, results and errors are those of :meth:`S4Block.forward`.
+        """The layer over a sequence; arguments, results and errors are those of ``S4Block.forward``.
 
         ``state`` comes second, as in releases 1 and 3.
         """
         return super().forward(signal("u", u, self), lengths, state=state, rate=rate, **kwargs)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # type: ignore[assignment]
 
     def _leave(self, y: Tensor, x: Tensor) -> Tensor:
         if self._gated_after:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from s4_fast.arguments import integer, number, options_of, refuse_unknown, signal
+from s4_fast.arguments import integer, number, signal
 from s4_fast.layers.dropout import DropoutNd
 from s4_fast.layers.sequence_module import SequenceModule
 from s4_fast.ssm import initialization
 from s4_fast.ssm.diagonal import DiagonalModel
 from s4_fast.ssm.layout import turned
 from s4_fast.ssm.parameters import Stored
-from s4_fast.ssm.sequence import Way, as_autocast
+from s4_fast.ssm.sequence import Way, as_autocast, described
 from s4_fast.state_spaces.arguments import flattened, refuse_requests
-
-_KERNEL_OPTIONS = ("dt_min", "dt_max", "lr")
 
 
 class S4DKernel(DiagonalModel):
@@ -32,12 +30,17 @@ class S4DKernel(DiagonalModel):
     Args:
         d_model: number of features.
         N: real state size, at least 2; an odd one counts as the even one below.
-        dt_min, dt_max: the range of the log-uniform initial step size.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
         lr: learning rate mark of log_dt, log_A_real and A_imag, whose weight decay is marked 0
-            (:func:`s4_fast.get_ssm_param_groups`). None leaves it to the optimiser's group; 0 makes them buffers.
+            (``s4_fast.get_ssm_param_groups``). None leaves it to the optimiser's group; 0 makes them buffers.
 
     Raises:
         ValueError: N < 2, a negative lr, or not 0 < dt_min <= dt_max.
+
+    Examples:
+        >>> S4DKernel(8, N=16)(100).shape
+        torch.Size([8, 100])
     """
 
     discretization = "zoh"
@@ -86,6 +89,9 @@ class S4DKernel(DiagonalModel):
         """The first L samples of the kernel, (d_model, L), differentiable in every parameter."""
         return self.impulse_response(L)[0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def seen_response(self, L: int, rate: float = 1.0) -> Tensor:
         found: Tensor = self(L)
         return found[None]
@@ -94,21 +100,31 @@ class S4DKernel(DiagonalModel):
 class S4D(SequenceModule):
     """``GLU(W dropout(gelu(SSM(u) + D u)))`` on (batch, d_model, length), or (batch, length, d_model).
 
-    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (:mod:`s4_fast.ssm.sequence`).
+    The SSM runs as a scan or as a convolution with ``kernel(L)``, whichever is faster (``s4_fast.ssm.sequence``).
     The same seed gives the initial weights of the original on the CPU, but for rounding. Names and shapes in the
-    ``state_dict`` are the original's: those of :class:`S4DKernel` under ``kernel``, ``D`` and ``output_linear.0``.
+    ``state_dict`` are the original's: those of ``S4DKernel`` under ``kernel``, ``D`` and ``output_linear.0``.
 
     Args:
         d_model: number of features.
         d_state: real state size N per feature.
-        dropout: probability that :class:`s4_fast.DropoutNd` drops a feature, at all positions at once.
+        dropout: probability that ``s4_fast.DropoutNd`` drops a feature, at all positions at once.
         transposed: whether features come before the positions.
-        device, dtype: of the parameters; None for PyTorch's defaults.
-        **kernel_args: ``dt_min``, ``dt_max`` and ``lr`` of :class:`S4DKernel`.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        dt_min: the least initial step size; they are log-uniform.
+        dt_max: the largest.
+        lr: learning rate mark of the kernel's parameters but C (``s4_fast.get_ssm_param_groups``); None leaves it to
+            the optimiser's group, 0 makes them buffers.
 
     Raises:
-        TypeError: another option.
+        TypeError: an unknown option, or one of the wrong type.
         ValueError: a value out of range.
+
+    Examples:
+        >>> layer = S4D(8, d_state=16, dropout=0.1, transposed=False)
+        >>> y, _ = layer(torch.randn(2, 100, 8))
+        >>> y.shape
+        torch.Size([2, 100, 8])
     """
 
     def __init__(
@@ -118,16 +134,17 @@ class S4D(SequenceModule):
         dropout: float = 0.0,
         transposed: bool = True,
         *,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        lr: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kernel_args: Any,
     ) -> None:
         super().__init__()
-        refuse_unknown("S4D", kernel_args, (*options_of(S4D.__init__), *_KERNEL_OPTIONS))
         d_model, d_state = integer("d_model", d_model, 1), integer("d_state", d_state)
         self.h, self.n, self.d_output, self.transposed = d_model, d_state, d_model, transposed
         self.D = nn.Parameter(torch.randn(d_model))
-        self.kernel = S4DKernel(d_model, N=d_state, **kernel_args)
+        self.kernel = S4DKernel(d_model, d_state, dt_min, dt_max, lr)
         self.activation = nn.GELU()
         self.dropout = nn.Identity() if dropout == 0 else DropoutNd(dropout, transposed=True)
         self.output_linear = nn.Sequential(nn.Conv1d(d_model, 2 * d_model, kernel_size=1), nn.GLU(dim=-2))
@@ -161,6 +178,9 @@ class S4D(SequenceModule):
         y = y if self.transposed else turned(y)
         return (y[0] if single else y), None
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @property
     def d_state(self) -> int:
         """How many numbers a state of this system has, over the features."""
@@ -170,6 +190,10 @@ class S4D(SequenceModule):
     def state_to_tensor(self) -> Callable[[Tensor], Tensor]:
         """What makes (..., d_state) of a state (..., d_model, states)."""
         return flattened
+
+    def extra_repr(self) -> str:
+        path = described(self.kernel, Way(time_major=not self.transposed))
+        return f"{self.h}, d_state={self.n}, transposed={self.transposed}, {path}"
 
     def _check(self, u: Tensor, least: int) -> None:
         features = -2 if self.transposed else -1

@@ -71,7 +71,7 @@ class TruncatedDPLRModel(DPLRModel):
         self._read_length()
 
     def _set_up(self, L: int, *, fresh: bool = False) -> None:
-        """:meth:`setup`, or where ``fresh`` only of a kernel that was not set up before, by whatever thread."""
+        """``setup``, or where ``fresh`` only of a kernel that was not set up before, by whatever thread."""
         with _SETTING_UP, torch.no_grad():
             length = before = self._read_length()
             if L <= length or (fresh and length):

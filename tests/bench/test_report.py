@@ -177,4 +177,4 @@ def test_plot(tmp_path: Path) -> None:
 
 def test_a_missing_matplotlib_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert plot.matplotlib_missing() == "a plot needs matplotlib: pip install 's4_fast[plot]'"
+    assert plot.matplotlib_missing() == "a plot needs matplotlib: pip install 'matplotlib>=3.7'"

@@ -323,7 +323,7 @@ def test_a_wheel_with_the_library_is_for_a_platform_and_every_python(tree: Path,
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
     assert wheel.name.endswith(f"{platform.machine()}.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"s4_fast/_native/libs4_fast.so", "s4_fast/_native/build.json"} <= names
+    assert {"s4_fast/_native/libs4_fast.so", "s4_fast/_native/build.json", "s4_fast/py.typed"} <= names
     assert {f"s4_fast/_native/{name}" for name in sources(tree)} <= names
     assert not any(name.startswith(("tests", "csrc", "build")) for name in names)
     assert not native(tree).exists()
@@ -422,5 +422,5 @@ def test_an_sdist_carries_the_sources_and_nothing_that_was_built(tree: Path, cxx
     trees.build(tree, cxx)
     with tarfile.open(package(tree, cxx, "sdist")) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert sources(tree) | {"setup.py", "csrc/build_native.py", "csrc/symbols.map"} <= names
+    assert sources(tree) | {"setup.py", "csrc/build_native.py", "csrc/symbols.map", "s4_fast/py.typed"} <= names
     assert not any(name.startswith("s4_fast/_native") for name in names)

@@ -192,7 +192,7 @@ def test_init_takes_tensors_of_each_shared_copy(generator):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"init": "nope"}, ValueError, r"'inv'.*'legs'.*'lin'.*'nope'"),
+        ({"init": "nope"}, ValueError, "DiagonalSSM: unknown init 'nope'; expected .*lin, inv,.*legs"),
         ({"init": torch.ones(8)}, TypeError, r"name or the tensors \(A, B\)"),
         ({"init": (torch.ones(8),)}, TypeError, r"name or the tensors \(A, B\)"),
         ({"init": (torch.full((8,), 0.1 + 1j), torch.ones(8) + 0j)}, ValueError, r"Re <= 0.*8 of 8"),

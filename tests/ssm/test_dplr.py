@@ -575,8 +575,8 @@ def test_init_takes_tensors(generator):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"init": "nope"}, ValueError, r"'fout'.*'lagt'.*'legs'.*'legt'.*'nope'"),
-        ({"init": "diag-nope"}, ValueError, r"'inv'.*'legs'.*'lin'.*'nope'"),
+        ({"init": "nope"}, ValueError, "DPLRSSM: unknown init 'nope'; expected .*legs, legt, lagt, fout.*diag-lin"),
+        ({"init": "diag-nope"}, ValueError, "unknown init 'diag-nope'; expected .*diag-lin, diag-inv"),
         ({"init": torch.ones(8)}, TypeError, r"name or the tensors \(Lambda, P, B\)"),
         ({"init": (torch.full((8,), 0.1 + 1j), torch.ones(1, 8) + 0j, torch.ones(8) + 0j)}, ValueError, r"Re <= 0"),
         ({"init": (torch.full((8,), -1 + 1j), torch.ones(8) + 0j, torch.ones(8) + 0j)}, ValueError, r"\(rank, 8\)"),

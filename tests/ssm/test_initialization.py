@@ -113,11 +113,11 @@ def test_results_ignore_the_default_device():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"init must be one of .*'lin'.*got 'cubic'"):
+    with pytest.raises(ValueError, match=r"unknown init 'cubic'; expected one of lin, "):
         diagonal("cubic", 8)
-    with pytest.raises(ValueError, match=r"init must be one of .*got 'cubic'"):
+    with pytest.raises(ValueError, match=r"unknown init 'diag-cubic'; expected one of .*diag-lin"):
         dplr("diag-cubic", 8)
-    with pytest.raises(ValueError, match=r"measure must be one of .*got 'lin'"):
+    with pytest.raises(ValueError, match=r"unknown init 'lin'; expected one of legs, .*diag-lin"):
         dplr("lin", 8)
     for init in INITS:
         with pytest.raises(ValueError, match=r"positive even number .*got 5"):

@@ -44,7 +44,7 @@ def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True, *, back
         z: nodes, ``(Lz,)`` or ``(..., Lz)``, same dtype.
         w: poles, ``(..., n)``, same dtype. Leading dimensions broadcast.
         symmetric: whether to add the conjugate pairs.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(..., Lz)``, complex. Differentiable in ``v``, ``z`` and ``w``.
@@ -53,6 +53,12 @@ def cauchy_mult(v: Tensor, z: Tensor, w: Tensor, symmetric: bool = True, *, back
         TypeError: a tensor is not complex, or the precisions differ.
         ValueError: shapes do not fit, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> v, w = torch.randn(2, 8, 4, dtype=torch.complex64), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> z = torch.exp(2j * torch.pi * torch.arange(100) / 100)
+        >>> cauchy_mult(v, z, w).shape
+        torch.Size([2, 8, 100])
     """
     call, lead = _prepare_mult(v, z, w, symmetric)
     choice = dispatch.choose(call, backend)
@@ -90,6 +96,11 @@ def cauchy_bilinear(v: Tensor, w: Tensor, L: int, *, backend: str | None = None)
         TypeError: a tensor is not complex, or the precisions differ.
         ValueError: shapes do not fit, ``L < 1``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> v, w = torch.randn(8, 4, dtype=torch.complex64), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> cauchy_bilinear(v, w, 100).shape
+        torch.Size([8, 51])
     """
     call, lead = _prepare_bilinear(v, w, L)
     L = call.shape["L"]

@@ -28,7 +28,7 @@ _RESONANT_WITH_SPARE_DIGITS = 1e-4
 
 
 class PowerProducts(Protocol):
-    """Products with powers of nodes lambda (H, n), as those of :class:`TwoLevelTables`."""
+    """Products with powers of nodes lambda (H, n), as those of ``TwoLevelTables``."""
 
     def synthesize(self, v: Tensor) -> Tensor:
         """Re sum_n v_n lambda_n^l, v (c, H, n) in any precision -> (c, H, L)."""
@@ -51,7 +51,7 @@ class FFTForm:
     """Sums with (H, n) poles ``w`` at the L-th roots of unity, evaluated in the complex dtype ``dtype``.
 
     ``rows`` is how many coefficient vectors per feature will be summed; ``powers`` makes the products, as
-    :func:`two_level` does.
+    ``two_level`` does.
     """
 
     def __init__(self, w: Tensor, L: int, dtype: torch.dtype, rows: int, powers: Powers = two_level) -> None:
@@ -89,7 +89,7 @@ class FFTForm:
         return self.paired_backward(conj_physical(grad) / weight, weight, v, need_w)
 
     def paired_backward(self, half: Tensor, weight: Tensor, v: Tensor, need_w: bool) -> tuple[Tensor, Tensor | None]:
-        """:meth:`sums_backward` for the gradient ``(half * weight)*``, with ``weight`` of :func:`irfft_weight`.
+        """``sums_backward`` for the gradient ``(half * weight)*``, with ``weight`` of ``irfft_weight``.
 
         The gradient of the signal, Re sum_k g_k exp(2 pi i k l / L), is then an inverse FFT of ``half*`` as it is.
         """

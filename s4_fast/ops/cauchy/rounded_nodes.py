@@ -24,7 +24,7 @@ _LEFT_OUT = 2**-20
 
 @dataclass(frozen=True)
 class RoundedNodes:
-    """Makes the products of a backend's ``nodes``, as :func:`.fft_form.two_level` does; ``dtype`` is complex64."""
+    """Makes the products of a backend's ``nodes``, as ``.fft_form.two_level`` does; ``dtype`` is complex64."""
 
     nodes: type[Nodes]
 
@@ -35,7 +35,7 @@ class RoundedNodes:
 
 
 class SeriesProducts:
-    """:class:`.fft_form.PowerProducts` with the nodes exp(x), x (H, n) in complex128."""
+    """``.fft_form.PowerProducts`` with the nodes exp(x), x (H, n) in complex128."""
 
     def __init__(self, x: Tensor, L: int, dtype: torch.dtype, rows: int, nodes: type[Nodes]) -> None:
         rounded = x.to(dtype)

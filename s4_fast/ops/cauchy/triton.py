@@ -101,7 +101,7 @@ def _nodes(z, z_rows, h, k, L, form: tl.constexpr):
 
 @triton.jit
 def _reciprocals(w_re, w_im, a, b, form: tl.constexpr, dtype: tl.constexpr):
-    """1/d and 1/d' in ``dtype``, for nodes a, b of :func:`_nodes`."""
+    """1/d and 1/d' in ``dtype``, for nodes a, b of ``_nodes``."""
     if form == "bilinear":
         w_re, w_im = w_re.to(tl.float64), w_im.to(tl.float64)
         re, first, second = (-w_re * a).to(dtype), (2.0 * b - w_im * a).to(dtype), (2.0 * b + w_im * a).to(dtype)

@@ -88,7 +88,7 @@ def diagonal_ssm(
 
     One call each way, in time and memory linear in L, with gradients straight to A, B, C, dt, D, u and the states. The
     discretisation is formed in float64. A sequence may be cut anywhere: pass the state that the first part returns to
-    the second. What a sample that is not finite reaches is said at :func:`ssm_scan`.
+    the second. What a sample that is not finite reaches is said at ``ssm_scan``.
 
     Args:
         u: signals, ``(batch, H, L)``, or ``(batch, L, H)`` if ``time_major``: float32 or float64, or a half type
@@ -107,7 +107,7 @@ def diagonal_ssm(
             of which ``2 Re sum_n C r_{l+1}`` is added to ``y_l``, so that an output sees its own sample once.
         rate: how many times as coarse as dt the sampling is.
         time_major: whether time comes before the features.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` like ``u``, or with channels ``(batch, c, H, L)`` (``(batch, L, c, H)`` if ``time_major``); with
@@ -119,7 +119,7 @@ def diagonal_ssm(
             ``bidirectional``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
 
-    Example:
+    Examples:
         >>> A = -0.5 + 1j * torch.pi * torch.arange(4).expand(8, 4)
         >>> C = torch.randn(8, 4, dtype=torch.complex64)
         >>> y = diagonal_ssm(torch.randn(2, 8, 100), A, None, C, torch.full((8,), 0.01))
@@ -132,7 +132,7 @@ def diagonal_ssm(
 
 
 def stored_diagonal_ssm(given: Arguments, backend: str) -> tuple[Tensor, Tensor]:
-    """:func:`diagonal_ssm` of parameters as modules store them, real, with nothing between them and the op.
+    """``diagonal_ssm`` of parameters as modules store them, real, with nothing between them and the op.
 
     ``backend`` is what ``dispatch.choose(given.call())`` says, or may be asked for.
 
@@ -156,10 +156,9 @@ def _given(
     rate: float,
     time_major: bool,
 ) -> Arguments:
-    """The arguments of :func:`stored_diagonal_ssm` for those of :func:`diagonal_ssm`."""
+    """The arguments of ``stored_diagonal_ssm`` for those of ``diagonal_ssm``."""
     op = "diagonal_ssm"
-    if discretization not in _DISCRETIZATIONS:
-        raise ValueError(f"{op}: unknown discretization {discretization!r}; expected one of zoh, bilinear")
+    discretization = arguments.choice("discretization", discretization, _DISCRETIZATIONS, op)
     for name, t in (("A", A), ("B", B), ("C", C)):
         if (t is not None or name != "B") and not (isinstance(t, Tensor) and t.is_complex()):
             raise TypeError(f"{op}: expected {name} to be a complex tensor, got {arguments.kind(t)}")

@@ -90,7 +90,7 @@ class Discretized:
 def of_stored(
     form: Form, step: Tensor, A: Tensor, copies: int, grad_step: Tensor, grad_A: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of dt, A_real and A_imag for those, (H, n), of the step and A of :func:`system`."""
+    """The gradients of dt, A_real and A_imag for those, (H, n), of the step and A of ``system``."""
     if step.shape[1] == 1:
         grad_step = grad_step.sum(1, keepdim=True)
     grad_A = of_copies(grad_A, copies)

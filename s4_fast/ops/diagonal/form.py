@@ -48,8 +48,8 @@ form_of = functools.lru_cache(64)(read)  # which Dynamo warns of
 
 
 class Arguments(NamedTuple):
-    """A call of :func:`s4_fast.ops.diagonal.stored_diagonal_ssm`, or where there is P, of
-    :func:`s4_fast.ops.dplr_scan.stored_dplr_scan`. B, D and the states may be absent."""
+    """A call of ``s4_fast.ops.diagonal.stored_diagonal_ssm``, or where there is P, of
+    ``s4_fast.ops.dplr_scan.stored_dplr_scan``. B, D and the states may be absent."""
 
     u: Tensor  # (batch, H, L), or (batch, L, H)
     dt: Tensor  # (H,), (H, 1) or (H, n)

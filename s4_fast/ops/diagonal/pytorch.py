@@ -35,7 +35,7 @@ def diagonal_ssm(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def diagonal_ssm_backward(grad_y: Tensor | None, grad_final: Tensor | None, *given: Any) -> tuple[Tensor | None, ...]:
-    """``given`` are as in :func:`diagonal_ssm`, and then which gradients are needed."""
+    """``given`` are as in ``diagonal_ssm``, and then which gradients are needed."""
     *inputs, needs = given
     call = _Call(*inputs)
     form = call.form

@@ -41,18 +41,19 @@ def dplr_kernel(
     For ``A = Lambda - P Q^H`` with conjugate pairs, ``K[l] = 2 Re C A_bar^l B_bar``, computed as the inverse FFT of
 
     ``k(omega) = rho_CB - h rho_CP (I + h rho_QP)^{-1} rho_QB``,  ``h = (1 + omega)/2``,  ``rho_XY`` =
-    :func:`cauchy_bilinear` of ``dt X Y``  (S4: Gu, Goel, Re 2022, algorithm 1, with the factor ``2/(1 + omega)``
+    ``cauchy_bilinear`` of ``dt X Y``  (S4: Gu, Goel, Re 2022, algorithm 1, with the factor ``2/(1 + omega)``
     inside the sums).
 
     Args:
         w: ``dt * Lambda``, ``(H, n)``, complex64 or complex128. One that lies on a node, as w = 0 does on omega = 1,
             gives NaN: FouT has such a mode, whose decay the modules keep above 0.
-        P, Q: low-rank factors, ``(r, H, n)``; ``Q`` is conjugated here, so HiPPO has ``Q = P``. Any rank r >= 1.
+        P: low-rank factors, ``(r, H, n)``, of any rank r >= 1.
+        Q: low-rank factors, ``(r, H, n)``, which are conjugated here, so HiPPO has ``Q = P``.
         B: input vectors, ``(b, H, n)``.
         C: truncated output vectors ``C_tilde = C (I - A_bar^L)``, ``(c, H, n)``.
         dt: step sizes, ``(H, 1)`` or ``(H, n)``, real.
         L: length, at least 1.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(b, c, H, L)``, real. Differentiable in every tensor.
@@ -61,6 +62,12 @@ def dplr_kernel(
         TypeError: a tensor has the wrong type, or the precisions differ.
         ValueError: shapes do not fit, ``L < 1``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> dt, w = torch.full((8, 1), 0.01), -0.5 + 1j * torch.pi * torch.arange(1, 5).expand(8, 4)
+        >>> P, B, C = torch.randn(3, 1, 8, 4, dtype=torch.complex64)
+        >>> dplr_kernel(dt * w, P, P, B, C, dt, 100).shape
+        torch.Size([1, 1, 8, 100])
     """
     call = _prepare(w, P, Q, B, C, dt, L)
     L = call.shape["L"]
@@ -86,15 +93,17 @@ def dplr_step(
 ) -> tuple[Tensor, Tensor]:
     r"""One step of a diagonal-plus-low-rank recurrence, in O(n) per feature.
 
-    ``s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u``,  ``y_c = 2 Re sum_n C_c s' + D u``, over one of each
-    conjugate pair. The increment is lambda - 1 of the diagonal part. The next state is formed in complex128 and rounded
-    once: what a complex64 increment has lost of lambda adds up over the steps, so give it in complex128.
+    ``s' = s + increment s - sum_r G_r (2 Re sum_n V_r s) + B u``, ``y_c = 2 Re sum_n C_c s' + D u``, over one of each
+    conjugate pair (S4: Gu, Goel, Re 2022, arXiv 2111.00396, appendix C.2). The increment is lambda - 1 of the diagonal
+    part. The next state is formed in complex128 and rounded once: what a complex64 increment has lost of lambda adds up
+    over the steps, so give it in complex128.
 
     Args:
         u: input, ``(batch, H)``, float32 or float64.
         state: ``(batch, H, n)``, complex of the same precision, as are the following.
         increment: ``(H, n)``, complex64 or complex128, whatever the rest is.
-        G, V: low-rank factors of the step, ``(r, H, n)``. Any rank r >= 1.
+        G: low-rank factors of the step, ``(r, H, n)``, of any rank r >= 1.
+        V: low-rank factors of the step, ``(r, H, n)``.
         B: input vector, ``(H, n)``.
         C: output vectors, ``(c, H, n)``.
         D: skip coefficients, ``(H,)``, real, or None.
@@ -108,6 +117,13 @@ def dplr_step(
         TypeError: a tensor has the wrong type, or the precisions differ.
         ValueError: shapes do not fit, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> model = s4_fast.DPLRSSM(8, 16)
+        >>> increment, G, V, B, C = model.discretize()
+        >>> y, state = dplr_step(torch.randn(2, 8), model.init_state(2), increment, G, V, B, C)
+        >>> y.shape, state.shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 8, 8]))
     """
     call = _prepare_step(u, state, increment, G, V, B, C, D)
     choice = dispatch.choose(call, backend)

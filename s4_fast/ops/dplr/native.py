@@ -125,7 +125,7 @@ def _step_sizes(u: Tensor, state: Tensor, increment: Tensor, G: Tensor, *rest: T
 def prepared_step(
     increment: Tensor, G: Tensor, V: Tensor, B: Tensor, C: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """:func:`dplr_step` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1.
+    """``dplr_step`` on the CPU as a function of u, state and D, contiguous in C's precision, of a batch >= 1.
 
     Its y is (Bt, c H).
     """

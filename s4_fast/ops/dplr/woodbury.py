@@ -53,7 +53,7 @@ def combine(rho: Sums, h: Tensor, alpha: Tensor) -> Tensor:
 def combine_backward(grad: Tensor, rho: Sums, h: Tensor, alpha: Tensor) -> Tensor:
     """The gradients of all sums, conjugated, for the gradient (b, c, H, F) of the spectrum, conjugated.
 
-    Returned as rows (R, H, F) in the order of :class:`Sums`, stored as (H, R, F). Without conjugation: dCB = g,
+    Returned as rows (R, H, F) in the order of ``Sums``, stored as (H, R, F). Without conjugation: dCB = g,
     dCP = g Y*, Z = S^-H (CP* g), dQB = -h* Z, dQP = -h* Z Y*.
     """
     b, c, H, F = grad.shape

@@ -107,7 +107,7 @@ def dplr_scan(
             of which ``2 Re sum_n C r_{l+1}`` is added to ``y_l``, so that an output sees its own sample once.
         rate: how many times as coarse as dt the sampling is.
         time_major: whether time comes before the features.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` like ``u``, or with channels ``(batch, c, H, L)`` (``(batch, L, c, H)`` if ``time_major``); with
@@ -119,7 +119,7 @@ def dplr_scan(
             tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
 
-    Example:
+    Examples:
         >>> w, P, B = s4_fast.ssm.initialization.dplr("legs", 8)
         >>> A, P, B = (t.to(torch.complex64)[..., None, :].expand(*t.shape[:-1], 16, -1) for t in (w, P, B))
         >>> C = torch.randn(16, 4, dtype=torch.complex64)
@@ -133,7 +133,7 @@ def dplr_scan(
 
 
 def stored_dplr_scan(given: Arguments, backend: str) -> tuple[Tensor, Tensor]:
-    """:func:`dplr_scan` of parameters as modules store them, real, with nothing between them and the op.
+    """``dplr_scan`` of parameters as modules store them, real, with nothing between them and the op.
 
     ``backend`` is what ``dispatch.choose(given.call())`` says, or may be asked for.
 
@@ -157,7 +157,7 @@ def _given(
     rate: float,
     time_major: bool,
 ) -> Arguments:
-    """The arguments of :func:`stored_dplr_scan` for those of :func:`dplr_scan`."""
+    """The arguments of ``stored_dplr_scan`` for those of ``dplr_scan``."""
     op = "dplr_scan"
     for name, t in (("A", A), ("P", P), ("B", B), ("C", C)):
         if (t is not None or name != "B") and not (isinstance(t, Tensor) and t.is_complex()):

@@ -67,7 +67,7 @@ class Maps:
 
 
 class MapGradients:
-    """The gradients of what :class:`Maps` has, to be added to, in float64."""
+    """The gradients of what ``Maps`` has, to be added to, in float64."""
 
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
@@ -76,7 +76,7 @@ class MapGradients:
         self.power = torch.zeros_like(maps.power)
 
     def add_transition(self, h: slice, r: int, grad: Tensor) -> None:
-        """Add what the gradient of :meth:`Maps.transition` of the features h leaves."""
+        """Add what the gradient of ``Maps.transition`` of the features h leaves."""
         blocks = _blocks(grad)
         V, X = self.maps._factors(r, h)
         self.Vs[h, :r] -= (X @ grad.mT).unflatten(1, (r, -1))
@@ -126,7 +126,7 @@ def _advance(a: Tensor, probes: Tensor, updates: Tensor, x: Tensor) -> Tensor:
 def _adjoint(
     a: Tensor, probes: Tensor, updates: Tensor, x: Tensor, seen: Tensor, g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The conjugated gradients of a, probes and updates of :func:`_advance`, g (T + 1, K, H, n) being those of x.
+    """The conjugated gradients of a, probes and updates of ``_advance``, g (T + 1, K, H, n) being those of x.
 
     g is overwritten with those through later x too.
     """

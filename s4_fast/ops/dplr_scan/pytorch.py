@@ -37,7 +37,7 @@ def dplr_scan(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def dplr_scan_backward(grad_y: Tensor | None, grad_final: Tensor | None, *given: Any) -> tuple[Tensor | None, ...]:
-    """``given`` are as in :func:`dplr_scan`, and then which gradients are needed."""
+    """``given`` are as in ``dplr_scan``, and then which gradients are needed."""
     *inputs, needs = given
     call = _Call(*inputs)
     u, parameters = call.u, any(needs[1:7])

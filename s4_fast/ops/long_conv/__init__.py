@@ -23,6 +23,7 @@ _CONV = Op(
 def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     r"""Causal convolution per feature, ``y[l] = sum_{j <= l} k[j] u[l - j] + D u[l]``.
 
+    With the kernel of an SSM these are the outputs of the SSM (S4: Gu, Goel, Re 2022, arXiv 2111.00396, section 2.4).
     Rows and features do not reach each other, whatever they hold. A sample, or a tap, that is not finite makes the
     outputs from it on NaN, also those that have it no more where there are fewer taps than samples; on the CPU, outputs
     before it are what they are without it. Elsewhere an FFT spreads it over its whole row, as to look for it would make
@@ -37,7 +38,7 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | No
         u: signals, ``(B, H, L)``, float32 or float64.
         k: kernels, ``(H, Lk)``, or ``(c, H, Lk)`` for c output channels. Taps beyond L have no effect.
         D: skip coefficients, of the shape of ``k`` without its last dimension, or None.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(B, H, L)``, or ``(B, c, H, L)`` where ``k`` has channels. Differentiable in ``u``, ``k`` and ``D``.
@@ -46,6 +47,12 @@ def fft_conv(u: Tensor, k: Tensor, D: Tensor | None = None, *, backend: str | No
         TypeError: a tensor is not real, or the precisions differ.
         ValueError: shapes do not fit, L or Lk is 0, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> fft_conv(torch.randn(2, 8, 100), torch.randn(3, 8, 100)).shape
+        torch.Size([2, 3, 8, 100])
+        >>> fft_conv(torch.ones(1, 1, 4), torch.tensor([[1.0, 0.5]]), torch.zeros(1))
+        tensor([[[1.0000, 1.5000, 1.5000, 1.5000]]])
     """
     call = _prepare(u, k, D)
     choice = dispatch.choose(call, backend)

@@ -74,9 +74,10 @@ def ssm_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""A diagonal SSM over a sequence, ``s_l = exp(x) s_{l-1} + B u_l``, ``y_l = 2 Re sum_n C s_l + D u_l``.
 
-    The same as ``fft_conv(u, log_vandermonde(C * B, x, L), D)`` where ``state`` is None, without a kernel, in time
-    and memory linear in L. A sequence may be cut anywhere: pass the state that the first part returns to the second,
-    and outputs, final state and gradients are those of the whole.
+    This is the recurrent form of S4D (Gu et al. 2022, arXiv 2206.11893, section 2). It is the same as ``fft_conv(u,
+    log_vandermonde(C * B, x, L), D)`` where ``state`` is None, without a kernel, in time and memory linear in L. A
+    sequence may be cut anywhere: pass the state that the first part returns to the second, and outputs, final state and
+    gradients are those of the whole.
 
     A sample that is not finite leaves other rows and features alone, and on the CPU all outputs before it. On CUDA
     devices it also makes those before it in its own chunk NaN: ``native`` has chunks of 64 samples, or 32 in float64,
@@ -86,11 +87,12 @@ def ssm_scan(
         u: signals, ``(batch, H, L)``, float32 or float64. ``native`` reads a view ``v.mT`` of a
             contiguous ``v (batch, L, H)`` as it lies, and ``y`` and the gradient of ``u`` are then such views too.
         x: logarithms of the decays per step, ``(H, n)``, complex of the same precision.
-        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        B: input coefficients, ``(H, n)``, one of each conjugate pair.
+        C: output coefficients, ``(H, n)``, likewise.
         D: skip coefficients, ``(H,)``, real, or None.
         state: ``s_{-1}``, ``(batch, H, n)``, complex, or None for 0.
         return_state: whether to return the state after the sequence too.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` ``(batch, H, L)``, or ``(y, s_{L-1})`` with the state ``(batch, H, n)`` if ``return_state``. Both are
@@ -100,6 +102,16 @@ def ssm_scan(
         TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ.
         ValueError: shapes do not fit, L or n is 0, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> u, x = torch.randn(2, 8, 100), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> B, C = torch.randn(2, 8, 4, dtype=torch.complex64)
+        >>> y, state = ssm_scan(u, x, B, C, return_state=True)
+        >>> y.shape, state.shape
+        (torch.Size([2, 8, 100]), torch.Size([2, 8, 4]))
+        >>> halves = ssm_scan(u[..., :50], x, B, C), ssm_scan(u[..., :50], x, B, C, return_state=True)[1]
+        >>> torch.allclose(ssm_scan(u[..., 50:], x, B, C, state=halves[1]), y[..., 50:], atol=1e-4)
+        True
     """
     call = _prepare_scan(u, x, B, C, D, state)
     choice = dispatch.choose(call, backend)
@@ -129,13 +141,16 @@ def ssm_step(
 ) -> tuple[Tensor, Tensor]:
     r"""One step of a diagonal SSM, ``s = exp(x) state + B u``, ``y = 2 Re sum_n C s + D u``.
 
+    From the zero state, steps give the outputs of ``ssm_scan`` (S4D: Gu et al. 2022, arXiv 2206.11893, section 2).
+
     Args:
         u: samples, ``(batch, H)``, float32 or float64.
         state: the state before, ``(batch, H, n)``, complex of the same precision.
         x: logarithms of the decays per step, ``(H, n)``, complex.
-        B, C: input and output coefficients, ``(H, n)``, one of each conjugate pair.
+        B: input coefficients, ``(H, n)``, one of each conjugate pair.
+        C: output coefficients, ``(H, n)``, likewise.
         D: skip coefficients, ``(H,)``, real, or None.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``y`` ``(batch, H)`` and the state after, ``(batch, H, n)``. Both are differentiable in every tensor.
@@ -144,6 +159,13 @@ def ssm_step(
         TypeError: ``u`` or ``D`` is not real, another tensor not complex, or the precisions differ.
         ValueError: shapes do not fit, n is 0, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> x, state = -torch.rand(8, 4) + 1j * torch.randn(8, 4), torch.zeros(2, 8, 4, dtype=torch.complex64)
+        >>> B, C = torch.randn(2, 8, 4, dtype=torch.complex64)
+        >>> y, state = ssm_step(torch.randn(2, 8), state, x, B, C)
+        >>> y.shape, state.shape
+        (torch.Size([2, 8]), torch.Size([2, 8, 4]))
     """
     call = _prepare_step(u, state, x, B, C, D)
     choice = dispatch.choose(call, backend)

@@ -86,14 +86,14 @@ def ssm_step_backward(
 
 
 def exponentials(x: Tensor) -> Tensor:
-    """exp(x) in complex128, as :func:`step` takes it."""
+    """exp(x) in complex128, as ``step`` takes it."""
     out = torch.empty_like(x, dtype=torch.complex128)
     native_library.call("exp", x, x.dtype, x.numel(), x, out)
     return out
 
 
 def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`ssm_step` for lam = exp(x) in complex128."""
+    """``ssm_step`` for lam = exp(x) in complex128."""
     y, after = torch.empty_like(u), torch.empty_like(state)
     native_library.call("step", u, u.dtype, *state.shape, u, state, lam, B, C, _given(D), y, after)
     return y, after
@@ -102,7 +102,7 @@ def step(u: Tensor, state: Tensor, lam: Tensor, B: Tensor, C: Tensor, D: Tensor)
 def prepared_step(
     lam: Tensor, B: Tensor, C: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """:func:`step` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
+    """``step`` on the CPU as a function of u, state and D, contiguous in B's precision, of a batch >= 1.
 
     C has channels, (c, H, n), which become features of y, (Bt, c H).
     """

@@ -49,7 +49,7 @@ def ssm_scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """With g the conjugated gradient of a state, g_l = lambda g_{l+1} + 2 C dy_l: the same recurrence in reversed time.
 
-    grad_u_l = Re sum_n B g_l + D dy_l; the products of g, s, dy and u that the parameters need are in :class:`Moments`.
+    grad_u_l = Re sum_n B g_l + D dy_l; the products of g, s, dy and u that the parameters need are in ``Moments``.
     """
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     if time_major:

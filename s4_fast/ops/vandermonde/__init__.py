@@ -43,7 +43,7 @@ def log_vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str | None = None)
         x: logarithms of the nodes per step, ``(..., n)``, same dtype. Leading dimensions broadcast; those that
             only ``v`` has share one set of tables.
         L: length, at least 1.
-        backend: a backend's name, or None for the automatic choice (see :func:`s4_fast.explain`).
+        backend: a backend's name, or None for the automatic choice (see ``s4_fast.explain``).
 
     Returns:
         ``(..., L)``, real, float32 or float64. Differentiable in ``v`` and ``x``.
@@ -52,6 +52,11 @@ def log_vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str | None = None)
         TypeError: a tensor is not complex, or the precisions differ.
         ValueError: shapes do not fit, ``L < 1``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> v, x = torch.randn(2, 8, 4, dtype=torch.complex64), -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> log_vandermonde(v, x, 100).shape
+        torch.Size([2, 8, 100])
     """
     call, lead = _prepare(v, x, L)
     L = call.shape["L"]
@@ -65,7 +70,8 @@ def log_vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str | None = None)
 def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int, *, backend: str | None = None) -> Tensor:
     r"""The transposed Vandermonde product, ``y_n = sum_l u_l v_n exp(x_n l)`` over ``0 <= l < L``.
 
-    With ``u`` reversed in time and ``v = B_bar`` this is the state of a diagonal SSM after a sequence.
+    With ``u`` reversed in time and ``v = B_bar`` this is the state of a diagonal SSM after a sequence: the recurrence
+    of S4D (Gu et al. 2022, arXiv 2206.11893, section 2), unrolled.
 
     Args:
         u: real signal, ``(..., L)``, float32 or float64.
@@ -81,6 +87,13 @@ def log_vandermonde_transpose(u: Tensor, v: Tensor, x: Tensor, L: int, *, backen
         TypeError: ``u`` is not real, ``v`` or ``x`` not complex, or the precisions differ.
         ValueError: shapes do not fit, ``L < 1``, or the tensors are on different devices.
         BackendUnavailableError: ``backend`` cannot serve the call.
+
+    Examples:
+        >>> u, B = torch.randn(2, 8, 100), torch.randn(8, 4, dtype=torch.complex64)
+        >>> x = -torch.rand(8, 4) + 1j * torch.randn(8, 4)
+        >>> state = log_vandermonde_transpose(u.flip(-1), B, x, 100)
+        >>> state.shape
+        torch.Size([2, 8, 4])
     """
     call, lead = _prepare_transpose(u, v, x, L)
     L = call.shape["L"]
