@@ -377,7 +377,7 @@ def no_keops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_keops")
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
-    message = r"^backend 'keops' .*: the package 'pykeops' is not installed; run: pip install 's4_fast\[keops\]'$"
+    message = r"^backend 'keops' .*: the package 'pykeops' is not installed; run: pip install 'pykeops>=2.2'$"
     with pytest.raises(BackendUnavailableError, match=message):
         log_vandermonde(X, X, 3, backend="keops")
     status = dispatch.backends()["keops"]
