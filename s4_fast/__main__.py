@@ -68,7 +68,7 @@ def doctor_command(verbose: bool, as_json: bool) -> None:
     1 when one misses the accuracy contract. Takes about ten seconds, and a minute where PyKeOps is installed and has
     not compiled its formulas yet.
     """
-    with terminal.progress() as bar:
+    with terminal.compilers_on_stderr(), terminal.progress() as bar:
         task = bar.add_task("", total=None)
         found = doctor.examine(
             lambda label, done, total: bar.update(task, description=label, completed=done, total=total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,19 @@ def progress() -> Progress:
         redirect_stdout=False,
         redirect_stderr=False,
     )
+
+
+@contextmanager
+def compilers_on_stderr() -> Iterator[None]:
+    """What the process and its children write to standard output past Python goes to standard error in this block."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def shown(text: object) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -86,6 +87,20 @@ def test_json_is_all_there_is_on_standard_output(monkeypatch: pytest.MonkeyPatch
     failed = [finding for finding in found["findings"] if finding["verdict"] == "FAIL"]
     assert {finding["op"] for finding in failed} == {"fft_conv"} and failed[0]["forward_error"] is None
     assert found["said"] == ["[Library] Warning : hello"]
+
+
+def test_what_compilers_write_is_not_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(out: torch.Tensor) -> torch.Tensor:
+        os.write(1, b"g++: a warning\n")
+        return out
+
+    _break(monkeypatch, "fft_conv", noisy)
+    assert _doctor("--json").exit_code == 0
+    print("back")
+    out, err = capfd.readouterr()
+    assert out == "back\n" and "g++: a warning" in err
 
 
 def test_what_libraries_say_is_one_line_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
