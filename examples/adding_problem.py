@@ -28,18 +28,9 @@ from torch.nn.functional import mse_loss
 from train_mini_s4d import MiniS4D
 
 import s4_fast
+from command_line import COUNT, SEED, make_folder, positive, run_command, usable_device
+from result_files import load_tensors, save_figure, save_tensors
 from s4_fast import BackendUnavailableError
-from shared import (
-    COUNT,
-    SEED,
-    load_tensors,
-    make_folder,
-    positive,
-    run_command,
-    save_figure,
-    save_tensors,
-    usable_device,
-)
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 42, 43, 44
 HELD_OUT = 1000  # sequences for validation, and as many for the test

@@ -30,19 +30,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import s4_fast
+from command_line import COUNT, SEED, build, make_folder, positive, run_command, usable_device
+from result_files import load_checkpoint, save_checkpoint, save_figure
 from s4_fast import S4SequenceModel
-from shared import (
-    COUNT,
-    SEED,
-    build,
-    load_checkpoint,
-    make_folder,
-    positive,
-    run_command,
-    save_checkpoint,
-    save_figure,
-    usable_device,
-)
 
 SIDE = 8
 LAYERS = ("s4d", "s4")

@@ -32,9 +32,10 @@ from torch import Generator, Tensor
 
 import s4_fast
 from c_step import RunInC, run_in_c
+from command_line import COUNT, SEED, build, make_folder, positive, run_command
+from result_files import load_checkpoint, save_checkpoint, save_figure
 from s4_fast import S4SequenceModel, log_vandermonde, ssm_scan
 from s4_fast.layers import ModelState
-from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint, save_figure
 
 RATE = 16_000  # samples per second
 NOTE = 12_000  # samples per sound

@@ -24,10 +24,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, mse_loss
 
 import s4_fast
+from command_line import COUNT, SEED, make_folder, positive, run_command, usable_device
+from result_files import save_figure, save_tensors
 from s4_fast import DropoutNd, fft_conv, log_vandermonde, weights
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import zoh_diagonal
-from shared import COUNT, SEED, make_folder, positive, run_command, save_figure, save_tensors, usable_device
 
 VARIANTS = ("full", "minimal")
 SMOOTHEST = 0.95

@@ -20,7 +20,7 @@ from adding_problem import BEST, CURVES, TEST_SEED, AddingModel, adding_data, ev
 from train_mini_s4d import MiniS4D
 
 import s4_fast
-from shared import save_tensors
+from result_files import save_tensors
 from tests.examples.running import ROOT, printed_by
 
 SCRIPT = ROOT / "examples" / "adding_problem.py"
