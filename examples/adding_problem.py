@@ -124,12 +124,14 @@ def evaluate(model: AddingModel, data: Data, batch: int, tolerance: float) -> Sc
     return score(torch.cat([model(x) - y for x, y in zip(*(t.split(batch) for t in data), strict=True)]), tolerance)
 
 
-def too_small(seq_len: int, d_model: int, d_state: int, steps: int) -> list[str]:
+def too_small(seq_len: int, d_model: int, d_state: int, samples: int, steps: int) -> list[str]:
     """Why training from scratch cannot be expected to leave chance; the README has the measurements behind it."""
     found = []
     if d_model < 2 or d_model * d_state < 4:
         found.append(f"--d_model {d_model} --d_state {d_state} cannot hold the sum; take at least 4 features")
-    if steps < (needed := math.ceil(10 * math.sqrt(seq_len))):
+    if samples < 20:
+        found.append(f"{samples} sequences are learnt by heart; raise --train_samples")
+    if steps < (needed := 35 + 9 * seq_len // 20):
         found.append(
             f"{steps:,} steps are too few: sequences of {seq_len:,} take at least some {needed:,}; "
             "raise --epochs or --train_samples"
@@ -315,7 +317,8 @@ def main(
         start, processor = time.perf_counter(), time.process_time()
         training = data(train_samples, TRAIN_SEED)
         if loaded is None:
-            for reason in too_small(seq_len, d_model, d_state, epochs * steps_per_epoch(training, batch_size)):
+            steps = epochs * steps_per_epoch(training, batch_size)
+            for reason in too_small(seq_len, d_model, d_state, train_samples, steps):
                 console.print(f"this will not learn to add: {reason}", soft_wrap=True)
         settings = {"epochs": epochs, "batch": batch_size, "lr": lr, "ssm_lr": ssm_lr}
         history = fit(model, training, validation, best, tolerance, lowest, console, **settings)

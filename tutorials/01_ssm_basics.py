@@ -31,7 +31,7 @@ from s4_fast import cauchy_bilinear, dplr_kernel, fft_conv, log_vandermonde, ssm
 from s4_fast.bench import direct
 from s4_fast.ssm import hippo, initialization, with_conjugates
 from s4_fast.ssm.discretization import bilinear, bilinear_diagonal, zoh, zoh_diagonal
-from support import BROWN, GOLD, GREY, MODEL_COLOURS, PURPLE, ROSE, SMOKE, milliseconds, show
+from support import GOLD, GREY, MODEL_COLOURS, PURPLE, ROSE, SMOKE, milliseconds, show
 
 s4_fast.keep_pages()
 torch.manual_seed(0)
@@ -324,7 +324,7 @@ print(f"{'input, and where it is sampled':32}{'ZOH':>9}{'bilinear':>11}")
 figure, panels = plt.subplots(1, 4, figsize=(10, 3.2), sharey=True)
 for (row, (name, sampled, expected)), axes in zip(rows.items(), panels, strict=True):
     factors = []
-    for (rule, (discretise, style)), factor, colour in zip(rules.items(), expected, (BROWN, GREY), strict=True):
+    for (rule, (discretise, style)), factor, colour in zip(rules.items(), expected, (PURPLE, GOLD), strict=True):
         wrong = []
         for count in counts:
             t = torch.arange(count, dtype=torch.float64) / count
