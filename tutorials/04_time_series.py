@@ -217,7 +217,9 @@ show(figure, "04_errors")
 # %%
 figure, (times, wrong) = plt.subplots(1, 2, figsize=(10, 3.2))
 colours = [MODEL_COLOURS[name] for name in models]
-times.bar_label(times.bar(list(medians), list(medians.values()), color=colours), fmt="{:.1f}", label_type="center")
+times.bar_label(
+    times.bar(list(medians), list(medians.values()), color=colours), fmt="{:.1f}", label_type="center", color="white"
+)
 for place, history in enumerate(histories.values()):
     seconds = [epoch.seconds for epoch in history]
     times.plot([place, place], [min(seconds), max(seconds)], color=GREY, linewidth=1)
@@ -228,15 +230,16 @@ wrong.set(title="Error over all steps of the test sequences", ylabel="mean squar
 show(figure, "04_time")
 
 # %% [markdown]
-# Four test sequences, by channel:
+# The last 60 steps of four test sequences, by channel:
 
 # %%
+last = range(max(0, LENGTH - 60), LENGTH)
 figure, panels = plt.subplots(4, 3, figsize=(10, 7), sharex=True, sharey=True)
 for row, across in enumerate(panels):
     for channel, axes in enumerate(across):
-        axes.plot(test_next[row, :, channel], ".", color=GREY, markersize=3, label="the next sample")
+        axes.plot(last, test_next[row, last, channel], ".", color=GREY, markersize=4, label="the next sample")
         for name, predicted in predictions.items():
-            axes.plot(predicted[row, :, channel], color=MODEL_COLOURS[name], linewidth=1.1, label=name)
+            axes.plot(last, predicted[row, last, channel], color=MODEL_COLOURS[name], linewidth=1.1, label=name)
     across[0].set_ylabel(f"sequence {row}")
 for channel, axes in enumerate(panels[0]):
     axes.set_title(f"channel {channel}, period {PERIODS[channel]:.0f}")
@@ -328,8 +331,9 @@ for name, (start, share) in heights.items():
     print(f"{name:28}" + "".join(cells))
 
 figure, axes = plt.subplots(figsize=(10, 3.2))
-for (name, (start, share)), colour in zip(heights.items(), (GOLD, ROSE, PURPLE, GREY), strict=True):
-    axes.plot(range(start, start + len(share)), share, color=colour, label=name)
+styles = ({"color": GOLD, "linewidth": 6}, {"color": INK, "linewidth": 3}, {"color": ROSE}, {"color": GREY})
+for (name, (start, share)), style in zip(heights.items(), styles, strict=True):
+    axes.plot(range(start, start + len(share)), share, label=name, **style)
 axes.axvline(LENGTH, color=INK, linestyle=":")
 axes.annotate(" training ended here", (LENGTH, 0.03), color=INK)
 axes.set(title="S4D: the share of the height that is left", xlabel="step", ylim=(0, 1.15))
@@ -395,7 +399,7 @@ axes.axhline(variance, color=GREY, linestyle="--", label="predicting zero")
 axes.axhline(NOISE**2, color=GREY, linestyle=":", label="variance of the noise")
 axes.set(title="Error of free running, against the truth without noise", xlabel="steps ahead")
 axes.set_ylabel("mean squared error")
-axes.legend(loc="lower right", fontsize=8)
+axes.legend(loc="center right", bbox_to_anchor=(1, 0.5), fontsize=8)
 show(figure, "04_horizon")
 
 print("mean squared error, and its share of the variance")
