@@ -2,7 +2,7 @@
 
     pip install matplotlib
     python examples/adding_problem.py
-    python examples/adding_problem.py --eval_only --ckpt s4d_adding_best.pt
+    python examples/adding_problem.py --eval_only --ckpt runs/adding/s4d_adding_best.pt
 
 Every step of a sequence is a number in [0, 1) and a mark, which is 1 at two steps and else 0 (Hochreiter, Schmidhuber
 1997). A linear encoder and one S4D block, MiniS4D, learn the sum. The data of training, validation and test are the
@@ -28,18 +28,9 @@ from torch.nn.functional import mse_loss
 from train_mini_s4d import MiniS4D
 
 import s4_fast
+from command_line import COUNT, SEED, make_folder, positive, run_command, usable_device
+from result_files import load_tensors, save_figure, save_tensors
 from s4_fast import BackendUnavailableError
-from shared import (
-    COUNT,
-    SEED,
-    load_tensors,
-    make_folder,
-    positive,
-    run_command,
-    save_figure,
-    save_tensors,
-    usable_device,
-)
 
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 42, 43, 44
 HELD_OUT = 1000  # sequences for validation, and as many for the test
@@ -122,11 +113,30 @@ class Score(NamedTuple):
         return f"MSE {self.mse:.6f}   accuracy {self.accuracy:7.2%}"
 
 
+def score(error: Tensor, tolerance: float) -> Score:
+    error = error.double()
+    return Score(error.square().mean().item(), (error.abs() < tolerance).double().mean().item())
+
+
 @torch.no_grad()
 def evaluate(model: AddingModel, data: Data, batch: int, tolerance: float) -> Score:
     model.eval()
-    error = torch.cat([model(x) - y for x, y in zip(*(t.split(batch) for t in data), strict=True)]).double()
-    return Score(error.square().mean().item(), (error.abs() < tolerance).double().mean().item())
+    return score(torch.cat([model(x) - y for x, y in zip(*(t.split(batch) for t in data), strict=True)]), tolerance)
+
+
+def too_small(seq_len: int, d_model: int, d_state: int, samples: int, steps: int) -> list[str]:
+    """Why training from scratch cannot be expected to leave chance; the README has the measurements behind it."""
+    found = []
+    if d_model < 2 or d_model * d_state < 4:
+        found.append(f"--d_model {d_model} --d_state {d_state} cannot hold the sum; take at least 4 features")
+    if samples < 20:
+        found.append(f"{samples} sequences are learnt by heart; raise --train_samples")
+    if steps < (needed := 35 + 9 * seq_len // 20):
+        found.append(
+            f"{steps:,} steps are too few: sequences of {seq_len:,} take at least some {needed:,}; "
+            "raise --epochs or --train_samples"
+        )
+    return found
 
 
 class Epoch(NamedTuple):
@@ -251,7 +261,10 @@ def use_backend(model: AddingModel, backend: str, device: str) -> None:
     "--backend", type=click.Choice(["auto", *s4_fast.backends()]), default="auto", help="Of the kernel's sum."
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=".", help=f"Where {BEST} and {CURVES} go."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs/adding",
+    help=f"Where {BEST} and {CURVES} go.",
 )
 def main(
     seq_len: int,
@@ -302,14 +315,23 @@ def main(
             save_tensors(best, model.state_dict())
             lowest = before.mse
         start, processor = time.perf_counter(), time.process_time()
+        training = data(train_samples, TRAIN_SEED)
+        if loaded is None:
+            steps = epochs * steps_per_epoch(training, batch_size)
+            for reason in too_small(seq_len, d_model, d_state, train_samples, steps):
+                console.print(f"this will not learn to add: {reason}", soft_wrap=True)
         settings = {"epochs": epochs, "batch": batch_size, "lr": lr, "ssm_lr": ssm_lr}
-        history = fit(model, data(train_samples, TRAIN_SEED), validation, best, tolerance, lowest, console, **settings)
+        history = fit(model, training, validation, best, tolerance, lowest, console, **settings)
         elapsed, busy = time.perf_counter() - start, time.process_time() - processor
         console.print(f"trained in {elapsed:.0f} s, {busy:.0f} s of processor time; best model: {best}", soft_wrap=True)
         draw(out / CURVES, history, tolerance, seq_len)
         console.print(f"learning curves: {out / CURVES}", soft_wrap=True)
         load(model, best)
-    console.print(f"test         {evaluate(model, test, batch_size, tolerance)}   (tolerance {tolerance:g})")
+    tested, chance = evaluate(model, test, batch_size, tolerance), score(1 - test.y, tolerance)
+    if tested.mse > chance.mse / 2:
+        console.print("the model has not learnt to add: it is little better than always answering 1")
+    console.print(f"always 1     {chance}")
+    console.print(f"test         {tested}   (tolerance {tolerance:g})")
 
 
 if __name__ == "__main__":

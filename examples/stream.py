@@ -32,9 +32,10 @@ from torch import Generator, Tensor
 
 import s4_fast
 from c_step import RunInC, run_in_c
+from command_line import COUNT, SEED, build, make_folder, positive, run_command
+from result_files import load_checkpoint, save_checkpoint, save_figure
 from s4_fast import S4SequenceModel, log_vandermonde, ssm_scan
 from s4_fast.layers import ModelState
-from shared import COUNT, SEED, build, load_checkpoint, make_folder, positive, run_command, save_checkpoint, save_figure
 
 RATE = 16_000  # samples per second
 NOTE = 12_000  # samples per sound
@@ -43,6 +44,7 @@ SECONDS = 8  # of each
 MAX_BLOCK = 2048
 WARM_UP = 0.1  # of the stream, before memory should stand still
 RATES = {"s4d": (0.02, 0.01), "s4": (0.01, 0.005)}  # of the weights, and of dt, A and B
+TAPS = 128  # of the linear filter to compare with: 8 ms, and the resonance rings for 2
 HELD_OUT = -1  # the seed of the audio to test on; --seed cannot be it
 
 
@@ -142,12 +144,22 @@ def error_to_signal(y: Tensor, target: Tensor) -> float:
     return ((y - target).square().sum() / target.square().sum()).item()
 
 
+def best_filter(dry: Tensor, target: Tensor, taps: int) -> Tensor:
+    """What comes nearest to the target among all linear filters of so many taps, chosen on these recordings."""
+    frames = torch.nn.functional.pad(dry.double(), (taps - 1, 0)).unfold(1, taps, 1)  # (rows, length, taps)
+    products = sum(row.mT @ row for row in frames)
+    with_target = sum(row.mT @ wet for row, wet in zip(frames, target.double(), strict=True))
+    weights = torch.linalg.lstsq(products, with_target[:, None], driver="gelsd").solution[:, 0]
+    return torch.stack([row @ weights for row in frames])
+
+
 class Evaluation(NamedTuple):
     """Held-out recordings (rows, length) through the effect and the model: state carried on, and reset per chunk."""
 
     target: Tensor
     carried: Tensor
     reset: Tensor
+    linear: Tensor  # by the best filter of TAPS taps
     chunk: int
 
 
@@ -157,7 +169,8 @@ def evaluate(model: S4SequenceModel, chunk: int, seconds: float) -> Evaluation:
     dry = dry_audio(ROWS, length, Generator().manual_seed(HELD_OUT))
     carried = model(dry[..., None])[..., 0]
     reset = model(dry.reshape(-1, chunk, 1)).reshape(ROWS, length)
-    return Evaluation(effect(dry), carried, reset, chunk)
+    target = effect(dry)
+    return Evaluation(target, carried, reset, best_filter(dry, target, TAPS), chunk)
 
 
 class Block(NamedTuple):
@@ -376,6 +389,8 @@ def report(
     carried, reset = (error_to_signal(y, evaluation.target) for y in (evaluation.carried, evaluation.reset))
     console.print("error on held-out audio, of the signal's energy:")
     console.print(f"    {carried:.2%} with the state carried on, {reset:.1%} reset every {evaluation.chunk} samples")
+    linear = error_to_signal(evaluation.linear, evaluation.target)
+    console.print(f"    {linear:.1%} by the best linear filter of {TAPS} samples, chosen on this very audio")
     peak = reference.abs().max()
     apart, error = (((played.output - whole).abs().max() / peak).item() for whole in (offline, reference))
     single = sum(block.by_step for block in blocks)

@@ -24,10 +24,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, mse_loss
 
 import s4_fast
+from command_line import COUNT, SEED, make_folder, positive, run_command, usable_device
+from result_files import save_figure, save_tensors
 from s4_fast import DropoutNd, fft_conv, log_vandermonde, weights
 from s4_fast.ssm import initialization
 from s4_fast.ssm.discretization import zoh_diagonal
-from shared import COUNT, SEED, make_folder, positive, run_command, save_figure, save_tensors, usable_device
 
 VARIANTS = ("full", "minimal")
 SMOOTHEST = 0.95
@@ -159,6 +160,11 @@ def smooth_sequences(count: int, channels: int, L: int, generator: Generator) ->
     return torch.stack(x, -1), rho
 
 
+def neighbours_correlation(x: Tensor) -> Tensor:
+    """(count, 1): what statistics says of these sequences without learning."""
+    return ((x[..., 1:] * x[..., :-1]).mean((1, 2)) / x.square().mean((1, 2)))[:, None]
+
+
 def train(model: MiniS4D, steps: int, lr: float, batch: int, generator: Generator, console: Console) -> list[float]:
     """Losses of ``steps`` steps, each on new sequences."""
     device = model.decoder.weight.device
@@ -232,7 +238,10 @@ def draw(path: Path, model: MiniS4D, losses: list[float], chance: float) -> None
 @click.option("--seed", type=SEED, default=0, help="Of the weights and the sequences.")
 @click.option("--device", default="auto", callback=usable_device, help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default="runs/mini", help="Where the results go."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs/mini",
+    help="Where the results go, named for the variant.",
 )
 def main(
     variant: str,
@@ -269,14 +278,16 @@ def main(
     model.eval()
     with torch.no_grad():
         error = mse_loss(model(u), target).item()
-    console.print(f"squared error on held-out sequences {error:.4f}; always the mean: {chance:.4f}")
+    counted = mse_loss(neighbours_correlation(u), target).item()
+    console.print(f"squared error on held-out sequences {error:.4f}; always the mean: {chance:.4f}, ", end="")
+    console.print(f"the sample correlation: {counted:.4f}")
 
-    save_tensors(out / "mini_s4d.pt", model.state_dict())
-    console.print(f"weights: {out / 'mini_s4d.pt'}", soft_wrap=True)
+    save_tensors(out / f"{variant}.pt", model.state_dict())
+    console.print(f"weights: {out / f'{variant}.pt'}", soft_wrap=True)
     if variant == "minimal":
         show_export(model, out / "minimal.safetensors", u, console)
-    draw(out / "mini_s4d.png", model, losses, chance)
-    console.print(f"picture: {out / 'mini_s4d.png'}", soft_wrap=True)
+    draw(out / f"{variant}.png", model, losses, chance)
+    console.print(f"picture: {out / f'{variant}.png'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ each_page = pytest.mark.parametrize("page", PAGES)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """The anchors of a page's headings, as GitHub and the site make them, and those of documented names."""
     headings = re.findall(r"^#+ (.+)$", code_removed(text), re.MULTILINE)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+    found = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+    return found | set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
 
 
 def test_tables_are_those_of_the_results() -> None:
@@ -47,3 +48,11 @@ def test_the_readme_is_short() -> None:
     """A screen and a half: what it is, how to get it, one table, one picture, links."""
     readme = (ROOT / "README.md").read_text("utf-8")
     assert len(readme.splitlines()) <= 100 and len(readme.split()) <= 800
+
+
+def test_figures_of_the_tutorials_are_those_of_their_notebooks() -> None:
+    rows = re.findall(r"^\| \[(\w+)\].*\| (.*) \|$", (ROOT / "tutorials/README.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) == 4
+    for name, results in rows:
+        notebook = (ROOT / f"tutorials/{name}.ipynb").read_text("utf-8")
+        assert not [figure for figure in re.findall(r"\d+\.\d+", results) if figure not in notebook], name

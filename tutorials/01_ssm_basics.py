@@ -1,8 +1,9 @@
 # %% [markdown]
 # # State space models, from the equation to the fast kernel
 #
-# S4 and S4D are layers for long sequences. Inside each is a small linear differential equation, and everything else
-# follows from how that equation is solved quickly and accurately. This tutorial goes the whole way:
+# [S4](https://arxiv.org/abs/2111.00396) and [S4D](https://arxiv.org/abs/2206.11893) are layers for long sequences.
+# Inside each is a small linear differential equation, and everything else follows from how that equation is solved
+# quickly and accurately. This tutorial goes the whole way:
 #
 # 1. a continuous state space model, and what its state does,
 # 2. HiPPO: matrices for which the state is a memory of the past,
@@ -30,11 +31,11 @@ from s4_fast import cauchy_bilinear, dplr_kernel, fft_conv, log_vandermonde, ssm
 from s4_fast.bench import direct
 from s4_fast.ssm import hippo, initialization, with_conjugates
 from s4_fast.ssm.discretization import bilinear, bilinear_diagonal, zoh, zoh_diagonal
-from support import BLUE, GREEN, GREY, ORANGE, SMOKE, milliseconds, show
+from support import GOLD, GREY, MODEL_COLOURS, PURPLE, ROSE, SMOKE, milliseconds, show
 
 s4_fast.keep_pages()
 torch.manual_seed(0)
-COLOURS = {"legs": BLUE, "legt": ORANGE, "fout": GREEN}
+COLOURS = {"legs": PURPLE, "legt": GOLD, "fout": ROSE}
 NAMES = {"legs": "LegS", "legt": "LegT", "fout": "FouT"}
 
 
@@ -77,9 +78,10 @@ show(figure, "01_modes")
 # %% [markdown]
 # ## 2. HiPPO: a state that remembers
 #
-# What should $A$ and $B$ be, for the state to be a memory? HiPPO's answer: let the $N$ numbers of the state be, at
-# every moment, the coefficients of the *past input* in some basis. These obey a linear differential equation, and its
-# matrices can be written down. Three of them:
+# What should $A$ and $B$ be, for the state to be a memory? The answer of [HiPPO](https://arxiv.org/abs/2008.07669): let
+# the $N$ numbers of the state be, at every moment, the coefficients of the *past input* in some basis. These obey a
+# linear differential equation, and its matrices can be written down. Three of them, as
+# [How to train your HiPPO](https://arxiv.org/abs/2206.12037) explains them:
 #
 # | | the state holds the coefficients of | over |
 # |---|---|---|
@@ -264,26 +266,87 @@ wrapped = int((A.imag * dt > math.pi).sum())
 print(f"{wrapped} of {len(A)} modes turn by more than half a circle in a step and wrap around under ZOH")
 
 # %% [markdown]
-# Smaller steps bring both closer to the continuous model. Below, the error of the impulse response of HiPPO-LegS at
-# $t = 1$ against the step size. Both lines fall in proportion to $\Delta$ or faster.
+# ### Of which order are they?
+#
+# A rule is of order $p$ if halving the step divides its error by $2^p$. The answer depends on what the samples are
+# samples of. Below, the state of HiPPO-LegS at $t = 1$ for three inputs:
+#
+# - **held**: constant over each quarter of the time. ZOH assumes just that, and is exact. The bilinear rule is not, and
+#   shows its own order, 2.
+# - **smooth**, $\sin 5t$, sampled in the **middle** of each step: now ZOH has an error too, as a sine is not constant
+#   over a step. Both rules are of order 2.
+# - **smooth**, sampled at the **end** of each step: a sample that stands for the whole step and is taken at its end
+#   comes half a step too early. That error is of order 1, and hides the rule's own.
+#
+# An **impulse** has no middle: the sampled one is as wide as a step, so it too is off by half a step, and both rules
+# seem to be of order 1. A trained layer does not mind. Its data come as samples in the first place, and half a step is
+# a shift that its parameters take in.
 
 # %%
 A, B = hippo.transition("legs", 8)
-exact = zoh(A, B, 1.0)[0] @ B
-steps = torch.tensor([4, 8, 16, 32, 64, 128, 256])
-figure, axes = plt.subplots(figsize=(6, 3.2))
-for name, rule in (("ZOH", zoh), ("bilinear", bilinear)):
-    wrong = []
-    for count in steps.tolist():
-        A_bar, B_bar = rule(A, B, 1 / count)
-        wrong.append(distance(torch.linalg.matrix_power(A_bar, count) @ B_bar * count, exact))
-    slope = math.log2(wrong[-2] / wrong[-1])
-    print(f"{name:8}: halving the step divides the error by {2**slope:.1f}")
-    assert slope > 0.9
-    axes.loglog(1 / steps, wrong, "o-", label=name)
-axes.set(title="Error of the impulse response", xlabel=r"step $\Delta$", ylabel="relative error")
-axes.legend()
+A_quarter, B_quarter = zoh(A, B, 0.25)
+# The sine is made by two more entries of the state, (sin 5t)' = 5 cos 5t and (cos 5t)' = -5 sin 5t.
+A_with_sine = torch.zeros(10, 10, dtype=torch.float64)
+A_with_sine[:8, :8], A_with_sine[:8, 8] = A, B
+A_with_sine[8, 9], A_with_sine[9, 8] = 5, -5
+
+
+def held(time: Tensor) -> Tensor:
+    """The sine in the middle of its quarter."""
+    return torch.sin(5 * ((4 * time).floor() / 4 + 1 / 8))
+
+
+def driven(A_bar: Tensor, B_bar: Tensor, samples: Tensor) -> Tensor:
+    """The last state."""
+    state = torch.zeros_like(B_bar)
+    for sample in samples:
+        state = A_bar @ state + B_bar * sample
+    return state
+
+
+quarters = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
+exact = {
+    "held": driven(A_quarter, B_quarter, held(quarters)),
+    "smooth": torch.linalg.matrix_exp(A_with_sine)[:8, 9],
+    "impulse": torch.linalg.matrix_exp(A) @ B,
+}
+rows = {  # the input, where it is sampled, and the factor to expect of ZOH and of the bilinear rule
+    "held, in the middle": ("held", lambda t, step: held(t + step / 2), (None, 4)),
+    "smooth, in the middle": ("smooth", lambda t, step: torch.sin(5 * (t + step / 2)), (4, 4)),
+    "smooth, at the end": ("smooth", lambda t, step: torch.sin(5 * (t + step)), (2, 2)),
+    "impulse": ("impulse", lambda t, step: (t == 0) / step, (2, 2)),
+}
+rules = {"ZOH": (zoh, "o-"), "bilinear": (bilinear, "x--")}
+counts = (8, 16, 32, 64, 128, 256)
+
+print("halving the step divides the error by")
+print(f"{'input, and where it is sampled':32}{'ZOH':>9}{'bilinear':>11}")
+figure, panels = plt.subplots(1, 4, figsize=(10, 3.2), sharey=True)
+for (row, (name, sampled, expected)), axes in zip(rows.items(), panels, strict=True):
+    factors = []
+    for (rule, (discretise, style)), factor, colour in zip(rules.items(), expected, (PURPLE, GOLD), strict=True):
+        wrong = []
+        for count in counts:
+            t = torch.arange(count, dtype=torch.float64) / count
+            state = driven(*discretise(A, B, 1 / count), sampled(t, 1 / count))
+            wrong.append(distance(state, exact[name]))
+        factors.append(wrong[-2] / wrong[-1])
+        if factor is None:
+            assert max(wrong) < 1e-13
+        else:
+            assert abs(factors[-1] - factor) < 0.1
+            axes.loglog([1 / count for count in counts], wrong, style, color=colour, label=rule)
+    cells = ("  exact" if factor is None else f"{f:.1f}" for f, factor in zip(factors, expected, strict=True))
+    print(f"{row:32}" + "{:>9}{:>11}".format(*cells))
+    axes.set_title(row, fontsize=9)
+    axes.set_xlabel(r"step $\Delta$")
+    axes.legend(fontsize=8, loc="lower right")
+panels[0].set_ylabel("relative error of the state")
 show(figure, "01_step_size")
+
+# %% [markdown]
+# The lines of the two right panels fall by one decade per decade of the step, those of the two left ones by two. ZOH
+# has no line in the first: its errors there are those of rounding.
 
 # %% [markdown]
 # ## 4. One function, two faces
@@ -293,7 +356,8 @@ show(figure, "01_step_size")
 # $$y_l = \sum_{j \le l} \underbrace{C\,\bar A^{\,j}\,\bar B}_{K_j}\; u_{l-j} .$$
 #
 # The same map is a **recurrence** (one sample at a time, memory of fixed size: for generating and streaming) and a
-# **convolution** with the kernel $K$ (all samples at once, by FFT: for training). Below both are computed and compared.
+# **convolution** with the kernel $K$ (all samples at once, by FFT: for training). Linear state space layers with both
+# faces go back to [LSSL](https://arxiv.org/abs/2110.13985). Below both are computed and compared.
 
 # %%
 length = 256
@@ -319,15 +383,18 @@ print(f"largest difference: {difference:.1e}, where outputs are as large as {flo
 assert difference < 1e-12 * float(by_recurrence.abs().max())
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
-left.plot(kernel, color=BLUE)
+left.plot(kernel, color=PURPLE)
 left.set(title="The kernel K", xlabel="lag j")
 right.plot(by_recurrence, color=GREY, linewidth=4, alpha=0.5, label="recurrence")
-right.plot(by_convolution, color=ORANGE, linewidth=1, label="convolution")
+right.plot(by_convolution, color=ROSE, linewidth=1, label="convolution")
 right.set(title="The output, twice", xlabel="sample l", xlim=(0, 100))
 right.legend()
 show(figure, "01_duality")
 
 # %% [markdown]
+# On GPUs the FFT itself is worth a kernel of its own: FlashConv, of [H3](https://arxiv.org/abs/2212.14052), and
+# [FlashFFTConv](https://arxiv.org/abs/2311.05908).
+#
 # For a diagonal model there is a third way, `ssm_scan`: the recurrence over a whole sequence in one call, in linear
 # time. It needs neither kernel nor FFT, and starts from and returns a state, so that a sequence can be cut anywhere.
 
@@ -369,8 +436,8 @@ print(f"V (Lambda - P P*) V* differs from LegS by at most {float((rebuilt - A).a
 print(f"the eigenvectors of LegS itself magnify errors by {magnified[0]:.0f} at N = 4, {magnified[-1]:.0e} at N = {N}")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-left.semilogy(sizes, magnified, "o-", color=ORANGE, label="eigenvectors of A")
-left.semilogy(sizes, [1] * len(sizes), "o-", color=BLUE, label="V, eigenvectors of the normal part")
+left.semilogy(sizes, magnified, "o-", color=ROSE, label="eigenvectors of A")
+left.semilogy(sizes, [1] * len(sizes), "o-", color=PURPLE, label="V, eigenvectors of the normal part")
 left.axhline(1 / torch.finfo(torch.float32).eps, color=GREY, linestyle=":", label="all digits of float32")
 left.axhline(1 / torch.finfo(torch.float64).eps, color=GREY, linestyle="--", label="all digits of float64")
 left.set(title="How much the change of basis magnifies errors", xlabel="state size N", ylabel="condition number")
@@ -384,7 +451,9 @@ show(figure, "01_dplr")
 
 # %% [markdown]
 # S4 keeps $P$. S4D drops it, and that is all the difference: a diagonal model whose modes are those of LegS, or follow
-# a simple formula. On the right, `"inv"` follows LegS closely, and `"lin"` spaces its modes evenly, as FouT does.
+# a simple formula. That this works as well was found by [DSS](https://arxiv.org/abs/2203.14343), and explained by
+# [S4D](https://arxiv.org/abs/2206.11893). On the right, `"inv"` follows LegS closely, and `"lin"` spaces its modes
+# evenly, as FouT does.
 #
 # ## 6. Why Vandermonde, why Cauchy
 #
@@ -504,7 +573,7 @@ for (table, title, across, down), axes, sign in zip(tables, panels, (r"$\times$"
     axes.grid(visible=False)
     axes.text(1.12, 0.5, sign, transform=axes.transAxes, fontsize=20, va="center")
 axes = bottom.subplots()
-axes.plot(folded.view(L), color=BLUE, linewidth=1)
+axes.plot(folded.view(L), color=PURPLE, linewidth=1)
 for m in range(0, L, T):
     axes.axvline(m, color=GREY, linewidth=0.5, alpha=0.5)
 axes.set(title="The rows one after another: the kernel", xlabel="sample l = m T + t", ylabel="K", xlim=(0, L))
@@ -529,9 +598,9 @@ print(f"against the sums as they are defined: relative difference {difference:.0
 assert difference < 1e-11
 
 # %% [markdown]
-# What it is worth: 64 features with 32 modes each, in float32, on one thread of the machine that made this page. The
-# S4 kernel is that of LegS, and the textbook's way to it is the one in `s4_fast.bench.direct`. The last lines say which
-# implementation ran here; the others are described in the README.
+# What it is worth: 64 features with 32 modes each, in float32. Times are the median of several calls, in processor time
+# on one thread of the machine that made this page. The S4 kernel is that of LegS, and the textbook's way to it is the
+# one in `s4_fast.bench.direct`. The last lines say which implementation ran here; `s4_fast.backends()` lists all.
 
 
 # %%
@@ -564,8 +633,8 @@ for (name, (textbook, here)), axes in zip(calls.items(), panels, strict=True):
     fast = [milliseconds(partial(here, L), 15) for L in lengths]
     for L, a, b in zip(lengths, slow, fast, strict=True):
         print(f"{name:3} L = {L:4}: {a:8.2f} ms by the textbook, {b:7.3f} ms here, ratio {a / b:.0f}")
-    axes.loglog(lengths, slow, "o-", color=ORANGE, label="textbook")
-    axes.loglog(lengths, fast, "o-", color=BLUE, label="here")
+    axes.loglog(lengths, slow, "o--", color=MODEL_COLOURS[name], label="textbook")
+    axes.loglog(lengths, fast, "o-", color=MODEL_COLOURS[name], label="here")
     axes.set(title=f"Time of an {name} kernel", xlabel="length L")
     axes.set_xticks(lengths, [str(L) for L in lengths])
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
@@ -624,8 +693,8 @@ for measure, rank in (("legs", 1), ("legt", 2), ("fout", 1)):
     assert curves[measure, "here"][-1] < curves[measure, "naive"][-1]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-left.loglog(lengths, naive, "o--", color=ORANGE, label="naive")
-left.loglog(lengths, here, "o-", color=BLUE, label="log_vandermonde")
+left.loglog(lengths, naive, "o--", color=MODEL_COLOURS["S4D"], label="naive")
+left.loglog(lengths, here, "o-", color=MODEL_COLOURS["S4D"], label="log_vandermonde")
 left.set(title="S4D kernel in float32", xlabel="length L", ylabel="relative error")
 for (measure, how), curve in curves.items():
     style = "o--" if how == "naive" else "o-"

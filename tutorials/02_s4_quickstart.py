@@ -2,7 +2,9 @@
 # # S4 and S4D layers: a quick start
 #
 # Make a layer, run it, step it, train it, and see what it costs. What goes on inside is the subject of
-# [01, the basics](01_ssm_basics.ipynb).
+# [01, the basics](01_ssm_basics.ipynb); the papers are [S4](https://arxiv.org/abs/2111.00396),
+# [S4D](https://arxiv.org/abs/2206.11893) and, for the initial step sizes,
+# [How to train your HiPPO](https://arxiv.org/abs/2206.12037).
 
 # %%
 from functools import partial
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 import s4_fast
 from s4_fast import S4DLayer, S4Layer, S4SequenceModel, fft_conv, get_ssm_param_groups
-from support import BLUE, GREEN, GREY, ORANGE, SMOKE, milliseconds, show
+from support import BROWN, GREY, MODEL_COLOURS, SMOKE, milliseconds, show
 
 s4_fast.keep_pages()
 torch.manual_seed(0)
@@ -90,7 +92,7 @@ def stepped(layer: S4DLayer | S4Layer, u: Tensor) -> Tensor:
 
 u = torch.randn(4, 100 if SMOKE else 1000, 64)
 figure, (outputs, differences) = plt.subplots(1, 2, figsize=(10, 3.2))
-for (name, layer), colour in zip(layers.items(), (BLUE, ORANGE), strict=True):
+for name, layer in layers.items():
     with torch.no_grad():
         whole = fft_conv(u.mT, layer.kernel.impulse_response(u.shape[1])[0], layer.D).mT
         assert torch.allclose(layer(u), whole, atol=1e-4)
@@ -103,8 +105,8 @@ for (name, layer), colour in zip(layers.items(), (BLUE, ORANGE), strict=True):
     assert largest < 1e-5 * scale
     if name == "S4D":
         outputs.plot(whole[0, :80, 0], color=GREY, linewidth=4, alpha=0.5, label="convolution")
-        outputs.plot(steps[0, :80, 0], color=colour, linewidth=1, label="steps")
-    differences.semilogy(difference, color=colour, linewidth=0.7, label=name)
+        outputs.plot(steps[0, :80, 0], color=MODEL_COLOURS[name], linewidth=1, label="steps")
+    differences.semilogy(difference, color=MODEL_COLOURS[name], linewidth=0.7, label=name)
 outputs.set(title="S4D: one feature, both ways", xlabel="sample", ylabel="output")
 differences.set(title="Largest difference at each step", xlabel="sample", ylabel="absolute difference")
 outputs.legend()
@@ -113,7 +115,8 @@ show(figure, "02_stepping")
 
 # %% [markdown]
 # A prompt need not be stepped through: `prefill` takes it at once and returns the state. The same holds for whole
-# models, which also carry what mean pooling has seen.
+# models, which also carry what mean pooling has seen. To generate this way, sample by sample, is how
+# [SaShiMi](https://arxiv.org/abs/2202.09729) makes audio with S4.
 
 # %%
 model = S4SequenceModel(d_input=3, d_model=32, d_output=5, n_layers=2).eval()
@@ -185,12 +188,12 @@ assert history[-1] < history[0]
 assert SMOKE or tested < 0.1
 
 figure, (curve, signals) = plt.subplots(1, 2, figsize=(10, 3.2))
-curve.semilogy(history, color=BLUE)
+curve.semilogy(history, color=MODEL_COLOURS["S4D"])
 curve.axhline(1, color=GREY, linestyle=":", label="always answering 0")
 curve.set(title="Training loss", xlabel="step", ylabel="mean squared error")
 curve.legend()
 signals.plot(target[0, :, 0], color=GREY, linewidth=4, alpha=0.5, label="the input, delayed")
-signals.plot(y[0, :, 0], color=ORANGE, linewidth=1, label="the model")
+signals.plot(y[0, :, 0], color=MODEL_COLOURS["S4D"], linewidth=1, label="S4D")
 signals.set(title="New noise", xlabel="sample", xlim=(0, 100))
 signals.legend()
 show(figure, "02_training")
@@ -198,8 +201,9 @@ show(figure, "02_training")
 # %% [markdown]
 # ## 6. What it costs, beside a Transformer
 #
-# Four blocks of width 64 against an `nn.TransformerEncoder` with 4 layers, 4 heads and a feed-forward of 256. Both
-# without what comes before and after them.
+# Four blocks of width 64 against the encoder of [Attention is all you need](https://arxiv.org/abs/1706.03762), an
+# `nn.TransformerEncoder` with 4 layers, 4 heads and a feed-forward of 256. Both without what comes before and after
+# them.
 
 
 # %%
@@ -231,6 +235,7 @@ def breakdown(model: nn.Module) -> dict[str, int]:
 
 
 models = {"S4D": s4_blocks(64, "s4d"), "S4": s4_blocks(64, "s4"), "Transformer": transformer(64)}
+runs = {name: model if name == "Transformer" else nn.Sequential(*model) for name, model in models.items()}
 parts = {name: breakdown(model) for name, model in models.items()}
 totals = {name: sum(counts.values()) for name, counts in parts.items()}
 for name, counts in parts.items():
@@ -262,8 +267,8 @@ sizes = (32, 64, 128, 256)
 variants = {
     "S4D": lambda d: s4_blocks(d, "s4d"),
     "S4": lambda d: s4_blocks(d, "s4"),
-    "S4D, n_ssm=1": lambda d: s4_blocks(d, "s4d", n_ssm=1),
     "Transformer": transformer,
+    "S4D, n_ssm=1": lambda d: s4_blocks(d, "s4d", n_ssm=1),
 }
 scaling = {name: [sum(p.numel() for p in make(d).parameters()) for d in sizes] for name, make in variants.items()}
 ratios = {
@@ -275,17 +280,19 @@ print("d_model      " + "".join(f"{d:>10}" for d in sizes))
 for name, counts in scaling.items():
     print(f"{name:13}" + "".join(f"{count:10,}" for count in counts))
 print("times fewer than the Transformer")
-for name in list(variants)[:-1]:
-    print(f"{name:13}" + "".join(f"{ratio:10.2f}" for ratio in ratios[name]))
-    assert ratios[name][-1] > ratios[name][0]
+for name in variants:
+    if name != "Transformer":
+        print(f"{name:13}" + "".join(f"{ratio:10.2f}" for ratio in ratios[name]))
+        assert ratios[name][-1] > ratios[name][0]
 
 figure, (bars, lines) = plt.subplots(1, 2, figsize=(10, 3.4))
-for i, (name, colour) in enumerate(zip(variants, (BLUE, ORANGE, GREEN, GREY), strict=True)):
+for i, (name, colour) in enumerate(zip(variants, (*MODEL_COLOURS.values(), BROWN), strict=True)):
     bars.bar([j + 0.2 * (i - 1.5) for j in range(len(sizes))], scaling[name], 0.2, color=colour, label=name)
     if name != "Transformer":
         lines.plot(sizes, ratios[name], "o-", color=colour, label=name)
 bars.set_xticks(range(len(sizes)), [str(d) for d in sizes])
-bars.set(title="Parameters", xlabel="d_model", ylabel="parameters", yscale="log")
+bars.set(title="Parameters", xlabel="d_model", ylabel="parameters")
+bars.yaxis.set_major_formatter("{x:,.0f}")
 bars.legend(fontsize=8)
 lines.set_xscale("log", base=2)
 lines.set_xticks(sizes, [str(d) for d in sizes])
@@ -295,32 +302,60 @@ lines.legend(fontsize=8)
 show(figure, "02_scaling")
 
 # %% [markdown]
-# Parameters are not time. The forward pass of the three in evaluation mode, batch 4, over the length of the sequence,
-# on one thread of the machine that made this page. Attention compares each sample with each other one; the state space
-# models do not.
+# Parameters are not time. Below is the forward pass of the three without gradients, batch 4, over the length of the
+# sequence: the median of several calls, in processor time on one thread of the machine that made this page.
+#
+# In evaluation mode `nn.TransformerEncoder` takes a path of its own, which PyTorch calls fast. On a CPU it is the slow
+# one at these lengths: it writes down all products of queries and keys, where the other path has the fused attention
+# that is also used in training, as in [FlashAttention](https://arxiv.org/abs/2205.14135). A fair comparison switches it
+# off. Both are measured, so that you see what a careless benchmark would add to the ratio.
 
 # %%
 lengths = (32, 64) if SMOKE else (128, 256, 512, 1024, 2048)
-times = {}
-for name, model in models.items():
-    model.eval()
-    run = model if name == "Transformer" else nn.Sequential(*model)
-    with torch.inference_mode():
-        times[name] = [milliseconds(partial(run, torch.randn(4, L, 64))) for L in lengths]
-    print(f"{name:11}" + "".join(f"{t:9.1f}" for t in times[name]), "ms")
 
-figure, axes = plt.subplots(figsize=(6, 3.4))
-for (name, curve), colour in zip(times.items(), (BLUE, ORANGE, GREY), strict=True):
-    axes.loglog(lengths, curve, "o-", color=colour, label=name)
-axes.set(title="Forward pass, batch 4, d_model = 64, 4 layers", xlabel="length", ylabel="milliseconds")
-axes.set_xticks(lengths, [str(L) for L in lengths])
-axes.minorticks_off()
-axes.legend()
+
+def forward_times(model: nn.Module) -> list[float]:
+    with torch.inference_mode():
+        return [milliseconds(partial(model, torch.randn(4, L, 64))) for L in lengths]
+
+
+default_path = forward_times(models["Transformer"].eval())
+torch.backends.mha.set_fastpath_enabled(False)
+times = {name: forward_times(model.eval()) for name, model in runs.items()}
+
+print("length          " + "".join(f"{L:9}" for L in lengths))
+for name, curve in times.items():
+    print(f"{name:16}" + "".join(f"{t:9.1f}" for t in curve), "ms")
+print(f"{'  as it comes':16}" + "".join(f"{t:9.1f}" for t in default_path), "ms")
+
+figure, (curves, bars) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(3, 2))
+for name, curve in times.items():
+    curves.loglog(lengths, curve, "o-", color=MODEL_COLOURS[name], label=name)
+curves.loglog(lengths, default_path, "o:", color=MODEL_COLOURS["Transformer"], label="Transformer as it comes")
+curves.set(title="Forward pass, batch 4, d_model = 64, 4 layers", xlabel="length", ylabel="milliseconds")
+curves.set_xticks(lengths, [str(L) for L in lengths])
+curves.minorticks_off()
+curves.legend(fontsize=8)
+longest = {**{name: curve[-1] for name, curve in times.items()}, "as it comes": default_path[-1]}
+colours = [*(MODEL_COLOURS[name] for name in times), MODEL_COLOURS["Transformer"]]
+drawn = bars.bar(longest.keys(), longest.values(), color=colours, hatch=["", "", "", "//"], edgecolor="white")
+bars.bar_label(drawn, fmt="{:.0f}")
+bars.set(title=f"The same at length {lengths[-1]}", ylabel="milliseconds")
+bars.tick_params(axis="x", labelsize=8)
 show(figure, "02_time")
 
 growth = {name: curve[-1] / curve[0] for name, curve in times.items()}
 takes = ", ".join(f"{name} {factor:.0f}" for name, factor in growth.items())
 print(f"{lengths[-1] // lengths[0]} times the length takes {takes} times as long")
+fair, careless = (curve[-1] / times["S4D"][-1] for curve in (times["Transformer"], default_path))
+print(f"at length {lengths[-1]} the Transformer takes {fair:.0f} times as long as S4D;", end=" ")
+print(f"as it comes it would be {careless:.0f}, which is {careless / fair:.1f} times that")
+
+# %% [markdown]
+# Attention compares each sample with each other one; the state space models do not. At the short end the bars would be
+# close: there a Transformer is a few products of matrices, which is what processors do best.
+# [03](03_sequence_classification.ipynb) measures where the lines cross in training, and says what else speaks for a
+# Transformer.
 
 # %% [markdown]
 # ## Where to go from here

@@ -10,12 +10,14 @@
 # The class is the exclusive or of the two bits. A model has to carry the first bit through 128 steps of noise, and then
 # combine it with the second in a way that no linear function can.
 #
-# Here S4D, S4 and a Transformer of the same width and depth learn it, with the same data, the same number of epochs and
-# the same optimiser. Then the trained S4D model is run as a recurrence, to watch it decide.
+# Here [S4D](https://arxiv.org/abs/2206.11893), [S4](https://arxiv.org/abs/2111.00396) and a
+# [Transformer](https://arxiv.org/abs/1706.03762) of the same width and depth learn it, with the same data, the same
+# number of epochs and the same optimiser. Then the trained S4D model is run as a recurrence, to watch it decide.
 
 # %%
 import math
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 import s4_fast
 from s4_fast import S4SequenceModel, get_ssm_param_groups
-from support import BLUE, GREEN, GREY, ORANGE, SMOKE, show
+from support import BROWN, GOLD, GREY, MODEL_COLOURS, PURPLE, ROSE, SMOKE, milliseconds, show
 
 s4_fast.keep_pages()
 torch.set_flush_denormal(True)  # a solved task leaves numbers so small that a processor is slow with them
@@ -59,7 +61,7 @@ test_u, test_class, _ = delayed_xor(TEST, generator)
 
 figure, panels = plt.subplots(3, 2, figsize=(10, 4), sharex=True, sharey=True)
 for column, row in enumerate(int((train_class == k).nonzero()[0]) for k in (0, 1)):
-    for channel, (axes, colour) in enumerate(zip(panels[:, column], (BLUE, ORANGE, GREY), strict=True)):
+    for channel, (axes, colour) in enumerate(zip(panels[:, column], (PURPLE, GOLD, GREY), strict=True)):
         axes.plot(train_u[row, :, channel], color=colour, linewidth=1)
         axes.set_ylabel(f"channel {channel}")
     panels[0, column].set_title(f"bits {train_bits[row, 0]} and {train_bits[row, 1]}: class {train_class[row]}")
@@ -96,12 +98,12 @@ print(f"test accuracy of the linear classifier: {linear:.1%}; of the more freque
 
 
 class Transformer(nn.Module):
-    """(batch, LENGTH, 3) -> logits (batch, 2)."""
+    """(batch, length, 3) -> logits (batch, 2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
         self.encoder = nn.Linear(3, D_MODEL)
-        self.position = nn.Parameter(0.02 * torch.randn(LENGTH, D_MODEL))
+        self.position = nn.Parameter(0.02 * torch.randn(length, D_MODEL))
         layer = nn.TransformerEncoderLayer(
             D_MODEL,
             nhead=2,
@@ -118,15 +120,14 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.encoder(u) + self.position).mean(1))
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, length: int = LENGTH) -> nn.Module:
     torch.manual_seed(0)
     if name == "Transformer":
-        return Transformer()
+        return Transformer(length)
     return S4SequenceModel(3, D_MODEL, 2, LAYERS, D_STATE, layer=name.lower())
 
 
-COLOURS = {"S4D": BLUE, "S4": GREEN, "Transformer": ORANGE}
-models = {name: build(name) for name in COLOURS}
+models = {name: build(name) for name in MODEL_COLOURS}
 parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 for name, count in parameters.items():
     print(f"{name:12}{count:7,} parameters")
@@ -199,8 +200,8 @@ histories = {name: train(name, model) for name, model in models.items()}
 figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(10, 3.6))
 for name, history in histories.items():
     epochs = range(1, EPOCHS + 1)
-    losses.semilogy(epochs, [epoch.loss for epoch in history], color=COLOURS[name], label=name)
-    accuracies.plot(epochs, [epoch.accuracy for epoch in history], color=COLOURS[name], label=name)
+    losses.semilogy(epochs, [epoch.loss for epoch in history], color=MODEL_COLOURS[name], label=name)
+    accuracies.plot(epochs, [epoch.accuracy for epoch in history], color=MODEL_COLOURS[name], label=name)
 losses.axhline(math.log(2), color=GREY, linestyle="--")
 accuracies.axhline(GUESS, color=GREY, linestyle="--", label="guessing")
 losses.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
@@ -209,7 +210,8 @@ accuracies.legend()
 show(figure, "03_curves")
 
 # %% [markdown]
-# The seconds are processor time, summed over threads, so that other programs on the machine count less.
+# The seconds are processor time, summed over threads, so that other programs on the machine count less; the bars are
+# the median of all epochs, and the thin lines reach from the fastest to the slowest.
 
 # %%
 REACHED = 0.99
@@ -245,12 +247,86 @@ ratio = median_seconds(histories["Transformer"]) / median_seconds(histories["S4D
 print(f"An epoch of the Transformer takes {ratio:.1f} times the processor time of one of S4D, at these sizes.")
 assert SMOKE or histories["S4D"][-1].accuracy >= REACHED
 
+# %%
+figure, (each, until) = plt.subplots(1, 2, figsize=(10, 3.2))
+colours = [MODEL_COLOURS[name] for name in histories]
+medians = [median_seconds(history) for history in histories.values()]
+drawn = each.bar(list(histories), medians, color=colours)
+each.bar_label(drawn, fmt="{:.1f}", label_type="center", color="white")
+for place, history in enumerate(histories.values()):
+    seconds = [epoch.seconds for epoch in history]
+    each.plot([place, place], [min(seconds), max(seconds)], color=GREY, linewidth=1)
+each.set(title="An epoch", ylabel="seconds of processor time")
+firsts = [first_epoch(history) for history in histories.values()]
+totals = [
+    sum(epoch.seconds for epoch in history[:first]) if first else math.nan
+    for history, first in zip(histories.values(), firsts, strict=True)
+]
+drawn = until.bar(list(histories), totals, color=colours)
+until.bar_label(drawn, [f"{first} epochs" if first else "never" for first in firsts])
+until.set(title=f"All epochs until {REACHED:.0%} are right", ylabel="seconds of processor time")
+show(figure, "03_time")
+
 # %% [markdown]
 # One run of each model is no ranking: which epoch ends the plateau depends on the seed, and the learning rate was
 # chosen for the state space models. What it does show is that the default S4D layers find a dependence over half of
 # the sequence with no hint where to look.
 #
 # Worth trying: `NOISE = 1.0`, which hides the bits far better, and other seeds in `build`.
+#
+# ### When a Transformer wins
+#
+# **Where sequences are short, there is less to win.** A step of training is measured below, forward and backward, for
+# growing lengths and otherwise the sizes from above. Attention compares all pairs of samples, so its time grows with
+# the square of the length in the end; but at a few dozen samples the pairs are few, and what is left of a Transformer
+# is a handful of matrix products.
+
+# %%
+lengths = (16, 32) if SMOKE else (16, 32, 64, 128, 256, 512, 1024)
+
+
+def step_of_training(model: nn.Module, u: Tensor) -> None:
+    cross_entropy(model(u), train_class[: len(u)]).backward()
+
+
+steps = {
+    name: [
+        milliseconds(partial(step_of_training, build(name, L), torch.randn(BATCH, L, 3)), repeats=5) for L in lengths
+    ]
+    for name in models
+}
+print("length      " + "".join(f"{L:8}" for L in lengths))
+for name, curve in steps.items():
+    print(f"{name:12}" + "".join(f"{t:8.1f}" for t in curve), "ms")
+for name in ("S4D", "S4"):
+    faster = [L for L, own, other in zip(lengths, steps[name], steps["Transformer"], strict=True) if other < own]
+    said = f"at lengths {', '.join(map(str, faster))}" if faster else "at none of these lengths"
+    print(f"the Transformer's step is faster than that of {name} {said}")
+
+figure, axes = plt.subplots(figsize=(6, 3.4))
+for name, curve in steps.items():
+    axes.loglog(lengths, curve, "o-", color=MODEL_COLOURS[name], label=name)
+axes.set(title=f"A step of training, batch {BATCH}", xlabel="length", ylabel="milliseconds of processor time")
+axes.set_xticks(lengths, [str(L) for L in lengths])
+axes.minorticks_off()
+axes.legend()
+show(figure, "03_lengths")
+
+# %% [markdown]
+# **Where the past has to be looked up.** The state is of fixed size, and what goes into it is decided by a fixed
+# filter, not by the input. Delayed XOR asks for two numbers at fixed places, which is what filters are good at. To
+# repeat a long text word by word, or to find what stood beside a given word, a model has to keep all of it. A
+# Transformer does, and is [proven to be better at copying](https://arxiv.org/abs/2402.01032); such recall also explains
+# [most of the difference between attention and convolutions in language](https://arxiv.org/abs/2312.04927).
+# [H3](https://arxiv.org/abs/2212.14052) and [Mamba](https://arxiv.org/abs/2312.00752) are answers from the side of the
+# state space models: products of two of them, and filters that depend on the input.
+#
+# **Where the whole sequence is there.** A layer of the models above looks back only; the Transformer looks both ways.
+# Here the class is asked for after the last step, so nothing is lost. For labels of single steps use
+# `bidirectional=True`, which costs a second kernel per feature.
+#
+# **Where much is known beforehand.** Pretrained Transformers can be had for text, images and sound. No layer makes up
+# for what those have already read.
 
 # %% [markdown]
 # ## 5. Watching it decide
@@ -277,7 +353,7 @@ chances = torch.stack(chances)
 
 figure, axes = plt.subplots(figsize=(10, 3.2))
 for pair, curve, style in zip(bits.tolist(), chances.T, ("-", "-", "--", "--"), strict=True):
-    axes.plot(curve, style, color=ORANGE if pair[0] ^ pair[1] else BLUE, label=f"bits {pair[0]} and {pair[1]}")
+    axes.plot(curve, style, color=ROSE if pair[0] ^ pair[1] else BROWN, label=f"bits {pair[0]} and {pair[1]}")
 axes.axvline(DELAY, color=GREY, linewidth=1)
 axes.annotate(" second bit", (DELAY, 1.02), color=GREY)
 axes.set(title="S4D, one step at a time", xlabel="step", ylabel="probability of class 1", ylim=(-0.05, 1.12))

@@ -4,12 +4,14 @@
 # A state space model is at home with time series: it is causal, it can be trained on whole sequences at once, and
 # afterwards it takes one sample at a time with a state of fixed size. This tutorial
 #
-# 1. trains S4D and a causal Transformer to predict the next sample of noisy sinusoids, and compares both with the best
-#    that is possible,
-# 2. lets the trained model run free: `prefill` reads the past, `step` continues it,
+# 1. trains [S4D](https://arxiv.org/abs/2206.11893) and a causal [Transformer](https://arxiv.org/abs/1706.03762) to
+#    predict the next sample of noisy sinusoids, and compares both with the best that is possible,
+# 2. lets the trained model run free, as [SaShiMi](https://arxiv.org/abs/2202.09729) does for audio: `prefill` reads the
+#    past, `step` continues it. It fades, and we find out why,
 # 3. forecasts a real series, the carbon dioxide at Mauna Loa, against seasonal-naive forecasts.
 
 # %%
+import copy
 import math
 import time
 from typing import NamedTuple
@@ -21,8 +23,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
 import s4_fast
-from s4_fast import S4SequenceModel, get_ssm_param_groups
-from support import BLUE, GREEN, GREY, ORANGE, SMOKE, milliseconds, show
+from s4_fast import S4SequenceModel, fft_conv, get_ssm_param_groups
+from support import GOLD, GREY, INK, MODEL_COLOURS, PURPLE, ROSE, SMOKE, milliseconds, show
 
 s4_fast.keep_pages()
 
@@ -59,7 +61,7 @@ test_u, test_next = noisy[:, :LENGTH], noisy[:, 1 : LENGTH + 1]
 figure, panels = plt.subplots(3, 1, figsize=(10, 4.2), sharex=True, sharey=True)
 for channel, axes in enumerate(panels):
     axes.plot(test_u[0, :, channel], ".", color=GREY, markersize=4, label="noisy samples")
-    axes.plot(clean[0, :LENGTH, channel], color=GREEN, label="without the noise")
+    axes.plot(clean[0, :LENGTH, channel], color=INK, label="without the noise")
     axes.set_ylabel(f"channel {channel}")
 figure.suptitle("The first test sequence", x=0.02, ha="left")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
@@ -126,7 +128,6 @@ torch.manual_seed(0)
 s4d = S4SequenceModel(3, D_MODEL, 3, LAYERS, D_STATE, task="regression")
 transformer = CausalTransformer()
 models = {"S4D": s4d, "Transformer": transformer}
-COLOURS = {"S4D": BLUE, "Transformer": ORANGE}
 parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 for name, count in parameters.items():
     print(f"{name:12}{count:7,} parameters")
@@ -174,17 +175,19 @@ def train(name: str, model: nn.Module) -> list[Epoch]:
 histories = {name: train(name, model) for name, model in models.items()}
 
 # %% [markdown]
-# The processor seconds are summed over threads, so that other programs on the machine count less.
+# The seconds are processor time, summed over threads, so that other programs on the machine count less; the bars are
+# the median of all epochs, and the thin lines reach from the fastest to the slowest.
 
 # %%
 predictions = {name: predict(model) for name, model in models.items()}
 errors = {name: (predicted - test_next).square().mean((0, 2)) for name, predicted in predictions.items()}
 
+medians = {name: sorted(epoch.seconds for epoch in history)[EPOCHS // 2] for name, history in histories.items()}
+
 print(f"{'':22}{'MSE':>8}{f'last {TAIL}':>10}{'s per epoch':>13}{'parameters':>12}")
-for name, history in histories.items():
-    seconds = sorted(epoch.seconds for epoch in history)[EPOCHS // 2]
+for name in models:
     tail = errors[name][-TAIL:].mean()
-    print(f"{name:22}{errors[name].mean():8.4f}{tail:10.4f}{seconds:13.1f}{parameters[name]:12,}")
+    print(f"{name:22}{errors[name].mean():8.4f}{tail:10.4f}{medians[name]:13.1f}{parameters[name]:12,}")
 print(f"{'best linear predictor':22}{best.mean():8.4f}{best[-TAIL:].mean():10.4f}")
 print(f"{'noise floor':22}{NOISE**2:8.4f}{NOISE**2:10.4f}")
 print(f"{'the last sample again':22}{mse_loss(test_u, test_next):8.4f}")
@@ -200,9 +203,9 @@ assert SMOKE or errors["S4D"][-TAIL:].mean() < 1.5 * NOISE**2
 # %%
 figure, (curves, by_step) = plt.subplots(1, 2, figsize=(10, 3.6))
 for name, history in histories.items():
-    curves.plot(range(1, EPOCHS + 1), [epoch.test for epoch in history], color=COLOURS[name], label=name)
-    by_step.plot(errors[name], color=COLOURS[name], label=name)
-by_step.plot(best, color=GREEN, label="best linear predictor")
+    curves.plot(range(1, EPOCHS + 1), [epoch.test for epoch in history], color=MODEL_COLOURS[name], label=name)
+    by_step.plot(errors[name], color=MODEL_COLOURS[name], label=name)
+by_step.plot(best, color=INK, label="best linear predictor")
 for axes in (curves, by_step):
     axes.axhline(NOISE**2, color=GREY, linestyle="--", label="noise floor")
     axes.set(ylabel="mean squared error", ylim=(0, None))
@@ -212,25 +215,62 @@ by_step.legend()
 show(figure, "04_errors")
 
 # %%
-figure, panels = plt.subplots(3, 1, figsize=(10, 4.6), sharex=True, sharey=True)
-for channel, axes in enumerate(panels):
-    axes.plot(test_next[0, :, channel], ".", color=GREY, markersize=4, label="the next sample")
-    for name, predicted in predictions.items():
-        axes.plot(predicted[0, :, channel], color=COLOURS[name], linewidth=1.2, label=name)
-    axes.set_ylabel(f"channel {channel}")
+figure, (times, wrong) = plt.subplots(1, 2, figsize=(10, 3.2))
+colours = [MODEL_COLOURS[name] for name in models]
+times.bar_label(
+    times.bar(list(medians), list(medians.values()), color=colours), fmt="{:.1f}", label_type="center", color="white"
+)
+for place, history in enumerate(histories.values()):
+    seconds = [epoch.seconds for epoch in history]
+    times.plot([place, place], [min(seconds), max(seconds)], color=GREY, linewidth=1)
+times.set(title="An epoch", ylabel="seconds of processor time")
+bars = {**{name: error.mean() for name, error in errors.items()}, "best linear": best.mean(), "noise": NOISE**2}
+wrong.bar_label(wrong.bar(list(bars), list(bars.values()), color=[*colours, INK, GREY]), fmt="{:.4f}")
+wrong.set(title="Error over all steps of the test sequences", ylabel="mean squared error")
+show(figure, "04_time")
+
+# %% [markdown]
+# The last 60 steps of four test sequences, by channel:
+
+# %%
+last = range(max(0, LENGTH - 60), LENGTH)
+figure, panels = plt.subplots(4, 3, figsize=(10, 7), sharex=True, sharey=True)
+for row, across in enumerate(panels):
+    for channel, axes in enumerate(across):
+        axes.plot(last, test_next[row, last, channel], ".", color=GREY, markersize=4, label="the next sample")
+        for name, predicted in predictions.items():
+            axes.plot(last, predicted[row, last, channel], color=MODEL_COLOURS[name], linewidth=1.1, label=name)
+    across[0].set_ylabel(f"sequence {row}")
+for channel, axes in enumerate(panels[0]):
+    axes.set_title(f"channel {channel}, period {PERIODS[channel]:.0f}")
 figure.suptitle("One step ahead", x=0.02, ha="left")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
-panels[-1].set_xlabel("step")
+figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+for axes in panels[-1]:
+    axes.set_xlabel("step")
 show(figure, "04_one_step")
+
+# %% [markdown]
+# ### When a Transformer wins
+#
+# Not here: a sum of sinusoids is what a linear recurrence predicts best, and one that is told the periods is the line
+# to beat. Nor is one run at a learning rate chosen for S4D a ranking. A Transformer has the better cards where
+#
+# - **the past has to be looked up**: when what comes next depends on what followed an earlier event that looked alike,
+#   rather than on fixed lags, attention finds that event, however long ago. A state of fixed size has to have kept it,
+#   and [this is what it is worst at](https://arxiv.org/abs/2402.01032);
+# - **windows are short**: at some dozens of samples attention costs no more than a state space model, as measured in
+#   [03](03_sequence_classification.ipynb);
+# - **gaps and uneven spacing** matter: attention takes the time of each sample as an input, a recurrence steps from one
+#   to the next;
+# - **there is a pretrained one** for data like yours.
+#
+# For strictly periodic series first try what section 3 tries: a forecast by last year's values costs nothing.
 
 # %% [markdown]
 # ## 2. Running free
 #
 # Now the model continues a sequence by itself. `prefill` reads the 200 known samples at once and returns its outputs
 # and its state; from then on every output is the next input of `step`. That is the loop inside `generate`.
-#
-# The model was trained with true samples as inputs, one step ahead. Fed with its own outputs it adds error to error,
-# and how far that goes is what the pictures show.
 
 # %%
 with torch.no_grad():
@@ -250,8 +290,8 @@ figure, panels = plt.subplots(3, 1, figsize=(10, 4.6), sharex=True, sharey=True)
 known, later = torch.arange(LENGTH // 2, LENGTH), torch.arange(LENGTH, LENGTH + AHEAD)
 for channel, axes in enumerate(panels):
     axes.plot(known, test_u[0, LENGTH // 2 :, channel], ".", color=GREY, markersize=4, label="known samples")
-    axes.plot(later, future[0, :, channel], color=GREEN, label="the truth without noise")
-    axes.plot(later, free[0, :, channel], color=BLUE, label="S4D, running free")
+    axes.plot(later, future[0, :, channel], color=INK, label="the truth without noise")
+    axes.plot(later, free[0, :, channel], color=MODEL_COLOURS["S4D"], label="S4D, running free")
     axes.axvline(LENGTH - 0.5, color=GREY, linewidth=1)
     axes.set_ylabel(f"channel {channel}")
 figure.suptitle("Continuing the first test sequence", x=0.02, ha="left")
@@ -260,30 +300,124 @@ panels[-1].set_xlabel("step")
 show(figure, "04_free")
 
 # %% [markdown]
+# ### Why it fades
+#
+# The period is kept, the height is not. Two causes come to mind. The model was trained on true samples and is now fed
+# its own outputs, so that [error could add to error](https://arxiv.org/abs/1506.03099). Or it is the place: training
+# ended at step 200, and here that is where free running begins. The two can be told apart, since free running can begin
+# anywhere. Below is the share of the true height that is left, by the place in the sequence, after prompts of different
+# lengths; and for true samples all along, which feed back no error at all.
+
+
+# %%
+def height(predicted: Tensor, truth: Tensor) -> Tensor:
+    """By step: 1 where the prediction is as high as the truth, 0 where nothing is left of it."""
+    return (predicted * truth).sum((0, 2)) / truth.square().sum((0, 2))
+
+
+prompts = (LENGTH // 5, LENGTH * 3 // 5, LENGTH)
+heights = {}  # by place; a model that runs free from a prompt has no height before
+for prompt in prompts:
+    run = s4d.generate(noisy[:, :prompt], LENGTH + AHEAD - prompt)
+    heights[f"free after {prompt} samples"] = prompt, height(run, clean[:, prompt : LENGTH + AHEAD])
+with torch.no_grad():
+    true_inputs = height(s4d(noisy[:, : LENGTH + AHEAD]), clean[:, 1 : LENGTH + AHEAD + 1])
+heights["true samples, one step ahead"] = 1, true_inputs
+
+places = [(LENGTH * k // 5, LENGTH * (k + 1) // 5) for k in range(10) if LENGTH * (k + 1) // 5 <= LENGTH + AHEAD]
+print("place                       " + "".join(f"{f'{low} to {high}':>11}" for low, high in places))
+for name, (start, share) in heights.items():
+    cells = [f"{share[low - start : high - start].mean():11.2f}" if low >= start else " " * 11 for low, high in places]
+    print(f"{name:28}" + "".join(cells))
+
+figure, axes = plt.subplots(figsize=(10, 3.2))
+styles = ({"color": GOLD, "linewidth": 6}, {"color": INK, "linewidth": 3}, {"color": ROSE}, {"color": GREY})
+for (name, (start, share)), style in zip(heights.items(), styles, strict=True):
+    axes.plot(range(start, start + len(share)), share, label=name, **style)
+axes.axvline(LENGTH, color=INK, linestyle=":")
+axes.annotate(" training ended here", (LENGTH, 0.03), color=INK)
+axes.set(title="S4D: the share of the height that is left", xlabel="step", ylim=(0, 1.15))
+axes.legend(fontsize=8, loc="lower left")
+show(figure, "04_fading")
+
+# %% [markdown]
+# It is the place. After a short prompt the model runs free for as many steps as it likes, up to the length of its
+# training, and loses next to nothing; beyond, even true samples do not help. Feedback only makes it worse there,
+# because what is lost is not given back.
+#
+# The kernels tell the reason. In training no sample was older than 200 steps, so nothing ever asked what they do at
+# larger lags. What stands there is added to every later output. Cut off, it does no more harm:
+
+
+# %%
+class Cut(nn.Module):
+    """A layer whose kernels end at the length of the training."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, u: Tensor, *state: Tensor, **options: bool) -> Tensor:
+        kernel = self.layer.kernel.impulse_response(u.shape[1])[0].clone()
+        kernel[:, LENGTH:] = 0
+        return fft_conv(u.mT, kernel, self.layer.D).mT
+
+
+with torch.no_grad():
+    kernels = [block.layer.kernel.impulse_response(LENGTH + AHEAD)[0].abs() for block in s4d.blocks]
+    cut = copy.deepcopy(s4d)
+    for block in cut.blocks:
+        block.layer = Cut(block.layer)
+    cut_height = height(cut(noisy[:, : LENGTH + AHEAD]), clean[:, 1 : LENGTH + AHEAD + 1])
+shares = ", ".join(f"{float(kernel[:, LENGTH:].sum() / kernel.sum()):.0%}" for kernel in kernels)
+print(f"share of the kernels' absolute sum at lags that no training has seen, by layer: {shares}")
+print(f"height left over the last {TAIL} steps, one step ahead: {true_inputs[-TAIL:].mean():.2f},", end=" ")
+print(f"with kernels that are cut {cut_height[-TAIL:].mean():.2f}")
+assert SMOKE or cut_height[-TAIL:].mean() > 0.9
+
+# %% [markdown]
+# So train at the length at which you will run, or do not run longer than you trained. The second is easily had: read
+# the last 100 samples again, own outputs or not, from an empty state, and go on from there.
+
+# %%
+again = test_u
+while again.shape[1] < LENGTH + AHEAD:
+    again = torch.cat([again, s4d.generate(again[:, -LENGTH // 2 :], LENGTH // 2)], 1)
+again = again[:, LENGTH : LENGTH + AHEAD]
+
+# %% [markdown]
 # The error of predicting zero, which is the variance of the clean signal, marks where a forecast is worth nothing.
 
 # %%
-by_horizon = (free - future).square().mean((0, 2))
+ways = {"state carried on": (free, "-"), "last samples read again": (again, "--")}
+by_horizon = {name: (run - future).square().mean((0, 2)) for name, (run, _) in ways.items()}
 variance = future.square().mean().item()
 figure, axes = plt.subplots(figsize=(10, 3.2))
-axes.semilogy(range(1, AHEAD + 1), by_horizon, color=BLUE, label="S4D, running free")
+for name, error in by_horizon.items():
+    axes.semilogy(range(1, AHEAD + 1), error, ways[name][1], color=MODEL_COLOURS["S4D"], label=f"S4D, {name}")
 axes.axhline(variance, color=GREY, linestyle="--", label="predicting zero")
 axes.axhline(NOISE**2, color=GREY, linestyle=":", label="variance of the noise")
 axes.set(title="Error of free running, against the truth without noise", xlabel="steps ahead")
 axes.set_ylabel("mean squared error")
-axes.legend()
+axes.legend(loc="center right", bbox_to_anchor=(1, 0.5), fontsize=8)
 show(figure, "04_horizon")
 
+print("mean squared error, and its share of the variance")
+print(f"{'steps ahead':12}" + "".join(f"{name:>26}" for name in ways))
 for steps in (1, AHEAD // 4, AHEAD // 2, AHEAD):
-    print(f"{steps:3} steps ahead: {by_horizon[steps - 1]:.4f}, {by_horizon[steps - 1] / variance:.1%} of the variance")
+    found = [error[steps - 1].item() for error in by_horizon.values()]
+    print(f"{steps:<12}" + "".join(f"{f'{e:.4f}, {e / variance:5.1%}':>26}" for e in found))
+assert SMOKE or by_horizon["last samples read again"][-1] < 0.1 * by_horizon["state carried on"][-1]
 
 # %% [markdown]
 # ### What a step costs
 #
 # S4D's step reads and writes a state of fixed size. A Transformer has to look at the past again; written plainly,
-# without a cache of keys and values, it runs over the whole window for every new sample.
+# without a cache of keys and values, it runs over the whole window for every new sample. Its time is that with fused
+# attention, as in [02](02_s4_quickstart.ipynb).
 
 # %%
+torch.backends.mha.set_fastpath_enabled(False)
 with torch.inference_mode():
     one = test_u[:1]
     state = s4d.prefill(one)[1]
@@ -316,7 +450,7 @@ assert missing.max() < CUT
 
 figure, axes = plt.subplots(figsize=(10, 3))
 axes.plot(year[:CUT], series[:CUT], color=GREY, linewidth=1, label="training")
-axes.plot(year[CUT:], series[CUT:], color=GREEN, linewidth=1, label="test")
+axes.plot(year[CUT:], series[CUT:], color=INK, linewidth=1, label="test")
 axes.set(title="Monthly carbon dioxide at Mauna Loa", xlabel="year", ylabel="ppm")
 axes.legend()
 show(figure, "04_co2")
@@ -421,11 +555,11 @@ assert SMOKE or ratio < 1
 
 # %%
 figure, (example, by_month) = plt.subplots(1, 2, figsize=(10, 3.8))
-colours = dict(zip(forecasts, ("#8a5fb0", ORANGE, "#c0a02b", BLUE), strict=True))
+colours = dict(zip(forecasts, (PURPLE, ROSE, GOLD, MODEL_COLOURS["S4D"]), strict=True))
 row = len(origins) // 2
 past, next_months = torch.arange(origins[row] - 24, origins[row] + 1), origins[row] + steps
 example.plot(year[past], series[past], color=GREY, label="known")
-example.plot(year[next_months], truth[row], color=GREEN, linewidth=3, alpha=0.6, label="measured")
+example.plot(year[next_months], truth[row], color=INK, linewidth=3, alpha=0.4, label="measured")
 for name in ("seasonal-naive", "with last year's rise", "S4D"):
     example.plot(year[next_months], forecasts[name][row], color=colours[name], label=name)
 example.set(title="The forecast in the middle of the test years", xlabel="year", ylabel="ppm")

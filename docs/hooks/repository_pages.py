@@ -1,7 +1,8 @@
 """Guides that stand beside the code, as pages of the site; and links from pages to files of the repository.
 
-A link is written relative to the file that it stands in, so that it works in the repository too. Here a link to a page becomes
-a link within the site, a picture is copied, and every other file is linked where the repository is published (``repo_url``).
+A link is written relative to the file that it stands in, so that it works in the repository too. Here a link to a page
+becomes a link within the site, a picture is copied, and every other file is linked where the repository is published
+(``repo_url``).
 Badges are left out: they would be loaded from elsewhere.
 """
 
@@ -29,7 +30,9 @@ PAGES = {
 }
 PICTURES = (".png", ".svg")
 # [text](target), ![text](target), src="target", srcset="target"; not what has a scheme, nor an anchor of the same page.
-LINK = re.compile(r"(?P<before>\]\(|\b(?P<html>src(?:set)?=)\")(?![a-z]+:|#)(?P<path>[^)\s\"#]+)(?P<anchor>#[^)\s\"]*)?")
+LINK = re.compile(
+    r"(?P<before>\]\(|\b(?P<html>src(?:set)?=)\")(?![a-z]+:|#)(?P<path>[^)\s\"#]+)(?P<anchor>#[^)\s\"]*)?"
+)
 BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```|    \S[^\n]*)$", re.DOTALL | re.MULTILINE)
 

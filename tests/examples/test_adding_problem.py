@@ -16,11 +16,11 @@ from torch import Generator
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from adding_problem import BEST, CURVES, TEST_SEED, AddingModel, adding_data, evaluate, load
+from adding_problem import BEST, CURVES, TEST_SEED, AddingModel, adding_data, evaluate, load, score, too_small
 from train_mini_s4d import MiniS4D
 
 import s4_fast
-from shared import save_tensors
+from result_files import save_tensors
 from tests.examples.running import ROOT, printed_by
 
 SCRIPT = ROOT / "examples" / "adding_problem.py"
@@ -32,7 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a short run with the default output folder, and what was printed."""
     folder = tmp_path_factory.mktemp("adding")
     options = (*SMALL, "--train_samples=110", "--epochs=3", "--batch_size=50")
-    return folder, printed_by(SCRIPT, *options, cwd=folder)
+    printed = printed_by(SCRIPT, *options, cwd=folder)
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    return folder / "runs" / "adding", printed
 
 
 @pytest.fixture
@@ -102,12 +104,60 @@ def test_accuracy_is_the_share_within_tolerance(generator: Generator) -> None:
     assert 0.3 < score.accuracy < 0.7
 
 
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ((10, 32, 64, 1250, 25), ["25 steps"]),
+        ((10, 32, 64, 2500, 50), []),
+        ((100, 32, 64, 3750, 75), ["75 steps"]),
+        ((100, 32, 64, 5000, 100), []),
+        ((300, 32, 64, 7500, 150), ["150 steps"]),
+        ((300, 32, 64, 10000, 200), []),
+        ((1000, 64, 64, 5000, 400), ["400 steps"]),
+        ((1000, 64, 64, 5000, 2000), []),
+        ((100, 1, 64, 5000, 1000), ["--d_model 1"]),
+        ((100, 2, 1, 5000, 1000), ["--d_model 2 --d_state 1"]),
+        ((100, 2, 2, 5000, 1000), []),
+        ((100, 32, 64, 10, 400), ["10 sequences"]),
+        ((100, 32, 64, 20, 400), []),
+        ((100, 1, 1, 1, 1), ["--d_model 1", "1 sequences", "1 steps"]),
+    ],
+)
+def test_sizes_that_did_not_learn_are_named(sizes: tuple[int, ...], named: list[str]) -> None:
+    """Measured, a step being a batch of 50 sequences; the README has the errors."""
+    found = too_small(*sizes)
+    assert len(found) == len(named)
+    assert all(name in reason for name, reason in zip(named, found, strict=True))
+
+
+def test_what_will_not_learn_is_said_before_and_what_has_not_behind(
+    program: Callable[..., str], tmp_path: Path
+) -> None:
+    printed = program(*SMALL, "--train_samples=20", "--epochs=1").splitlines()
+    assert printed[0].startswith("this will not learn to add: 1 steps are too few")
+    assert printed[-3].startswith("the model has not learnt to add")
+    tested = adding_data(1000, 30, TEST_SEED).y
+    assert f"{score(1 - tested, 0.04)}" in printed[-2]
+    # Nothing is known of weights that were trained before.
+    again = program(*SMALL, "--train_samples=20", "--epochs=1", "--ckpt", str(tmp_path / BEST))
+    assert "will not learn" not in again
+    assert "has not learnt" in again
+
+
+@pytest.mark.slow
+def test_a_size_that_learns_is_not_called_too_small(program: Callable[..., str]) -> None:
+    printed = program("--seq_len=20", "--d_model=16", "--d_state=16", "--train_samples=5000", "--epochs=3")
+    assert "this will not learn" not in printed
+    assert "has not learnt" not in printed
+    assert float(last_line(printed).split()[2]) < 0.01
+
+
 @pytest.mark.slow
 def test_run_writes_the_best_model_and_curves(trained: tuple[Path, str]) -> None:
     folder, printed = trained
     assert {path.name for path in folder.iterdir()} == {BEST, CURVES}
     assert printed.count("validation MSE") == 3
-    assert f"best model: {BEST}" in printed
+    assert f"best model: {Path('runs', 'adding', BEST)}" in printed
 
 
 @pytest.mark.slow

@@ -53,6 +53,13 @@ def test_says_that_recurrence_and_convolution_agree(smoke: tuple[Path, str]) -> 
 
 
 @pytest.mark.slow
+def test_baselines_stand_beside_the_models(digits: ModuleType, smoke: tuple[Path, str]) -> None:
+    found = digits.baselines(digits.load_split("cpu"))
+    assert all(f"{name} " in smoke[1] and f"{correct:.1%}" in smoke[1] for name, correct in found.items())
+    assert all(0.95 < correct < 1 for correct in found.values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["s4d", "s4"])
 def test_checkpoint_rebuilds_the_model(digits: ModuleType, smoke: tuple[Path, str], layer: str) -> None:
     out, _ = smoke

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file
-from train_mini_s4d import MiniS4D, S4DKernel, smooth_sequences, train
+from train_mini_s4d import MiniS4D, S4DKernel, neighbours_correlation, smooth_sequences, train
 
 import s4_fast
 from tests.examples.running import ROOT, printed_by
@@ -35,7 +35,7 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_minimal_run_writes_what_it_says(minimal: tuple[Path, str]) -> None:
     out, printed = minimal
-    assert {path.name for path in out.iterdir()} == {"mini_s4d.pt", "mini_s4d.png", "minimal.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"minimal.pt", "minimal.png", "minimal.safetensors"}
     assert "(1000, 3, 21) -> (1000, 1)" in printed
     assert "M is 63 x 63" in printed
 
@@ -44,10 +44,31 @@ def test_minimal_run_writes_what_it_says(minimal: tuple[Path, str]) -> None:
 def test_exported_arrays_are_the_saved_model(minimal: tuple[Path, str], generator: Generator) -> None:
     out, _ = minimal
     model = MiniS4D(3, 5, 21, variant="minimal")
-    model.load_state_dict(torch.load(out / "mini_s4d.pt", weights_only=True))
+    model.load_state_dict(torch.load(out / "minimal.pt", weights_only=True))
     arrays, u = load_file(out / "minimal.safetensors"), torch.randn(7, 3, 21, generator=generator)
     hidden = torch.nn.functional.gelu(u.flatten(1) @ arrays["M"])
     torch.testing.assert_close(hidden @ arrays["W"] + arrays["b"], model(u).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_variants_do_not_overwrite_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)  # not in the process of all other tests
+    for variant in ("full", "minimal"):
+        options = ["--variant", variant, "--steps", "1", "--seq_len", "5", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert "always the mean" in printed and "the sample correlation" in printed
+    suffixes = {"full": {"pt", "png"}, "minimal": {"pt", "png", "safetensors"}}
+    expected = {f"{variant}.{suffix}" for variant, each in suffixes.items() for suffix in each}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_sample_correlation_is_that_of_neighbours(generator: Generator) -> None:
+    x, rho = smooth_sequences(50, 4, 2000, generator)
+    assert (neighbours_correlation(x) - rho).abs().max() < 0.08
+    assert neighbours_correlation(x).shape == rho.shape
 
 
 def test_training_beats_the_mean() -> None:

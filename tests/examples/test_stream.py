@@ -47,6 +47,7 @@ def small_model(task: str = "regression") -> S4SequenceModel:
 def test_prints_what_it_measured(smoke: tuple[Path, str]) -> None:
     for said in (
         "with the state carried on",
+        "by the best linear filter of",
         "from the same in float64",
         "the state between two blocks",
         "by step",
@@ -129,6 +130,15 @@ def test_effect_is_its_recurrence(stream: ModuleType) -> None:
             expected.append(driven / math.sqrt(1 + 40 * power))
         reference = torch.tensor(expected, dtype=torch.float64)
         assert (wet - reference).norm() <= 1e-6 * reference.norm()
+
+
+def test_best_filter_finds_a_filter(stream: ModuleType, generator: Generator) -> None:
+    dry, taps = torch.randn(3, 400, generator=generator), torch.tensor([0.5, -2.0, 0.25])
+    target = torch.nn.functional.conv1d(torch.nn.functional.pad(dry[:, None], (2, 0)), taps.flip(0)[None, None])[:, 0]
+    found = stream.best_filter(dry, target, 3)
+    assert stream.error_to_signal(found, target.double()) < 1e-9
+    assert stream.error_to_signal(stream.best_filter(dry, target, 1), target.double()) > 0.01
+    assert stream.best_filter(torch.zeros(1, 9), torch.zeros(1, 9), 4).abs().max() == 0
 
 
 def test_memory_without_proc(stream: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
