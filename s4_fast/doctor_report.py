@@ -115,7 +115,6 @@ def _backends(found: Examination) -> RenderableType:
 
 def _worst(found: Examination) -> Iterator[RenderableType]:
     """A row per op and a column per backend: the largest errors in float32 and, in a line, those of float64."""
-    yield Paragraph(Text("Largest relative errors against float64: of outputs, of gradients", style="bold"))
     for device in found.devices:
         here = [finding for finding in found.findings if finding.device == device]
         backends = list(dict.fromkeys(finding.backend for finding in here))
@@ -125,7 +124,8 @@ def _worst(found: Examination) -> Iterator[RenderableType]:
             for op in dict.fromkeys(finding.case.op for finding in here)
         ]
         where = f" on {device}" if len(found.devices) > 1 else ""
-        yield Rows((Column(f"float32{where}"), *(Column(name) for name in backends)), rows)
+        yield Paragraph(Text(f"Largest relative errors in float32{where}: of outputs, of gradients", style="bold"))
+        yield Rows((Column("op"), *(Column(name) for name in backends)), rows)
     double = [f.errors for f in found.findings if f.case.dtype == "float64" and f.verdict != FAIL and f.errors]
     if double:
         yield Paragraph(Text(f"In float64 they are at most {_both(_largest(double))}.", style="dim"))

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 import s4_fast
 from s4_fast import __main__ as command
-from s4_fast import dispatch, doctor
-from s4_fast.bench.accuracy import KNOWN_LIMIT
+from s4_fast import dispatch, doctor, doctor_report
+from s4_fast.bench import machine
+from s4_fast.bench.accuracy import KNOWN_LIMIT, Errors
 from s4_fast.bench.cases import Case
 from s4_fast.bench.inputs import OPS
 
@@ -112,6 +114,31 @@ def test_what_libraries_say_is_one_line_at_the_end(monkeypatch: pytest.MonkeyPat
     result = _doctor()
     assert result.stdout.splitlines()[-1] == "KeOps: quiet"
     assert result.stdout.count("quiet") == 1 and not result.stderr
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_machine_with_a_gpu_has_a_table_per_device(width: int) -> None:
+    gpu = "NVIDIA H200, 139 GiB, sm_90"
+    backends = [name for name in dispatch.BACKENDS if name != "reference"]
+    findings = [
+        doctor.Finding(case, device, name, "pass", Errors(1.2e-7, 3.4e-6, "x"), "")
+        for device in ("cpu", "cuda:0")
+        for case in TINY
+        for name in backends
+    ]
+    library = {"instruction set": "avx2", "CUDA": "for sm_80, sm_90; nvcc 12.8"}
+    devices = {"cpu": "a CPU", "cuda:0": gpu}
+    found = doctor.Examination(machine.describe(), devices, dispatch.backends(), library, "", findings, [])
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(doctor_report.text(found), crop=False)
+    lines = capture.get().splitlines()
+    assert lines[0].startswith(f"{gpu}; native library: yes, AVX2; everything passed")
+    assert all(len(line) <= width for line in lines)
+    for device in devices:
+        assert f"float32 on {device}: of outputs" in capture.get()
+    shown = [line for line in lines if line.split()[0:1] == ["fft_conv"]]
+    assert len(shown) == 2 and all(name in capture.get() for name in backends)
 
 
 def test_every_op_is_checked_in_both_precisions_and_at_a_long_length(monkeypatch: pytest.MonkeyPatch) -> None:
