@@ -8,7 +8,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 class Arena {
    public:
@@ -18,7 +18,7 @@ class Arena {
     template <class T>
     T *take(int64_t count) {
         const int64_t start = used_, bytes = count * int64_t(sizeof(T));
-        used_ += (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment;
+        used_ += (bytes + GAP + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         if (memory_ == nullptr) return nullptr;
 #ifdef S4_FAST_CHECKED
         // An earlier piece may have had a gap here.
@@ -30,18 +30,18 @@ class Arena {
 
     int64_t used() const { return used_; }
 
-    static constexpr int64_t kAlignment = 64;
+    static constexpr int64_t ALIGNMENT = 64;
 
    private:
 #ifdef S4_FAST_CHECKED
     // No array may reach into the next.
-    static constexpr int64_t kGap = kAlignment;
+    static constexpr int64_t GAP = ALIGNMENT;
 #else
-    static constexpr int64_t kGap = 0;
+    static constexpr int64_t GAP = 0;
 #endif
 
     char *memory_;
     int64_t used_ = 0;
 };
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -7,7 +7,7 @@
 #include "../include/s4_fast.h"
 #include "error.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 struct Size {
     const char *name;
@@ -16,7 +16,7 @@ struct Size {
 };
 
 // Offsets and sizes of memory are computed in int64_t, with some factors that are not among the sizes.
-constexpr int64_t kLargestProduct = int64_t(1) << 50;
+constexpr int64_t LARGEST_PRODUCT = int64_t(1) << 50;
 
 inline int check_sizes(const char *function, std::initializer_list<Size> sizes) {
     int64_t product = 1, before = 1;
@@ -26,7 +26,7 @@ inline int check_sizes(const char *function, std::initializer_list<Size> sizes) 
         // A size beside another takes its place in the product if it is the larger one.
         const int64_t rest = size.beside ? product / before : product;
         before = size.beside && before > size.value ? before : size.value;
-        if (before > kLargestProduct / rest) return fail("%s: the product of the sizes is larger than 2^50", function);
+        if (before > LARGEST_PRODUCT / rest) return fail("%s: the product of the sizes is larger than 2^50", function);
         product = rest * before;
     }
     return 0;
@@ -45,4 +45,4 @@ int for_dtype(const char *function, int64_t dtype, std::initializer_list<Size> s
     return fail("%s: unknown dtype %lld", function, (long long)dtype);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

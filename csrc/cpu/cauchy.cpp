@@ -9,7 +9,7 @@
 #include "pieces.h"
 #include "root_tables.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -29,11 +29,11 @@ void run(const Cauchy<T> &of, const T *grad, int64_t h, int64_t first, int64_t l
 }
 
 // Fewer quotients are done before a second thread has woken up.
-constexpr int64_t kSmall = 1 << 15;
+constexpr int64_t SMALL = 1 << 15;
 
 template <class T>
 int64_t threads_for(const Cauchy<T> &of, int64_t threads, int64_t pieces) {
-    return at_most(threads_worth(threads, of.H * of.n * of.nodes, kSmall), pieces);
+    return at_most(threads_worth(threads, of.H * of.n * of.nodes, SMALL), pieces);
 }
 
 // body(h, first, last, piece, scratch) for ranges of nodes of every feature.
@@ -51,7 +51,7 @@ void for_each_range(const Cauchy<T> &of, const NodeRanges &ranges, bool backward
 template <class T>
 int sums(const Cauchy<T> &of, T *out, int64_t threads) {
     for_each_range(
-        of, NodeRanges(of.H, of.nodes, kCauchyBlock), false, threads,
+        of, NodeRanges(of.H, of.nodes, CAUCHY_BLOCK), false, threads,
         [&](int64_t h, int64_t first, int64_t last, int64_t, char *scratch) { run(of, out, h, first, last, scratch); });
     return 0;
 }
@@ -83,11 +83,11 @@ void finish(const Cauchy<T> &of, int64_t h, int64_t parts, double *moments, T *g
 // Adds up what the features (H, nodes) add to the gradient of nodes that they share.
 template <class T>
 void add_features(const Cauchy<T> &of, const T *by_feature, T *grad_z, int64_t threads) {
-    const int64_t blocks = ceil_div(of.nodes, kCauchyBlock);
+    const int64_t blocks = ceil_div(of.nodes, CAUCHY_BLOCK);
     parallel_for(threads_for(of, threads, blocks), blocks, [&](int64_t block, int64_t) {
-        const int64_t first = 2 * block * kCauchyBlock, rest = 2 * of.nodes - first,
-                      count = rest < 2 * kCauchyBlock ? rest : 2 * kCauchyBlock;
-        double total[2 * kCauchyBlock] = {};
+        const int64_t first = 2 * block * CAUCHY_BLOCK, rest = 2 * of.nodes - first,
+                      count = rest < 2 * CAUCHY_BLOCK ? rest : 2 * CAUCHY_BLOCK;
+        double total[2 * CAUCHY_BLOCK] = {};
         for (int64_t h = 0; h < of.H; ++h)
             for (int64_t i = 0; i < count; ++i) total[i] += by_feature[2 * h * of.nodes + first + i];
         for (int64_t i = 0; i < count; ++i) grad_z[first + i] = T(total[i]);
@@ -96,7 +96,7 @@ void add_features(const Cauchy<T> &of, const T *by_feature, T *grad_z, int64_t t
 
 template <class T>
 int sums_backward(const Cauchy<T> &of, const T *grad, T *grad_v, T *grad_z, T *grad_w, int64_t threads) {
-    const NodeRanges ranges(of.H, of.nodes, kCauchyBlock);
+    const NodeRanges ranges(of.H, of.nodes, CAUCHY_BLOCK);
     const int64_t stride = of.n * cauchy_moments(of);
     const bool shared = grad_z && of.z_rows < of.H;
     const auto memory = memory_for_doubles(of.H * ranges.parts * stride);
@@ -145,9 +145,9 @@ int at_roots(int64_t c, int64_t H, int64_t n, int64_t L, const void *v, const vo
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
                                        const void *v, const void *z, const void *w, int64_t symmetric, void *out,

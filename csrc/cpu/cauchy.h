@@ -6,7 +6,7 @@
 #include "isa.h"
 #include "roots.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // What is summed: v/(z - w); that and its conjugate pair; or pairs at the roots of unity, v/(2 i s - w c).
 enum class Terms { single, pairs, at_roots };
@@ -23,7 +23,7 @@ struct Cauchy {
 };
 
 // A range begins at a multiple of this, or a little is lost.
-constexpr int64_t kCauchyBlock = 512;
+constexpr int64_t CAUCHY_BLOCK = 512;
 
 // How many sums over nodes the gradients of a pole and of its c coefficients are made of.
 template <class T>
@@ -33,11 +33,14 @@ int64_t cauchy_moments(const Cauchy<T> &of) {
 
 // The nodes first <= k < last of feature h. The adjoint writes the moments (n, 2 c + 2) of this range, which
 // cauchy.cpp makes gradients of, and to grad_z, unless it is null, what feature h adds at these nodes.
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t cauchy_scratch(const Cauchy<T> &of, bool backward);)
-S4_FAST_DECLARE_FOR_ISAS(template <class T> void cauchy_sums(const Cauchy<T> &of, T *out, int64_t h, int64_t first,
-                                                             int64_t last, char *scratch);)
-S4_FAST_DECLARE_FOR_ISAS(template <class T> void cauchy_sums_backward(const Cauchy<T> &of, const T *grad, int64_t h,
-                                                                      int64_t first, int64_t last, double *moments,
-                                                                      T *grad_z, char *scratch);)
+// clang-format off
+S4_FAST_DECLARE_FOR_ISAS(
+    template <class T> int64_t cauchy_scratch(const Cauchy<T> &of, bool backward);
+    template <class T>
+    void cauchy_sums(const Cauchy<T> &of, T *out, int64_t h, int64_t first, int64_t last, char *scratch);
+    template <class T>
+    void cauchy_sums_backward(const Cauchy<T> &of, const T *grad, int64_t h, int64_t first, int64_t last,
+                              double *moments, T *grad_z, char *scratch);)
+// clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

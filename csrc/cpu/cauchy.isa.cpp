@@ -1,46 +1,45 @@
 // Cauchy sums: a few vectors of nodes in registers, to which one pole after the other adds its terms.
 #include "cauchy_terms.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // Poles whose terms are added before they are added to the others: the error of a sum grows with the longest chain.
-constexpr int64_t kChain = 32;
+constexpr int64_t CHAIN = 32;
 
 // Whether A held all quotients.
-template <Terms terms, int Rows, class A>
+template <Terms TERMS, int ROWS, class A>
 __attribute__((noinline)) bool sum_block(const CauchyWork<A> &f, const A *poles, int64_t n, int64_t padded) {
-    constexpr int64_t lanes = kLanes<A>, stride = 2 + 2 * Rows;
+    constexpr int64_t STRIDE = 2 + 2 * ROWS;
     Vector<A> size = {};
-    for (int64_t k = 0; k < padded; k += kTile * lanes) {
-        NodeVector<A> t[kTile];
-        Part<A> sums[kTile][Rows];
-        for (int j = 0; j < kTile; ++j) {
-            t[j] = f.node(k + j * lanes);
-            for (int r = 0; r < Rows; ++r) sums[j][r] = {Vector<A>{}, Vector<A>{}};
+    for (int64_t k = 0; k < padded; k += TILE * LANES<A>) {
+        NodeVector<A> t[TILE];
+        Part<A> sums[TILE][ROWS];
+        for (int j = 0; j < TILE; ++j) {
+            t[j] = f.node(k + j * LANES<A>);
+            for (int r = 0; r < ROWS; ++r) sums[j][r] = {Vector<A>{}, Vector<A>{}};
         }
-        for (int64_t first = 0; first < n; first += kChain) {
-            const int64_t last = n - first < kChain ? n : first + kChain;
-            Part<A> chain[kTile][Rows];
-            for (int j = 0; j < kTile; ++j)
-                for (int r = 0; r < Rows; ++r) chain[j][r] = {Vector<A>{}, Vector<A>{}};
-            const A *pole = poles + first * stride;
-            for (int64_t i = first; i < last; ++i, pole += stride)
-                for (int j = 0; j < kTile; ++j) {
-                    const Quotient<A> q = quotient<terms, A>(t[j], pole[0], pole[1], size);
-                    for (int r = 0; r < Rows; ++r)
-                        add_product(chain[j][r], numerator<terms, A>(t[j], q, pole[2 + 2 * r], pole[3 + 2 * r]), q.E);
+        for (int64_t first = 0; first < n; first += CHAIN) {
+            const int64_t last = n - first < CHAIN ? n : first + CHAIN;
+            Part<A> chain[TILE][ROWS];
+            for (int j = 0; j < TILE; ++j)
+                for (int r = 0; r < ROWS; ++r) chain[j][r] = {Vector<A>{}, Vector<A>{}};
+            const A *pole = poles + first * STRIDE;
+            for (int64_t i = first; i < last; ++i, pole += STRIDE)
+                for (int j = 0; j < TILE; ++j) {
+                    const Quotient<A> q = quotient<TERMS, A>(t[j], pole[0], pole[1], size);
+                    for (int r = 0; r < ROWS; ++r)
+                        add_product(chain[j][r], numerator<TERMS, A>(t[j], q, pole[2 + 2 * r], pole[3 + 2 * r]), q.E);
                 }
-            for (int j = 0; j < kTile; ++j)
-                for (int r = 0; r < Rows; ++r) sums[j][r].re += chain[j][r].re, sums[j][r].im += chain[j][r].im;
+            for (int j = 0; j < TILE; ++j)
+                for (int r = 0; r < ROWS; ++r) sums[j][r].re += chain[j][r].re, sums[j][r].im += chain[j][r].im;
         }
-        for (int j = 0; j < kTile; ++j)
-            for (int r = 0; r < Rows; ++r) {
+        for (int j = 0; j < TILE; ++j)
+            for (int r = 0; r < ROWS; ++r) {
                 Part<A> &sum = sums[j][r];
-                if constexpr (terms == Terms::at_roots) sum = product<A>(half_turn(t[j]), sum);
-                A *to = f.rows + 2 * r * kCauchyBlock + k + j * lanes;
-                store(to, sum.re), store(to + kCauchyBlock, sum.im);
+                if constexpr (TERMS == Terms::at_roots) sum = product<A>(half_turn(t[j]), sum);
+                A *to = f.rows + 2 * r * CAUCHY_BLOCK + k + j * LANES<A>;
+                store(to, sum.re), store(to + CAUCHY_BLOCK, sum.im);
             }
     }
     return in_range<A>(size);
@@ -60,17 +59,17 @@ void cauchy_sums(const Cauchy<T> &of, T *out, int64_t h, int64_t first, int64_t 
     Arena memory(scratch);
     CauchyWorks<T> works(memory, of, false);
     load_poles(of, h, works.own);
-    for (int64_t k = first; k < last; k += kCauchyBlock) {
-        const int64_t count = last - k < kCauchyBlock ? last - k : kCauchyBlock;
+    for (int64_t k = first; k < last; k += CAUCHY_BLOCK) {
+        const int64_t count = last - k < CAUCHY_BLOCK ? last - k : CAUCHY_BLOCK;
         each_group(of, works, h, k, count, [&](auto &f, const auto *poles, int64_t rows, int64_t row) {
             using A = std::remove_reference_t<decltype(*f.x)>;
-            const int64_t padded = padded_to_tiles(count, kLanes<A>);
+            const int64_t padded = padded_to_tiles(count, LANES<A>);
             const bool held = with_rows(of.terms, rows, [&](auto terms, auto constant) {
                 return sum_block<decltype(terms)::value, decltype(constant)::value, A>(f, poles, of.n, padded);
             });
             for (int64_t r = 0; r < rows; ++r) {
                 T *to = out + 2 * (((row + r) * of.H + h) * of.nodes + k);
-                const A *re = f.rows + 2 * r * kCauchyBlock, *im = re + kCauchyBlock;
+                const A *re = f.rows + 2 * r * CAUCHY_BLOCK, *im = re + CAUCHY_BLOCK;
                 for (int64_t i = 0; i < count; ++i) to[2 * i] = T(re[i]), to[2 * i + 1] = T(im[i]);
             }
             return held;
@@ -84,5 +83,4 @@ void cauchy_sums(const Cauchy<T> &of, T *out, int64_t h, int64_t first, int64_t 
 S4_FAST_INSTANTIATE(float)
 S4_FAST_INSTANTIATE(double)
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -19,14 +19,13 @@
 #include "cauchy.h"
 #include "complex.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 // Rows of v that share a reciprocal, at most.
-constexpr int64_t kRows = 4;
+constexpr int64_t MOST_ROWS = 4;
 
 // Nodes are padded to whole tiles of this many vectors.
-constexpr int kTile = kRegisters / 16;
+constexpr int TILE = REGISTERS / 16;
 
 // s - b c with the error of one rounding, whatever cancels.
 template <class A>
@@ -83,16 +82,16 @@ struct Quotient {
 };
 
 // Adds |E|^2 to `size`: too large for A, or no number, it stays so.
-template <Terms terms, class A>
+template <Terms TERMS, class A>
 S4_FAST_INLINE Quotient<A> quotient(const NodeVector<A> &t, A re, A im, Vector<A> &size) {
     Quotient<A> q;
     Part<A> d;  // conj(1/E)
-    if constexpr (terms == Terms::single) {
+    if constexpr (TERMS == Terms::single) {
         q.u = {t.x - re, t.y - im};
         d = {q.u.re, im - t.y};
     } else {
         Vector<A> less, more;
-        if constexpr (terms == Terms::at_roots) {
+        if constexpr (TERMS == Terms::at_roots) {
             q.u.re = -re * t.x;
             less = difference<A>(t.y, im, t.x) + t.low, more = t.y + im * t.x;
         } else {
@@ -110,39 +109,39 @@ S4_FAST_INLINE Quotient<A> quotient(const NodeVector<A> &t, A re, A im, Vector<A
 }
 
 // What a row with the coefficients alpha and beta, or v, adds to the sum is this times E.
-template <Terms terms, class A>
+template <Terms TERMS, class A>
 S4_FAST_INLINE Part<A> numerator(const NodeVector<A> &t, const Quotient<A> &q, A alpha, A beta) {
-    if constexpr (terms == Terms::single) return {alpha - Vector<A>{}, beta - Vector<A>{}};
-    return {alpha * q.u.re + (terms == Terms::at_roots ? beta * t.x : beta - Vector<A>{}), alpha * q.u.im};
+    if constexpr (TERMS == Terms::single) return {alpha - Vector<A>{}, beta - Vector<A>{}};
+    return {alpha * q.u.re + (TERMS == Terms::at_roots ? beta * t.x : beta - Vector<A>{}), alpha * q.u.im};
 }
 
 // A feature's poles and a block of its nodes in the type A that the arithmetic is in.
 template <class A>
 struct CauchyWork {
-    A *x, *y, *low;   // (kCauchyBlock,)
-    A *rows;          // (kRows, 2, kCauchyBlock): real and imaginary parts of sums, or of their gradients
-    A *at_nodes;      // (2, kCauchyBlock), of the adjoint: sums over poles
+    A *x, *y, *low;   // (CAUCHY_BLOCK,)
+    A *rows;          // (MOST_ROWS, 2, CAUCHY_BLOCK): real and imaginary parts of sums, or of their gradients
+    A *at_nodes;      // (2, CAUCHY_BLOCK), of the adjoint: sums over poles
     A *poles;         // for every group of rows (n, 2 + 2 rows): Re w, |Im w|, and alpha and beta of each row
-    Vector<A> *sums;  // (n, 2 kRows + 2), of the adjoint: sums over nodes
+    Vector<A> *sums;  // (n, 2 MOST_ROWS + 2), of the adjoint: sums over nodes
     bool has_poles = false, small_poles = false, small_nodes = false;
 
     CauchyWork(Arena &memory, int64_t c, int64_t n, bool backward)
-        : x(memory.take<A>(kCauchyBlock)),
-          y(memory.take<A>(kCauchyBlock)),
-          low(memory.take<A>(kCauchyBlock)),
-          rows(memory.take<A>(kRows * 2 * kCauchyBlock)),
-          at_nodes(memory.take<A>(backward ? 2 * kCauchyBlock : 0)),
+        : x(memory.take<A>(CAUCHY_BLOCK)),
+          y(memory.take<A>(CAUCHY_BLOCK)),
+          low(memory.take<A>(CAUCHY_BLOCK)),
+          rows(memory.take<A>(MOST_ROWS * 2 * CAUCHY_BLOCK)),
+          at_nodes(memory.take<A>(backward ? 2 * CAUCHY_BLOCK : 0)),
           poles(memory.take<A>(4 * n * c)),
-          sums(memory.take<Vector<A>>(backward ? n * (2 * kRows + 2) : 0)) {}
+          sums(memory.take<Vector<A>>(backward ? n * (2 * MOST_ROWS + 2) : 0)) {}
 
     NodeVector<A> node(int64_t k) const { return {load(x + k), load(y + k), load(low + k)}; }
 };
 
 // Rows from `row` on that are done together.
-S4_FAST_INLINE int64_t group_of_rows(int64_t left) { return left >= kRows ? kRows : left >= 2 ? 2 : 1; }
+S4_FAST_INLINE int64_t group_of_rows(int64_t left) { return left >= MOST_ROWS ? MOST_ROWS : left >= 2 ? 2 : 1; }
 
 constexpr int64_t padded_to_tiles(int64_t count, int64_t lanes) {
-    return (count + kTile * lanes - 1) / (kTile * lanes) * (kTile * lanes);
+    return (count + TILE * lanes - 1) / (TILE * lanes) * (TILE * lanes);
 }
 
 // Whether all are at most 2^28 in size, for numbers whose squares have this sum. Then |z - w|^2 |z - w*|^2 < 2^120.
@@ -152,7 +151,7 @@ inline bool are_small(double sum_of_squares) { return sum_of_squares <= 0x1p56; 
 template <class A>
 S4_FAST_INLINE bool in_range(Vector<A> size) {
     A total = 0;
-    for (int i = 0; i < kLanes<A>; ++i) total += size[i];
+    for (int i = 0; i < LANES<A>; ++i) total += size[i];
     return total <= A(0x1p100);
 }
 
@@ -199,16 +198,16 @@ void load_nodes(const Cauchy<T> &of, int64_t h, int64_t first, int64_t count, Ca
         const T *z = of.z + 2 * ((of.z_rows > 1 ? h * of.nodes : 0) + first);
         for (int64_t i = 0; i < count; ++i) to.x[i] = z[2 * i], to.y[i] = z[2 * i + 1], to.low[i] = 0;
     }
-    const int64_t padded = padded_to_tiles(count, kLanes<A>);
+    const int64_t padded = padded_to_tiles(count, LANES<A>);
     for (int64_t i = count; i < padded; ++i)
         to.x[i] = to.x[count - 1], to.y[i] = to.y[count - 1], to.low[i] = to.low[count - 1];
     Vector<A> squares = {};
-    for (int64_t i = 0; i < padded; i += kLanes<A>) {
+    for (int64_t i = 0; i < padded; i += LANES<A>) {
         const Vector<A> x = load(to.x + i), y = load(to.y + i);
         squares += x * x + y * y;
     }
     double total = 0;
-    for (int i = 0; i < kLanes<A>; ++i) total += double(squares[i]);
+    for (int i = 0; i < LANES<A>; ++i) total += double(squares[i]);
     to.small_nodes = are_small(total);
 }
 
@@ -218,7 +217,7 @@ S4_FAST_INLINE bool with_rows(Terms terms, int64_t rows, Body body) {
     const auto with_terms = [&](auto constant) __attribute__((always_inline)) {
         if (rows == 1) return body(constant, std::integral_constant<int, 1>{});
         if (rows == 2) return body(constant, std::integral_constant<int, 2>{});
-        return body(constant, std::integral_constant<int, int(kRows)>{});
+        return body(constant, std::integral_constant<int, int(MOST_ROWS)>{});
     };
     if (terms == Terms::single) return with_terms(std::integral_constant<Terms, Terms::single>{});
     if (terms == Terms::pairs) return with_terms(std::integral_constant<Terms, Terms::pairs>{});
@@ -270,5 +269,4 @@ S4_FAST_INLINE void each_group(const Cauchy<T> &of, CauchyWorks<T> &works, int64
     }
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -15,8 +15,7 @@
 
 #define S4_FAST_INLINE static inline __attribute__((always_inline))
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 // Entries `I` of the concatenation of a and b.
 template <class T, int... I>
@@ -25,21 +24,21 @@ S4_FAST_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, std::integer_sequence
     return __builtin_shufflevector(a, b, I...);
 #else
     typedef typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type Index;
-    typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+    typedef Index Mask __attribute__((vector_size(VECTOR_BYTES)));
     return __builtin_shuffle(a, b, Mask{I...});
 #endif
 }
 
-// Which entries of two interleaved vectors are the real parts (First = 0) or imaginary parts (1).
-template <int First, int... I>
+// Which entries of two interleaved vectors are the real parts (FIRST = 0) or imaginary parts (1).
+template <int FIRST, int... I>
 constexpr auto separated(std::integer_sequence<int, I...>) {
-    return std::integer_sequence<int, (First + 2 * I)...>{};
+    return std::integer_sequence<int, (FIRST + 2 * I)...>{};
 }
 
-// From `First` on, the entries of the real parts and of the imaginary parts in turn.
-template <int First, int... I>
+// From `FIRST` on, the entries of the real parts and of the imaginary parts in turn.
+template <int FIRST, int... I>
 constexpr auto joined(std::integer_sequence<int, I...>) {
-    return std::integer_sequence<int, (First + I / 2 + (I % 2) * int(sizeof...(I)))...>{};
+    return std::integer_sequence<int, (FIRST + I / 2 + (I % 2) * int(sizeof...(I)))...>{};
 }
 
 typedef DoubleVector vec;
@@ -67,28 +66,25 @@ S4_FAST_INLINE void subtract(ComplexVector &a, ComplexVector b) { a.re -= b.re, 
 // The first `count` complex numbers, if they are fewer than a vector has; the rest are 0.
 template <class T>
 S4_FAST_INLINE ComplexVector load_complex(const T *from, int64_t count) {
-    constexpr int lanes = kLanes<double>;
-    constexpr auto all = std::make_integer_sequence<int, lanes>{};
-    T some[2 * lanes];
-    if (count < lanes) {
-        for (int64_t i = 0; i < 2 * lanes; ++i) some[i] = i < 2 * count ? from[i] : T(0);
+    constexpr auto ALL = std::make_integer_sequence<int, LANES<double>>{};
+    T some[2 * LANES<double>];
+    if (count < LANES<double>) {
+        for (int64_t i = 0; i < 2 * LANES<double>; ++i) some[i] = i < 2 * count ? from[i] : T(0);
         from = some;
     }
-    const vec a = load_double(from), b = load_double(from + lanes);
-    return {shuffle<double>(a, b, separated<0>(all)), shuffle<double>(a, b, separated<1>(all))};
+    const vec a = load_double(from), b = load_double(from + LANES<double>);
+    return {shuffle<double>(a, b, separated<0>(ALL)), shuffle<double>(a, b, separated<1>(ALL))};
 }
 
 template <class T>
 S4_FAST_INLINE void store_complex(T *to, ComplexVector z, int64_t count) {
-    constexpr int lanes = kLanes<double>;
-    constexpr auto all = std::make_integer_sequence<int, lanes>{};
-    T some[2 * lanes];
-    T *target = count < lanes ? some : to;
-    store_double(target, shuffle<double>(z.re, z.im, joined<0>(all)));
-    store_double(target + lanes, shuffle<double>(z.re, z.im, joined<lanes / 2>(all)));
-    if (count < lanes)
+    constexpr auto ALL = std::make_integer_sequence<int, LANES<double>>{};
+    T some[2 * LANES<double>];
+    T *target = count < LANES<double> ? some : to;
+    store_double(target, shuffle<double>(z.re, z.im, joined<0>(ALL)));
+    store_double(target + LANES<double>, shuffle<double>(z.re, z.im, joined<LANES<double> / 2>(ALL)));
+    if (count < LANES<double>)
         for (int64_t i = 0; i < 2 * count; ++i) to[i] = some[i];
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

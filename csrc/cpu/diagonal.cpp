@@ -3,7 +3,7 @@
 #include "arguments.h"
 #include "scan_call.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 // All that the calls are told. Where P is null, the rank is 1 and says nothing.
@@ -46,7 +46,7 @@ struct Continuous {
 // body(T()) if the arguments are valid.
 template <class Body>
 int checked(const char *function, const Continuous &of, std::initializer_list<const void *> pointers, Body body) {
-    constexpr int64_t kFlags = 2 * S4_FAST_CONJUGATE - 1;
+    constexpr int64_t FLAGS = 2 * S4_FAST_CONJUGATE - 1;
     return for_dtype(function, of.dtype,
                      {{"batch", of.batch},
                       {"H", of.H},
@@ -62,7 +62,7 @@ int checked(const char *function, const Continuous &of, std::initializer_list<co
                              return fail("%s: signal_dtype %lld does not go with dtype %lld", function,
                                          (long long)of.signal_dtype, (long long)of.dtype);
                          }
-                         if ((of.flags & ~kFlags) != 0)
+                         if ((of.flags & ~FLAGS) != 0)
                              return fail("%s: unknown flags %lld", function, (long long)of.flags);
                          if (of.H % of.copies != 0) {
                              return fail("%s: copies must divide H = %lld, got %lld", function, (long long)of.H,
@@ -112,9 +112,9 @@ int backward(const char *function, const Continuous &of, std::initializer_list<c
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
                                     int64_t n, int64_t L, int64_t c, int64_t copies, int64_t dt_states, double rate,

@@ -8,8 +8,7 @@
 #include "powers.h"
 #include "scan.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 inline ComplexVector at(Split of, int64_t i) { return {load(of.re + i), load(of.im + i)}; }
 inline void store_at(Split to, int64_t i, ComplexVector value) {
@@ -47,39 +46,39 @@ inline ComplexVector select(IndexVector which, ComplexVector a, ComplexVector b)
 }
 
 // sum_k factors[k] z^k
-template <int Terms>
-inline ComplexVector series(const double (&factors)[Terms], ComplexVector z) {
-    ComplexVector total = {DoubleVector{} + factors[Terms - 1], {}};
+template <int COUNT>
+inline ComplexVector series(const double (&factors)[COUNT], ComplexVector z) {
+    ComplexVector total = {DoubleVector{} + factors[COUNT - 1], {}};
 #pragma GCC unroll 16
-    for (int k = Terms - 2; k >= 0; --k) total = times(total, z), total.re += factors[k];
+    for (int k = COUNT - 2; k >= 0; --k) total = times(total, z), total.re += factors[k];
     return total;
 }
 
 // Of what a quotient by z would magnify the roundings.
 inline IndexVector near_zero(ComplexVector z) { return z.re * z.re + z.im * z.im < 0.25; }
 
-constexpr int kTerms = 15;
+constexpr int TERMS = 15;
 struct Factors {
-    double phi[kTerms], slope[kTerms];
+    double phi[TERMS], slope[TERMS];
 
     constexpr Factors() : phi(), slope() {
         double inverse = 1;  // 1/(k + 1)!
-        for (int k = 0; k < kTerms; ++k) {
+        for (int k = 0; k < TERMS; ++k) {
             inverse /= k + 1;
             phi[k] = inverse, slope[k] = inverse * (k + 1) / (k + 2);
         }
     }
 };
-constexpr Factors kFactors;
+constexpr Factors FACTORS;
 
 // (e^z - 1)/z, and its derivative (e^z - phi)/z, for power = e^z.
 inline ComplexVector phi_of(ComplexVector z, ComplexVector power) {
     power.re -= 1;
-    return select(near_zero(z), series(kFactors.phi, z), times(power, reciprocal(z)));
+    return select(near_zero(z), series(FACTORS.phi, z), times(power, reciprocal(z)));
 }
 inline ComplexVector phi_slope(ComplexVector z, ComplexVector power, ComplexVector phi) {
     subtract(power, phi);
-    return select(near_zero(z), series(kFactors.slope, z), times(power, reciprocal(z)));
+    return select(near_zero(z), series(FACTORS.slope, z), times(power, reciprocal(z)));
 }
 
 inline ComplexVector phi_bilinear(ComplexVector z) { return reciprocal({1 - 0.5 * z.re, -0.5 * z.im}); }
@@ -100,7 +99,7 @@ void discretize(const System<T> &s, int64_t h, int64_t n, int64_t np, double *st
         return;
     }
     read_system(s, h, n, np, step, x, B);
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    for (int64_t i = 0; i < np; i += LANES<double>) {
         const DoubleVector by = load(step + i);
         const ComplexVector z = {by * load(x.re + i), by * load(x.im + i)};
         store_at(x, i, z), store(B.re + i, by * load(B.re + i)), store(B.im + i, by * load(B.im + i));
@@ -111,7 +110,7 @@ void discretize(const System<T> &s, int64_t h, int64_t n, int64_t np, double *st
     }
     if (!s.bilinear) {
         exponentials(np, x, lambda);
-        for (int64_t i = 0; i < np; i += kLanes<double>)
+        for (int64_t i = 0; i < np; i += LANES<double>)
             store_at(B, i, times(at(B, i), phi_of(at(x, i), at(lambda, i))));
     } else if (sizeof(T) == sizeof(double)) {
         for (int64_t i = 0; i < n; ++i) x.put(i, log_bilinear(x.get(i)));
@@ -119,5 +118,4 @@ void discretize(const System<T> &s, int64_t h, int64_t n, int64_t np, double *st
     }
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -9,7 +9,7 @@
 #include "pieces.h"
 #include "root_tables.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 int64_t scratch_bytes(const DplrSizes &sizes, bool backward) { S4_FAST_RETURN_FROM_ISA(dplr_scratch(sizes, backward)) }
@@ -32,7 +32,7 @@ void run(const DplrStep<T> &step, int64_t first, int64_t last) {
 
 template <class T>
 int spectrum(Dplr<T> dplr, T *out, int64_t threads) {
-    const NodeRanges ranges(dplr.sizes.H, dplr.sizes.L / 2 + 1, kNodes);
+    const NodeRanges ranges(dplr.sizes.H, dplr.sizes.L / 2 + 1, NODES);
     const int64_t bytes = scratch_bytes(dplr.sizes, false), count = dplr.sizes.H * ranges.parts;
     threads = std::clamp<int64_t>(threads, 1, count);
     const RootTables tables(dplr.sizes.L, threads);
@@ -75,7 +75,7 @@ void carry(const Dplr<T> &dplr, int64_t h, int64_t parts, double *sums, double *
 template <class T>
 int spectrum_backward(Dplr<T> dplr, const T *grad, double *grad_v, double *grad_w, int64_t threads) {
     const DplrSizes &s = dplr.sizes;
-    const NodeRanges ranges(s.H, s.L / 2 + 1, kNodes);
+    const NodeRanges ranges(s.H, s.L / 2 + 1, NODES);
     const int64_t bytes = scratch_bytes(s, true), parts = ranges.parts, count = s.H * parts;
     const int64_t stride = 2 * s.n * (s.c + s.rank) * (s.b + s.rank), poles_stride = grad_w ? 2 * s.n : 0;
     threads = std::clamp<int64_t>(threads, 1, count);
@@ -109,20 +109,20 @@ int check_sums(const char *function, const DplrSizes &s) {
 }
 
 // A step of fewer states is done before a second thread has woken up.
-constexpr int64_t kSmallStep = 1 << 16, kStepPieces = 64;
+constexpr int64_t SMALL_STEP = 1 << 16, STEP_PIECES = 64;
 
 template <class T>
 int step(const DplrStep<T> &step, int64_t threads) {
-    const int64_t pieces = step.batch * step.H * step.n < kSmallStep ? 1 : std::min(step.H, kStepPieces);
+    const int64_t pieces = step.batch * step.H * step.n < SMALL_STEP ? 1 : std::min(step.H, STEP_PIECES);
     parallel_for(threads, pieces,
                  [&](int64_t i, int64_t) { run(step, step.H * i / pieces, step.H * (i + 1) / pieces); });
     return 0;
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                          int64_t L, const double *v, const void *w, const double *shift, void *out,

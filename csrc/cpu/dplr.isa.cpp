@@ -17,21 +17,20 @@
 #include "arena.h"
 #include "complex.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
-constexpr int kPair = 2 * kLanes<double>;  // nodes
-constexpr int kTile = kRegisters / 8;      // rows, or states, whose products with a pair of nodes fit in registers
-constexpr int kStates = 4;                 // states are padded to multiples of this
-constexpr int64_t kBlockBytes = 24 << 10;  // of E, between its uses in the adjoint
+constexpr int PAIR = 2 * LANES<double>;    // nodes
+constexpr int TILE = REGISTERS / 8;        // rows, or states, whose products with a pair of nodes fit in registers
+constexpr int STATES = 4;                  // states are padded to multiples of this
+constexpr int64_t BLOCK_BYTES = 24 << 10;  // of E, between its uses in the adjoint
 
-static_assert(kNodes % kPair == 0, "a pair of registers fits into the padding of the tables");
+static_assert(NODES % PAIR == 0, "a pair of registers fits into the padding of the tables");
 
-S4_FAST_INLINE int64_t padded_states(int64_t n) { return (n + kStates - 1) / kStates * kStates; }
+S4_FAST_INLINE int64_t padded_states(int64_t n) { return (n + STATES - 1) / STATES * STATES; }
 
 S4_FAST_INLINE int64_t pairs_per_block(int64_t n) {
-    int64_t pairs = kBlockBytes / (padded_states(n) * 4 * int64_t(sizeof(vec)));
+    int64_t pairs = BLOCK_BYTES / (padded_states(n) * 4 * int64_t(sizeof(vec)));
     return pairs < 2 ? 2 : pairs > 16 ? 16 : pairs;
 }
 
@@ -100,7 +99,7 @@ void prepare(const Dplr<T> &dplr, int64_t h, Work &f) {
 
 S4_FAST_INLINE Nodes load_nodes(const Roots &roots, int64_t k) {
     Nodes t;
-    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
+    for (int half = 0; half < 2; ++half, k += LANES<double>) {
         t.cos[half] = load(roots.cos + k), t.sin[half] = load(roots.twice_sin + k), t.low[half] = load(roots.low + k);
         t.cos2[half] = t.cos[half] * t.cos[half];
         t.sin2[half] = t.sin[half] * t.sin[half];
@@ -167,23 +166,23 @@ void reciprocals(const Work &f, const Nodes &nodes, vec *E) {
     }
 }
 
-template <int Rows>
+template <int ROWS>
 S4_FAST_INLINE void sum_tile(const Work &f, const vec *E, int64_t row, vec *S) {
-    vec sums[Rows][4];
-    for (int r = 0; r < Rows; ++r)
+    vec sums[ROWS][4];
+    for (int r = 0; r < ROWS; ++r)
         for (int k = 0; k < 4; ++k) sums[r][k] = vec{};
     const double *matrix = f.matrix + row;
     for (int64_t i = 0; i < f.n; ++i, E += 4, matrix += f.rows)
-        for (int r = 0; r < Rows; ++r)
+        for (int r = 0; r < ROWS; ++r)
             for (int k = 0; k < 4; ++k) sums[r][k] += E[k] * matrix[r];
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < ROWS; ++r)
         for (int k = 0; k < 4; ++k) S[4 * (row + r) + k] = sums[r][k];
 }
 
 // S (rows, 4) = matrix E
 void sum_states(const Work &f, const vec *E, vec *S) {
     int64_t row = 0;
-    for (; row + kTile <= f.rows; row += kTile) sum_tile<kTile>(f, E, row, S);
+    for (; row + TILE <= f.rows; row += TILE) sum_tile<TILE>(f, E, row, S);
     if (row < f.rows) sum_tile<2>(f, E, row, S);
 }
 
@@ -283,7 +282,7 @@ struct Spectrum {
 template <class T>
 S4_FAST_INLINE void finish(const Work &f, Sizes s, const Nodes &t, const vec *S, const Spectrum<T> &out, int64_t k) {
     const int columns = s.b + s.rank;
-    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
+    for (int half = 0; half < 2; ++half, k += LANES<double>) {
         if (k >= out.nodes) return;
         ComplexVector M[S4_FAST_CPU_DPLR_SUMS];
         build(f, s, t, half, S, M);
@@ -298,7 +297,7 @@ template <class T>
 S4_FAST_INLINE void finish_backward(const Work &f, Sizes s, const Nodes &t, vec *S, const Spectrum<const T> &grad,
                                     int64_t k) {
     const int columns = s.b + s.rank;
-    for (int half = 0; half < 2; ++half, k += kLanes<double>) {
+    for (int half = 0; half < 2; ++half, k += LANES<double>) {
         ComplexVector M[S4_FAST_CPU_DPLR_SUMS], G[S4_FAST_CPU_DPLR_SUMS];
         build(f, s, t, half, S, M);
         eliminate(s, M);
@@ -314,38 +313,38 @@ S4_FAST_INLINE void finish_backward(const Work &f, Sizes s, const Nodes &t, vec 
 }
 
 // by_sum += E G^T, lane by lane, over a block of pairs, where S holds the gradient G of the sums.
-template <int Rows>
+template <int ROWS>
 S4_FAST_INLINE void moment_tile(const Work &f, int64_t pairs, int64_t row) {
-    for (int64_t i = 0; i < f.states; i += kStates) {
-        vec tile[kStates][Rows] = {};
+    for (int64_t i = 0; i < f.states; i += STATES) {
+        vec tile[STATES][ROWS] = {};
         const vec *e = f.E + 4 * i, *g = f.S + 4 * row;
         for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * f.states, g += 4 * f.rows)
             for (int k = 0; k < 4; ++k)
-                for (int r = 0; r < Rows; ++r)
-                    for (int state = 0; state < kStates; ++state) tile[state][r] += e[4 * state + k] * g[4 * r + k];
-        for (int state = 0; state < kStates; ++state)
-            for (int r = 0; r < Rows; ++r) f.by_sum[(i + state) * f.rows + row + r] += tile[state][r];
+                for (int r = 0; r < ROWS; ++r)
+                    for (int state = 0; state < STATES; ++state) tile[state][r] += e[4 * state + k] * g[4 * r + k];
+        for (int state = 0; state < STATES; ++state)
+            for (int r = 0; r < ROWS; ++r) f.by_sum[(i + state) * f.rows + row + r] += tile[state][r];
     }
 }
 
 void moments(const Work &f, int64_t pairs) {
     int64_t row = 0;
-    for (; row + kTile <= f.rows; row += kTile) moment_tile<kTile>(f, pairs, row);
+    for (; row + TILE <= f.rows; row += TILE) moment_tile<TILE>(f, pairs, row);
     if (row < f.rows) moment_tile<2>(f, pairs, row);
 }
 
 // From dE = matrix^T G to d(d d') = -(E^2)* dE, and to |w|^2 and Re w: by_pole, lane by lane.
 void pole_moments(const Work &f, int64_t pairs) {
-    for (int64_t i = 0; i < f.states; i += kTile) {
-        vec square[kTile] = {}, real[kTile] = {};
+    for (int64_t i = 0; i < f.states; i += TILE) {
+        vec square[TILE] = {}, real[TILE] = {};
         const vec *e = f.E + 4 * i, *g = f.S;
         for (int64_t pair = 0; pair < pairs; ++pair, e += 4 * f.states, g += 4 * f.rows) {
-            vec tile[kTile][4] = {};
+            vec tile[TILE][4] = {};
             const double *matrix = f.matrix + i * f.rows;
             for (int64_t r = 0; r < f.rows; ++r)
-                for (int state = 0; state < kTile; ++state)
+                for (int state = 0; state < TILE; ++state)
                     for (int k = 0; k < 4; ++k) tile[state][k] += g[4 * r + k] * matrix[state * f.rows + r];
-            for (int state = 0; state < kTile; ++state)
+            for (int state = 0; state < TILE; ++state)
                 for (int half = 0; half < 2; ++half) {
                     const ComplexVector x = {e[4 * state + half], e[4 * state + half + 2]};
                     const ComplexVector of_e = {tile[state][half], tile[state][half + 2]};
@@ -354,7 +353,7 @@ void pole_moments(const Work &f, int64_t pairs) {
                     real[state] += f.nodes[pair].cross[half] * d.im;
                 }
         }
-        for (int state = 0; state < kTile; ++state) {
+        for (int state = 0; state < TILE; ++state) {
             f.by_pole[2 * (i + state)] += square[state];
             f.by_pole[2 * (i + state) + 1] += real[state];
         }
@@ -375,7 +374,7 @@ void dplr_spectrum(const Dplr<T> &dplr, T *spectrum, int64_t h, int64_t first, i
     Work f(memory, dplr.sizes, false);
     prepare(dplr, h, f);
     const Spectrum<T> out(dplr, spectrum, h);
-    for (int64_t k = first; k < last; k += kPair) {
+    for (int64_t k = first; k < last; k += PAIR) {
         const Nodes t = load_nodes(dplr.roots, k);
         reciprocals<T>(f, t, f.E);
         sum_states(f, f.E, f.S);
@@ -396,7 +395,7 @@ void dplr_spectrum_backward(const Dplr<T> &dplr, const T *grad, int64_t h, int64
     const Spectrum<const T> from(dplr, grad, h);
     for (int64_t k = first; k < last;) {
         int64_t pairs = 0;
-        for (; pairs < f.block && k < last; ++pairs, k += kPair) {
+        for (; pairs < f.block && k < last; ++pairs, k += PAIR) {
             vec *E = f.E + pairs * f.states * 4, *S = f.S + pairs * f.rows * 4;
             Nodes &t = f.nodes[pairs];
             t = load_nodes(dplr.roots, k);
@@ -419,5 +418,4 @@ void dplr_spectrum_backward(const Dplr<T> &dplr, const T *grad, int64_t h, int64
 S4_FAST_INSTANTIATE(float)
 S4_FAST_INSTANTIATE(double)
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -9,13 +9,12 @@
 #include "carry.h"
 #include "dplr_matrix.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 template <class From, class To>
 void convert(int64_t count, const From *from, To *to) {
-    for (int64_t i = 0; i < count; i += kLanes<double>) store_double(to + i, load_double(from + i));
+    for (int64_t i = 0; i < count; i += LANES<double>) store_double(to + i, load_double(from + i));
 }
 
 template <class T>
@@ -35,7 +34,7 @@ class DenseCarry {
           after_(memory.take<double>(apart_ ? scan.together() * N_ : 0)) {}
 
     static T *make_rows(Arena &memory, const Scan<T> &scan) {
-        const int64_t rows = scan.grouped() ? scan.block() / kGroup : scan.together();
+        const int64_t rows = scan.grouped() ? scan.block() / GROUP : scan.together();
         return memory.take<T>(scan.chunks() > 0 ? rows * 2 * padded(scan.n) : 0);
     }
 
@@ -48,17 +47,17 @@ class DenseCarry {
         if (adjoint) wide_.turn(N_);
         if (!grouped_) return;
         square(work.matrix, work.square), square(work.square, group_.forward);
-        static_assert(kGroup == 4, "");
+        static_assert(GROUP == 4, "");
         if (adjoint) group_.turn(N_);
     }
 
     // Replaces the inputs of `count` chunks of each of some rows, `stride` apart, by the states before them, and takes
     // the rows of `states` over them. The adjoint runs from the last chunk to the first.
     void over(const Rows &states, bool adjoint, int64_t rows, int64_t count, T *local, int64_t stride) const {
-        const int64_t step = adjoint ? -N_ : N_, groups = grouped_ ? count / kGroup : 0;
+        const int64_t step = adjoint ? -N_ : N_, groups = grouped_ ? count / GROUP : 0;
         if (adjoint) local += (count - 1) * N_;
         if (groups > 0) over_groups(states.data, adjoint, groups, local, step);
-        local += groups * kGroup * step, count -= groups * kGroup;
+        local += groups * GROUP * step, count -= groups * GROUP;
         if (count == 0) return;
         if (!apart_) {
             convert(rows * N_, states.data, now_);
@@ -73,7 +72,7 @@ class DenseCarry {
             multiply<double>(rows, N_, {N_, {states.data, N_, 1}, wide_.of(adjoint), N_}, after_, N_, false);
             convert(rows * N_, after_, states.data);
         }
-        for (int64_t i = 0; i < rows * N_; i += kLanes<double>)
+        for (int64_t i = 0; i < rows * N_; i += LANES<double>)
             store(states.data + i, load(states.data + i) + load_double(added + i));
     }
 
@@ -92,7 +91,7 @@ class DenseCarry {
     };
 
     void add(const double *from, T *to) const {
-        for (int64_t i = 0; i < N_; i += kLanes<double>) store_double(to + i, load_double(to + i) + load(from + i));
+        for (int64_t i = 0; i < N_; i += LANES<double>) store_double(to + i, load_double(to + i) + load(from + i));
     }
 
     void square(const double *from, double *to) const {
@@ -100,7 +99,7 @@ class DenseCarry {
     }
 
     void copy(const T *from, T *to) const {
-        for (int64_t i = 0; i < N_; i += kLanes<T>) store(to + i, load(from + i));
+        for (int64_t i = 0; i < N_; i += LANES<T>) store(to + i, load(from + i));
     }
 
     // Rows of states over `count` inputs each, which the states before them
@@ -121,18 +120,18 @@ class DenseCarry {
 
     void over_groups(double *state, bool adjoint, int64_t groups, T *local, int64_t step) const {
         if (groups == 0) return;
-        const int64_t stride = kGroup * step;
+        const int64_t stride = GROUP * step;
         for (int64_t g = 0; g < groups; ++g) copy(local + g * stride, now_ + g * N_);
-        T *now = pass(one_.of(adjoint), now_, next_, groups, stride, kGroup - 1, local + step, step, false);
+        T *now = pass(one_.of(adjoint), now_, next_, groups, stride, GROUP - 1, local + step, step, false);
         for (int64_t g = 0; g < groups; ++g) over_group(state, group_.of(adjoint), now + g * N_);
-        now = pass(one_.of(adjoint), now, now == now_ ? next_ : now_, groups, stride, kGroup - 1, local, step, true);
-        for (int64_t g = 0; g < groups; ++g) copy(now + g * N_, local + g * stride + (kGroup - 1) * step);
+        now = pass(one_.of(adjoint), now, now == now_ ? next_ : now_, groups, stride, GROUP - 1, local, step, true);
+        for (int64_t g = 0; g < groups; ++g) copy(now + g * N_, local + g * stride + (GROUP - 1) * step);
     }
 
     // The state after a group for that before it, which takes the place of the
     // group's input.
     void over_group(double *state, const double *table, T *input) const {
-        for (int64_t i = 0; i < N_; i += kLanes<double>) {
+        for (int64_t i = 0; i < N_; i += LANES<double>) {
             store(after_ + i, load_double(input + i)), store_double(input + i, load(state + i));
         }
         multiply<double>(1, N_, {N_, {state, N_, 1}, table, N_}, after_, N_, true);
@@ -148,5 +147,4 @@ class DenseCarry {
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -12,8 +12,7 @@
 // and a, d and e have by lambda and by h the derivatives 2 h d^2, h d^2, e^2 and 2 lambda d^2, lambda d^2, d^2.
 #include "dplr_system.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 struct DplrChain {
@@ -36,7 +35,7 @@ struct DplrChain {
 
     // by_F and by_d, for by_F that holds the gradients of W.
     void outputs_back() const {
-        for (int64_t i = 0; i < system.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < system.np; i += LANES<double>) {
             ComplexVector of_d = {};
             for (int64_t r = 0; r < system.rank; ++r) {
                 const ComplexVector of_W = at(by_F[r], i), of_F = times(at(system.d, i), of_W);
@@ -144,7 +143,7 @@ void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
     set_rows(of.by_G, rank, sums + places.P, n), set_rows(of.by_F, rank, sums + places.W, n);
     of.outputs_back(), of.numbers_back();
     double total = 0;
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    for (int64_t i = 0; i < np; i += LANES<double>) {
         ComplexVector by_lambda;
         DoubleVector by_h;
         of.states_back(i, by_lambda, by_h);
@@ -154,7 +153,7 @@ void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
             of.by_a, i,
             {s.log_decay ? real * load(of.system.lambda.re + i) : real, s.conjugate ? -by_lambda.im : by_lambda.im});
         if (grad_dt && s.dt_states == 1) total += sum(by_dt);
-        for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < kLanes<double> && i + j < n; ++j)
+        for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < LANES<double> && i + j < n; ++j)
             grad_dt[h * n + i + j] = T(by_dt[j]);
     }
     if (grad_dt && s.dt_states == 1) grad_dt[h] = T(total);
@@ -167,5 +166,4 @@ template int64_t dplr_chain_scratch(const Scan<double> &);
 template void dplr_chain(const Scan<float> &, int64_t, double *, float *, char *);
 template void dplr_chain(const Scan<double> &, int64_t, double *, double *, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

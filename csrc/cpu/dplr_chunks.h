@@ -11,8 +11,7 @@
 #include "finite.h"
 #include "scan_chunks.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // The samples of rows that are carried together.
@@ -33,7 +32,7 @@ class SampleRows {
         return Samples<T>(memory, scan, r < scan.together() ? count : 0, channels, given);
     }
 
-    static_assert(Scan<T>::kTogether == 4, "");
+    static_assert(Scan<T>::TOGETHER == 4, "");
     Samples<T> rows_[4];
 };
 
@@ -42,16 +41,16 @@ template <class T>
 struct DenseOutput {
     Split C;    // the conjugate of twice the parameter: <C, s> is the output
     double *D;  // one number
-    Toeplitz<T, kDense> toeplitz;
-    T *by_time;  // (kDense, 2 np): the transposes of C A_bar^{t+1-lag}
+    Toeplitz<T, DENSE> toeplitz;
+    T *by_time;  // (DENSE, 2 np): the transposes of C A_bar^{t+1-lag}
     T *by_node;  // its transpose: what S_m adds to y
 
     DenseOutput(Arena &memory, int64_t np, bool chunks)
         : C(memory, np),
           D(memory.take<double>(1)),
           toeplitz(memory, chunks),
-          by_time(memory.take<T>(chunks ? kDense * 2 * np : 0)),
-          by_node(memory.take<T>(chunks ? kDense * 2 * np : 0)) {}
+          by_time(memory.take<T>(chunks ? DENSE * 2 * np : 0)),
+          by_node(memory.take<T>(chunks ? DENSE * 2 * np : 0)) {}
 
     // Output k of feature h in one of the directions.
     void set(const Scan<T> &scan, const DplrSystem &system, const Workshop &work, int64_t h, int64_t k,
@@ -62,17 +61,17 @@ struct DenseOutput {
         D[0] = direction == 0 && scan.D ? double(scan.D[k * scan.H + h]) : 0;
         if (scan.chunks() == 0) return;
         copy(np, C, work.rows[0]);
-        chains<true>(system.step, 1, kDense + 1 - lag, work.rows, work.room);
-        convert(kDense * 2 * np, work.rows[1 - lag].re, by_time);
-        transpose(kDense, 2 * np, by_time, 2 * np, by_node, kDense);
-        double kernel[kDense];
-        for (int64_t t = 0; t < kDense; ++t) kernel[t] = t < lag ? 0 : conj_dot(np, work.rows[t - lag], system.B_bar);
+        chains<true>(system.step, 1, DENSE + 1 - lag, work.rows, work.room);
+        convert(DENSE * 2 * np, work.rows[1 - lag].re, by_time);
+        transpose(DENSE, 2 * np, by_time, 2 * np, by_node, DENSE);
+        double kernel[DENSE];
+        for (int64_t t = 0; t < DENSE; ++t) kernel[t] = t < lag ? 0 : conj_dot(np, work.rows[t - lag], system.B_bar);
         kernel[0] += D[0];
         toeplitz.set(kernel);
     }
 
     void apply(int64_t count, const T *S, int64_t columns, const T *u, T *y) const {
-        toeplitz.apply(count, {columns, {S, columns, 1}, by_node, kDense}, u, y);
+        toeplitz.apply(count, {columns, {S, columns, 1}, by_node, DENSE}, u, y);
     }
 };
 
@@ -83,7 +82,7 @@ struct DenseForward {
     Rows states;  // of the rows of a block
     int64_t c;
     const DenseOutput<T> *outputs;
-    T *inputs;  // (kDense, 2 np): A_bar^{T-1-t} B_bar
+    T *inputs;  // (DENSE, 2 np): A_bar^{T-1-t} B_bar
     DenseCarry<T> carry;
     const Workshop *work;
     T *local;  // (rows, chunks of a block, 2 np): inputs of chunks, then the
@@ -96,13 +95,13 @@ struct DenseForward {
           c(scan.c),
           outputs(
               each<DenseOutput<T>>(memory, c, [&] { return DenseOutput<T>(memory, system.np, scan.chunks() > 0); })),
-          inputs(memory.take<T>(scan.chunks() > 0 ? kDense * 2 * system.np : 0)),
+          inputs(memory.take<T>(scan.chunks() > 0 ? DENSE * 2 * system.np : 0)),
           carry(memory, scan, begins || scan.state || scan.ahead, adjoint, now, next),
           work(work),
           local(local) {}
 
     static T *make_local(Arena &memory, const Scan<T> &scan) {
-        return memory.take<T>(scan.chunks() > 0 ? kDenseBlock * 2 * padded(scan.n) : 0);
+        return memory.take<T>(scan.chunks() > 0 ? DENSE_BLOCK * 2 * padded(scan.n) : 0);
     }
 
     int64_t columns() const { return 2 * system.np; }
@@ -112,8 +111,8 @@ struct DenseForward {
         if (scan.chunks() == 0) return;
         work->make_columns(system.step, system.B_bar);
         carry.set(system.step, system.n, *work, adjoint);
-        for (int64_t t = 0; t < kDense; ++t)
-            convert(columns(), work->input(system.rank, t).re, inputs + (kDense - 1 - t) * columns());
+        for (int64_t t = 0; t < DENSE; ++t)
+            convert(columns(), work->input(system.rank, t).re, inputs + (DENSE - 1 - t) * columns());
     }
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
@@ -122,13 +121,13 @@ struct DenseForward {
 
     // What `count` chunks put into states.
     __attribute__((flatten)) void take_in(int64_t count, const T *u, T *out) const {
-        multiply<T>(count, columns(), {kDense, {u, kDense, 1}, inputs, columns()}, out, columns(), false);
+        multiply<T>(count, columns(), {DENSE, {u, DENSE, 1}, inputs, columns()}, out, columns(), false);
     }
 
     // Output k is `channel` numbers after the one before it.
     void put_out(int64_t count, const T *S, const T *u, T *y, int64_t channel) const {
         for (int64_t k = 0; k < c; ++k) outputs[k].apply(count, S, columns(), u, y + k * channel);
-        if (!all_finite(u, count * kDense)) mend(S, u, y, channel, finite_samples(u, count * kDense));
+        if (!all_finite(u, count * DENSE)) mend(S, u, y, channel, finite_samples(u, count * DENSE));
     }
 
     // The state of row r over samples that are stepped one by one.
@@ -145,7 +144,7 @@ struct DenseForward {
     void advance(Split s, double u, Split to) const {
         const Transition &step = system.step;
         step.overlaps(step.W, s, work->room);
-        for (int64_t i = 0; i < system.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < system.np; i += LANES<double>) {
             ComplexVector next = step.applied<false>(i, at(s, i), work->room);
             add_times(next, u, at(system.B_bar, i));
             store_at(to, i, next);
@@ -157,13 +156,13 @@ struct DenseForward {
     // has spoilt them: zeros of the Toeplitz matrix times it are not zero. Those
     // of later chunks have it in their states.
     void mend(const T *S, const T *u, T *y, int64_t channel, int64_t good) const {
-        const int64_t row = good / kDense, rest = good % kDense;
-        T samples[kDense], again[kDense];
-        clear(samples, kDense);
-        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * kDense + t];
+        const int64_t row = good / DENSE, rest = good % DENSE;
+        T samples[DENSE], again[DENSE];
+        clear(samples, DENSE);
+        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * DENSE + t];
         for (int64_t k = 0; k < c; ++k, y += channel) {
             outputs[k].apply(1, S + row * columns(), columns(), samples, again);
-            for (int64_t t = 0; t < rest; ++t) y[row * kDense + t] = again[t];
+            for (int64_t t = 0; t < rest; ++t) y[row * DENSE + t] = again[t];
         }
     }
 
@@ -174,5 +173,4 @@ struct DenseForward {
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -16,8 +16,7 @@
 #include "dplr_chunks.h"
 #include "scan_gradients.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // What gradients go back through chains with.
@@ -28,15 +27,15 @@ struct BackWorkshop {
 
     BackWorkshop(Arena &memory, int64_t np, int64_t rank, bool chunks)
         : work(memory, np, rank, chunks),
-          columns(memory, chunks ? kDense : 0, np),
-          rows(memory, chunks ? kDense + 1 : 0, np),
+          columns(memory, chunks ? DENSE : 0, np),
+          rows(memory, chunks ? DENSE + 1 : 0, np),
           transposed(memory.take<double>(chunks ? 4 * np * np : 0)),
-          of_chain(memory.take<double>(chunks ? kDense * rank : 0)),
-          of_gradients(memory.take<double>(chunks ? kDense * rank : 0)) {}
+          of_chain(memory.take<double>(chunks ? DENSE * rank : 0)),
+          of_gradients(memory.take<double>(chunks ? DENSE * rank : 0)) {}
 };
 
 inline void add_vector(int64_t np, Split from, double factor, Split to) {
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    for (int64_t i = 0; i < np; i += LANES<double>) {
         ComplexVector sum = at(to, i);
         add_times(sum, factor, at(from, i));
         store_at(to, i, sum);
@@ -58,7 +57,7 @@ struct TransitionSums {
     void add_pair(const Transition &of, Split left, Split right, double *room) const {
         double *const of_left = room, *const of_right = room + of.rank;
         of.overlaps(of.G, left, of_left), of.overlaps(of.W, right, of_right);
-        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < of.np; i += LANES<double>) {
             const ComplexVector l = at(left, i), r = at(right, i);
             ComplexVector of_a = at(a, i);
             add_times(of_a, 1, conj_times(r, l));
@@ -73,29 +72,29 @@ struct TransitionSums {
 
     // Takes gradients of the `count` vectors of a chain back to its start, which the first of them then is the whole
     // gradient of.
-    template <bool Transposed>
+    template <bool TRANSPOSED>
     void chain_back(const Transition &of, int64_t count, const Rows &chain, int64_t first, const Rows &gradients,
                     const BackWorkshop &back) const {
         const int64_t rank = of.rank;
         for (int64_t t = count - 2; t >= 0; --t) {
             const Split after = gradients[t + 1], to = gradients[t];
             double *const overlaps = back.of_gradients + t * rank;
-            of.overlaps(Transposed ? of.W : of.G, after, overlaps);
-            for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+            of.overlaps(TRANSPOSED ? of.W : of.G, after, overlaps);
+            for (int64_t i = 0; i < of.np; i += LANES<double>) {
                 ComplexVector sum = at(to, i);
-                add_times(sum, 1, of.applied<!Transposed>(i, at(after, i), overlaps));
+                add_times(sum, 1, of.applied<!TRANSPOSED>(i, at(after, i), overlaps));
                 store_at(to, i, sum);
             }
         }
         for (int64_t t = 0; t + 1 < count; ++t)
-            of.overlaps(Transposed ? of.G : of.W, chain[first + t], back.of_chain + t * rank);
+            of.overlaps(TRANSPOSED ? of.G : of.W, chain[first + t], back.of_chain + t * rank);
         // Of <left, A_bar right>.
-        const Rows &left = Transposed ? chain : gradients, &right = Transposed ? gradients : chain;
-        const int64_t left_first = Transposed ? first : 1, right_first = Transposed ? 1 : first;
-        const double *const of_left = Transposed ? back.of_chain : back.of_gradients, *const of_right =
-                                                                                          Transposed ? back.of_gradients
+        const Rows &left = TRANSPOSED ? chain : gradients, &right = TRANSPOSED ? gradients : chain;
+        const int64_t left_first = TRANSPOSED ? first : 1, right_first = TRANSPOSED ? 1 : first;
+        const double *const of_left = TRANSPOSED ? back.of_chain : back.of_gradients, *const of_right =
+                                                                                          TRANSPOSED ? back.of_gradients
                                                                                                      : back.of_chain;
-        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < of.np; i += LANES<double>) {
             ComplexVector of_a = at(a, i);
             for (int64_t t = 0; t + 1 < count; ++t)
                 add_times(of_a, 1, conj_times(at(right[right_first + t], i), at(left[left_first + t], i)));
@@ -111,27 +110,27 @@ struct TransitionSums {
         }
     }
 
-    // Those of A_bar^kDense, whose gradient is X.
+    // Those of A_bar^DENSE, whose gradient is X.
     void matrix_back(const Transition &of, const double *X, const BackWorkshop &back) const {
         const int64_t np = of.np, N = 2 * np;
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
+        for (int64_t i = 0; i < np; i += LANES<double>) {
             ComplexVector before, power, by_power = {}, of_a = at(a, i);
             last_powers(of, i, before, power);
-            for (int j = 0; j < kLanes<double>; ++j) {
+            for (int j = 0; j < LANES<double>; ++j) {
                 const double *const re = X + (i + j) * N + i + j, *const im = re + np * N;
                 by_power.re[j] = re[0] + im[np], by_power.im[j] = im[0] - re[np];
             }
-            add_times(of_a, double(kDense), conj_times(before, by_power));
+            add_times(of_a, double(DENSE), conj_times(before, by_power));
             store_at(a, i, of_a);
         }
         transpose(N, N, X, N, back.transposed, N);
         const Rows &rows = back.work.rows;
         for (int64_t r = 0; r < of.rank; ++r) {
-            powers(of, of.W[r], -1, kDense, rows);
-            multiply<double>(kDense, N, {N, {rows.data + (kDense - 1) * N, -N, 1}, back.transposed, N},
-                             back.columns.data, N, false);
-            multiply<double>(kDense, N, {N, {back.work.last_column(r), -N, 1}, X, N}, back.rows.data, N, false);
-            chain_back<false>(of, kDense, back.work.columns, r * kDense, back.columns, back);
+            powers(of, of.W[r], -1, DENSE, rows);
+            multiply<double>(DENSE, N, {N, {rows.data + (DENSE - 1) * N, -N, 1}, back.transposed, N}, back.columns.data,
+                             N, false);
+            multiply<double>(DENSE, N, {N, {back.work.last_column(r), -N, 1}, X, N}, back.rows.data, N, false);
+            chain_back<false>(of, DENSE, back.work.columns, r * DENSE, back.columns, back);
             add_vector(np, back.columns[0], 1, G[r]);
             powers_back(of, rows, back.rows);
             add_vector(np, back.rows[0], -1, W[r]);
@@ -141,10 +140,10 @@ struct TransitionSums {
    private:
     // As chain_back, of the powers of conj(a).
     void powers_back(const Transition &of, const Rows &powers, const Rows &gradients) const {
-        for (int64_t i = 0; i < of.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < of.np; i += LANES<double>) {
             const ComplexVector by = at(of.increment, i);
-            ComplexVector of_a = at(a, i), after = at(gradients[kDense - 1], i);
-            for (int64_t t = kDense - 2; t >= 0; --t) {
+            ComplexVector of_a = at(a, i), after = at(gradients[DENSE - 1], i);
+            for (int64_t t = DENSE - 2; t >= 0; --t) {
                 add_times(of_a, 1, conj_times(after, at(powers[t], i)));
                 add_times(after, 1, times(by, after)), add_times(after, 1, at(gradients[t], i));
             }
@@ -157,13 +156,13 @@ template <class T>
 struct DenseBackward {
     DenseForward<T> forward;
     Rows adjoints;  // of the rows of a block
-    T *by_time;     // (2 np, kDense): what G_m adds to grad u
+    T *by_time;     // (2 np, DENSE): what G_m adds to grad u
     T *states;      // (blocks, rows, chunks of a block, 2 np): S of a segment
     T *local;       // (rows, chunks of a block, 2 np): G; may be shared
-    T *by_adjoint;  // (kDense, 2 np): V, and in double that of the blocks before the last
+    T *by_adjoint;  // (DENSE, 2 np): V, and in double that of the blocks before the last
     T *by_matrix;   // (2 np, 2 np): X
     double *V, *X;
-    const OutputProducts<T, kDense> *products;
+    const OutputProducts<T, DENSE> *products;
     TransitionSums sums;
     Split by_B;
     Rows steps;   // (rest + 1): states before and after stepped samples; may be shared
@@ -173,15 +172,15 @@ struct DenseBackward {
                   Rows steps)
         : forward(forward),
           adjoints(memory, scan.together(), np()),
-          by_time(memory.take<T>(chunks(scan) ? columns() * kDense : 0)),
+          by_time(memory.take<T>(chunks(scan) ? columns() * DENSE : 0)),
           states(memory.take<T>(chunks(scan) ? segment * scan.together() * columns() : 0)),
           local(local),
-          by_adjoint(memory.take<T>(chunks(scan) ? columns() * kDense : 0)),
+          by_adjoint(memory.take<T>(chunks(scan) ? columns() * DENSE : 0)),
           by_matrix(memory.take<T>(chunks(scan) ? columns() * columns() : 0)),
-          V(memory.take<double>(chunks(scan) ? columns() * kDense : 0)),
+          V(memory.take<double>(chunks(scan) ? columns() * DENSE : 0)),
           X(memory.take<double>(chunks(scan) ? columns() * columns() : 0)),
-          products(each<OutputProducts<T, kDense>>(
-              memory, scan.c, [&] { return OutputProducts<T, kDense>(memory, np(), chunks(scan)); })),
+          products(each<OutputProducts<T, DENSE>>(
+              memory, scan.c, [&] { return OutputProducts<T, DENSE>(memory, np(), chunks(scan)); })),
           sums(memory, np(), scan.system.rank),
           by_B(memory, np()),
           steps(steps),
@@ -194,54 +193,54 @@ struct DenseBackward {
 
     void set(const Scan<T> &scan, int64_t h) const {
         forward.set(scan, h, true);
-        if (chunks(scan)) transpose(kDense, columns(), forward.inputs, columns(), by_time, kDense);
+        if (chunks(scan)) transpose(DENSE, columns(), forward.inputs, columns(), by_time, DENSE);
     }
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
         forward.set_outputs(scan, h, direction);
         for (int64_t k = 0; k < outputs(); ++k) products[k].reset(np(), chunks(scan));
-        if (chunks(scan)) clear(V, kDense * columns()), clear(X, columns() * columns());
+        if (chunks(scan)) clear(V, DENSE * columns()), clear(X, columns() * columns());
         sums.reset(np(), scan.system.rank), clear(by_B.re, np()), clear(by_B.im, np());
     }
 
     // The products over some chunks, to those before them if there are `more`.
     void add_products(int64_t count, const T *S, const T *G, const T *u, bool more) const {
         const int64_t N = columns();
-        multiply<T>(kDense, N, {count, {u, 1, kDense}, G, N}, by_adjoint, N, more);
+        multiply<T>(DENSE, N, {count, {u, 1, DENSE}, G, N}, by_adjoint, N, more);
         multiply<T>(N, N, {count, {G, 1, N}, S, N}, by_matrix, N, more);
     }
     void add_output_products(int64_t k, int64_t count, const T *S, const T *grad_y, const T *u, bool more) const {
-        const OutputProducts<T, kDense> &of = products[k];
-        multiply<T>(kDense, columns(), {count, {grad_y, 1, kDense}, S, columns()}, of.by_state, columns(), more);
+        const OutputProducts<T, DENSE> &of = products[k];
+        multiply<T>(DENSE, columns(), {count, {grad_y, 1, DENSE}, S, columns()}, of.by_state, columns(), more);
         // Of correlations with earlier samples no more than there are in halves of chunks.
-        constexpr int64_t kHalf = kDense / 2;
-        multiply<T>(kHalf, kHalf, {count, {grad_y, 1, kDense}, u, kDense}, of.by_sample, kDense, more);
-        multiply<T>(kHalf, kDense, {count, {grad_y + kHalf, 1, kDense}, u, kDense}, of.by_sample + kHalf * kDense,
-                    kDense, more);
-        of.by_D[0] += Backward<T>::product(count * kDense, grad_y, u);
+        constexpr int64_t HALF = DENSE / 2;
+        multiply<T>(HALF, HALF, {count, {grad_y, 1, DENSE}, u, DENSE}, of.by_sample, DENSE, more);
+        multiply<T>(HALF, DENSE, {count, {grad_y + HALF, 1, DENSE}, u, DENSE}, of.by_sample + HALF * DENSE, DENSE,
+                    more);
+        of.by_D[0] += Backward<T>::product(count * DENSE, grad_y, u);
     }
 
     void flush_products() const {
         for (int64_t k = 0; k < outputs(); ++k) {
-            Backward<T>::add(products[k].by_state, products[k].W, columns() * kDense);
-            for (int64_t t = 0; t < kDense; ++t)
-                Backward<T>::add(products[k].by_sample + t * kDense, products[k].R + t * kDense, t + 1);
+            Backward<T>::add(products[k].by_state, products[k].W, columns() * DENSE);
+            for (int64_t t = 0; t < DENSE; ++t)
+                Backward<T>::add(products[k].by_sample + t * DENSE, products[k].R + t * DENSE, t + 1);
         }
-        Backward<T>::add(by_adjoint, V, columns() * kDense), Backward<T>::add(by_matrix, X, columns() * columns());
+        Backward<T>::add(by_adjoint, V, columns() * DENSE), Backward<T>::add(by_matrix, X, columns() * columns());
     }
 
     // What outputs of one row add to the gradients of states.
     void take_back(int64_t count, const T *grad_y, int64_t channel, T *out) const {
         for (int64_t k = 0; k < outputs(); ++k) {
             const T *const table = forward.outputs[k].by_time;
-            multiply<T>(count, columns(), {kDense, {grad_y + k * channel, kDense, 1}, table, columns()}, out, columns(),
+            multiply<T>(count, columns(), {DENSE, {grad_y + k * channel, DENSE, 1}, table, columns()}, out, columns(),
                         k > 0);
         }
     }
 
     void put_back(int64_t count, const T *G, const T *grad_y, int64_t channel, T *grad_u) const {
         for (int64_t k = 0; k < outputs(); ++k) {
-            const Product<T> product = {k == 0 ? columns() : 0, {G, columns(), 1}, by_time, kDense};
+            const Product<T> product = {k == 0 ? columns() : 0, {G, columns(), 1}, by_time, DENSE};
             forward.outputs[k].toeplitz.apply_transposed(count, product, grad_y + k * channel, grad_u, k > 0);
         }
     }
@@ -285,27 +284,27 @@ struct DenseBackward {
         const Workshop &work = back.work;
         const int64_t N = columns();
         work.make_columns(step, forward.system.B_bar);
-        for (int64_t t = 0; t < kDense; ++t) copy(V + (kDense - 1 - t) * N, back.columns[t].re);
+        for (int64_t t = 0; t < DENSE; ++t) copy(V + (DENSE - 1 - t) * N, back.columns[t].re);
         for (int64_t k = 0; k < outputs(); ++k) {
-            const OutputProducts<T, kDense> &of = products[k];
+            const OutputProducts<T, DENSE> &of = products[k];
             const Split C = forward.outputs[k].C, by_C = of.by_C;
-            s4_fast::S4_FAST_ISA::copy(np(), C, work.rows[0]);
-            chains<true>(step, 1, kDense + 1 - lag, work.rows, work.room);
+            s4_fast::cpu::S4_FAST_ISA::copy(np(), C, work.rows[0]);
+            chains<true>(step, 1, DENSE + 1 - lag, work.rows, work.room);
             clear(back.rows.data, N);
-            convert(kDense * N, of.W, back.rows[1 - lag].re);
-            double correlations[kDense] = {};
-            for (int64_t t = 0; t < kDense; ++t) {
-                for (int64_t j = 0; j <= t; ++j) correlations[t - j] += of.R[t * kDense + j];
+            convert(DENSE * N, of.W, back.rows[1 - lag].re);
+            double correlations[DENSE] = {};
+            for (int64_t t = 0; t < DENSE; ++t) {
+                for (int64_t j = 0; j <= t; ++j) correlations[t - j] += of.R[t * DENSE + j];
             }
-            for (int64_t d = lag; d < kDense; ++d) {
+            for (int64_t d = lag; d < DENSE; ++d) {
                 const double correlation = correlations[d];
                 add_vector(np(), C, correlation, back.columns[d - lag]);
                 add_vector(np(), work.input(step.rank, d - lag), correlation, back.rows[0]);
             }
-            sums.chain_back<true>(step, kDense + 1 - lag, work.rows, 0, back.rows, back);
+            sums.chain_back<true>(step, DENSE + 1 - lag, work.rows, 0, back.rows, back);
             add_vector(np(), back.rows[0], 1, by_C);
         }
-        sums.chain_back<false>(step, kDense, work.columns, step.rank * kDense, back.columns, back);
+        sums.chain_back<false>(step, DENSE, work.columns, step.rank * DENSE, back.columns, back);
         add_vector(np(), back.columns[0], 1, by_B);
         sums.matrix_back(step, X, back);
     }
@@ -319,5 +318,4 @@ struct DenseBackward {
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

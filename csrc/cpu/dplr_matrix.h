@@ -18,11 +18,10 @@
 #include "multiply.h"
 #include "tables.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
-constexpr int64_t kDense = Scan<float>::kDenseChunk, kDenseBlock = Scan<float>::kDenseBlock;
+constexpr int64_t DENSE = Scan<float>::DENSE_CHUNK, DENSE_BLOCK = Scan<float>::DENSE_BLOCK;
 
 // What tables are made of, one after the other: chains of vectors, as rows, and
 // square matrices.
@@ -33,8 +32,8 @@ struct Workshop {
     double *matrix, *square, *room;
 
     Workshop(Arena &memory, int64_t np, int64_t rank, bool chunks)
-        : columns(memory, chunks ? (rank + 1) * kDense : 0, np),
-          rows(memory, chunks ? kDense + 1 : 0, np),
+        : columns(memory, chunks ? (rank + 1) * DENSE : 0, np),
+          rows(memory, chunks ? DENSE + 1 : 0, np),
           left(memory, chunks ? rank : 0, np),
           right(memory, chunks ? rank : 0, np),
           matrix(memory.take<double>(chunks ? 4 * np * np : 0)),
@@ -43,17 +42,17 @@ struct Workshop {
 
     // The columns, and the last of them.
     void make_columns(const Transition &step, Split B_bar) const {
-        for (int64_t r = 0; r < step.rank; ++r) copy(step.np, step.G[r], columns[r * kDense]);
-        copy(step.np, B_bar, columns[step.rank * kDense]);
-        chains<false>(step, step.rank + 1, kDense, columns, room);
+        for (int64_t r = 0; r < step.rank; ++r) copy(step.np, step.G[r], columns[r * DENSE]);
+        copy(step.np, B_bar, columns[step.rank * DENSE]);
+        chains<false>(step, step.rank + 1, DENSE, columns, room);
     }
-    Split input(int64_t rank, int64_t t) const { return columns[rank * kDense + t]; }
-    const double *last_column(int64_t r) const { return columns[r * kDense + kDense - 1].re; }
+    Split input(int64_t rank, int64_t t) const { return columns[rank * DENSE + t]; }
+    const double *last_column(int64_t r) const { return columns[r * DENSE + DENSE - 1].re; }
 };
 
 // start conj(a)^t for t < count.
 inline void powers(const Transition &step, Split start, double scale, int64_t count, Rows to) {
-    for (int64_t i = 0; i < step.np; i += kLanes<double>) {
+    for (int64_t i = 0; i < step.np; i += LANES<double>) {
         const ComplexVector by = conj(at(step.increment, i));
         ComplexVector power = at(start, i);
         power.re *= scale, power.im *= scale;
@@ -64,11 +63,11 @@ inline void powers(const Transition &step, Split start, double scale, int64_t co
     }
 }
 
-// a^t for t = kDense - 1 and t = kDense.
+// a^t for t = DENSE - 1 and t = DENSE.
 inline void last_powers(const Transition &step, int64_t i, ComplexVector &before, ComplexVector &last) {
     const ComplexVector by = at(step.increment, i);
     last = ComplexVector{DoubleVector{} + 1, DoubleVector{}};
-    for (int64_t t = 0; t < kDense; ++t) before = last, add_times(last, 1, times(by, before));
+    for (int64_t t = 0; t < DENSE; ++t) before = last, add_times(last, 1, times(by, before));
 }
 
 // What state k gives to state j, E and F, in the transpose of M.
@@ -91,15 +90,15 @@ class ChunkMatrix {
    private:
     void make_product() const {
         clear(work_.matrix, N_ * N_);
-        for (int64_t i = 0; i < np_; i += kLanes<double>) {
+        for (int64_t i = 0; i < np_; i += LANES<double>) {
             ComplexVector before, power;
             last_powers(step_, i, before, power);
-            for (int j = 0; j < kLanes<double>; ++j)
+            for (int j = 0; j < LANES<double>; ++j)
                 put_entry(work_.matrix, np_, i + j, i + j, {power.re[j], power.im[j]}, {0, 0});
         }
         for (int64_t r = 0; r < step_.rank; ++r) {
-            powers(step_, step_.W[r], -1, kDense, work_.rows);
-            multiply<double>(N_, N_, {kDense, {work_.rows.data, 1, N_}, work_.last_column(r), -N_}, work_.matrix, N_,
+            powers(step_, step_.W[r], -1, DENSE, work_.rows);
+            multiply<double>(N_, N_, {DENSE, {work_.rows.data, 1, N_}, work_.last_column(r), -N_}, work_.matrix, N_,
                              true);
         }
     }
@@ -108,8 +107,8 @@ class ChunkMatrix {
     bool make_quotients() const {
         for (int64_t r = 0; r < step_.rank; ++r) {
             copy(np_, step_.W[r], work_.left[r]);
-            for (int64_t t = 0; t < kDense; ++t) step_.apply<true>(work_.left[r], work_.left[r], work_.room);
-            step_.apply<false>(work_.columns[r * kDense + kDense - 1], work_.right[r], work_.room);
+            for (int64_t t = 0; t < DENSE; ++t) step_.apply<true>(work_.left[r], work_.left[r], work_.room);
+            step_.apply<false>(work_.columns[r * DENSE + DENSE - 1], work_.right[r], work_.room);
         }
         double size = 0;
         for (int64_t r = 0; r < step_.rank; ++r) {
@@ -121,9 +120,9 @@ class ChunkMatrix {
         IndexVector near = {};
         clear(work_.matrix, N_ * N_);
         for (int64_t k = 0; k < n_; ++k) row(k, least, near);
-        for (int j = 0; j < kLanes<double>; ++j)
+        for (int j = 0; j < LANES<double>; ++j)
             if (near[j]) return false;
-        for (int64_t i = 0; i < np_; i += kLanes<double>) diagonals(i);
+        for (int64_t i = 0; i < np_; i += LANES<double>) diagonals(i);
         return true;
     }
 
@@ -142,10 +141,10 @@ class ChunkMatrix {
     // What state k gives to all others.
     void row(int64_t k, double least, IndexVector &near) const {
         IndexVector lane = {};
-        for (int j = 0; j < kLanes<double>; ++j) lane[j] = j;
+        for (int j = 0; j < LANES<double>; ++j) lane[j] = j;
         const ComplexVector a = all(step_.increment.get(k));
         double *const of_re = work_.matrix + k * N_, *const of_im = of_re + np_ * N_;
-        for (int64_t i = 0; i < np_; i += kLanes<double>) {
+        for (int64_t i = 0; i < np_; i += LANES<double>) {
             const IndexVector index = lane + i, other = (index != k) & (index < n_);
             const ComplexVector b = at(step_.increment, i);
             const DoubleVector re = b.re - a.re, im = b.im - a.im, sum = b.im + a.im;
@@ -176,15 +175,15 @@ class ChunkMatrix {
         last_powers(step_, i, before, E);
         for (int64_t r = 0; r < step_.rank; ++r) {
             ComplexVector of_E = {}, of_F = {};
-            for (int64_t t = 0; t < kDense; ++t) {
-                const ComplexVector g = at(work_.columns[r * kDense + t], i);
+            for (int64_t t = 0; t < DENSE; ++t) {
+                const ComplexVector g = at(work_.columns[r * DENSE + t], i);
                 add_times(of_E, 1, times(by, of_E)), add_times(of_E, 1, g);
                 add_times(of_F, 1, conj_times(by, of_F)), add_times(of_F, 1, g);
             }
             const ComplexVector W = at(step_.W[r], i);
             add_times(E, -0.5, conj_times(W, of_E)), add_times(F, -0.5, times(W, of_F));
         }
-        for (int j = 0; j < kLanes<double>; ++j)
+        for (int j = 0; j < LANES<double>; ++j)
             put_entry(work_.matrix, np_, i + j, i + j, {E.re[j], E.im[j]}, {F.re[j], F.im[j]});
     }
 
@@ -194,5 +193,4 @@ class ChunkMatrix {
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -1,8 +1,7 @@
 // The forward pass of a DPLR system.
 #include "dplr_chunks.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // What a piece of `count` features works with.
@@ -53,11 +52,11 @@ class DenseForwardPiece {
     // The chunks from m on of some rows.
     void block(void *y, const ScanPiece &piece, int64_t b, int64_t rows, int64_t m) {
         const int64_t left = scan_.chunks() - m, count = left < scan_.block() ? left : scan_.block();
-        const int64_t stride = count * 2 * padded(scan_.n), l = m * kDense, h = piece.h;
-        Block<const T> from[Scan<T>::kTogether];
-        Block<T> to[Scan<T>::kTogether];
+        const int64_t stride = count * 2 * padded(scan_.n), l = m * DENSE, h = piece.h;
+        Block<const T> from[Scan<T>::TOGETHER];
+        Block<T> to[Scan<T>::TOGETHER];
         for (int64_t r = 0; r < rows; ++r) {
-            from[r] = u_[r].read(scan_.u, b + r, h, l, count * kDense), to[r] = y_[r].place(y, b + r, h, l);
+            from[r] = u_[r].read(scan_.u, b + r, h, l, count * DENSE), to[r] = y_[r].place(y, b + r, h, l);
         }
         for (int64_t j = 0; j < piece.count; ++j) {
             const DenseForward<T> &feature = features_[j];
@@ -69,7 +68,7 @@ class DenseForwardPiece {
             for (int64_t r = 0; r < rows; ++r)
                 feature.put_out(count, local_ + r * stride, from[r].at(j, 0), to[r].at(j, 0), to[r].channel);
         }
-        for (int64_t r = 0; r < rows; ++r) y_[r].write(y, b + r, h, l, count * kDense);
+        for (int64_t r = 0; r < rows; ++r) y_[r].write(y, b + r, h, l, count * DENSE);
     }
 
     // Asks for the row that comes after row b + r.
@@ -82,7 +81,7 @@ class DenseForwardPiece {
 
     // The samples of row b + r after whole chunks.
     void steps(void *y, const ScanPiece &piece, int64_t b, int64_t r, int direction) {
-        const int64_t whole = scan_.chunks() * kDense, rest = scan_.rest(), h = piece.h;
+        const int64_t whole = scan_.chunks() * DENSE, rest = scan_.rest(), h = piece.h;
         if (rest == 0) return;
         const Block<const T> from = u_[r].read(scan_.u, b + r, h, whole, rest);
         const Block<T> to = y_[r].place(y, b + r, h, whole);
@@ -119,5 +118,4 @@ template int64_t dplr_scan_scratch(const Scan<double> &, int64_t);
 template void dplr_scan(const Scan<float> &, void *, float *, const ScanPiece &, char *);
 template void dplr_scan(const Scan<double> &, void *, double *, const ScanPiece &, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -1,15 +1,14 @@
 // The backward pass of a DPLR system over the rows of a piece.
 #include "dplr_gradients.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // Bytes of the states that the backward pass keeps. They are as many as the samples where a chunk is as long as a state
 // is large, and making them a second time costs a quarter of the pass.
-constexpr int64_t kSegmentBytes = 1 << 23;
+constexpr int64_t SEGMENT_BYTES = 1 << 23;
 // Rows of chunks whose products are summed in T before they are added up in double.
-constexpr int64_t kSummed = 8 * kDenseBlock;
+constexpr int64_t SUMMED = 8 * DENSE_BLOCK;
 
 // What a piece of `count` features works with.
 template <class T>
@@ -58,7 +57,7 @@ class DenseBackwardPiece {
    private:
     static int64_t chunks_of_segment(const Scan<T> &scan, int64_t count) {
         const int64_t block = scan.block(), bytes = count * scan.together() * 2 * padded(scan.n) * int64_t(sizeof(T));
-        const int64_t fitting = kSegmentBytes / bytes, most = fitting < block ? block : fitting / block * block;
+        const int64_t fitting = SEGMENT_BYTES / bytes, most = fitting < block ? block : fitting / block * block;
         return scan.chunks() < 1 ? 1 : scan.chunks() < most ? scan.chunks() : most;
     }
 
@@ -106,9 +105,9 @@ class DenseBackwardPiece {
         for (int64_t first = start(s); first < start(s + 1); first += f_.block()) {
             const int64_t left = start(s + 1) - first, count = left < f_.block() ? left : f_.block();
             const int64_t N = 2 * padded(f_.n), stride = count * N;
-            Block<const T> samples[Scan<T>::kTogether];
+            Block<const T> samples[Scan<T>::TOGETHER];
             for (int64_t r = 0; r < rows; ++r)
-                samples[r] = u_[r].read(f_.u, b + r, piece.h, first * kDense, count * kDense);
+                samples[r] = u_[r].read(f_.u, b + r, piece.h, first * DENSE, count * DENSE);
             for (int64_t j = 0; j < piece.count; ++j) {
                 const DenseBackward<T> &of = features_[j];
                 T *const to = keep ? of.states + (first - start(s)) * f_.together() * N : local_;
@@ -120,7 +119,7 @@ class DenseBackwardPiece {
 
     // The samples of row b + r after whole chunks, there and back.
     void steps(const ScanPiece &piece, int64_t b, int64_t r, int direction) {
-        const int64_t whole = f_.chunks() * kDense, count = f_.rest(), h = piece.h;
+        const int64_t whole = f_.chunks() * DENSE, count = f_.rest(), h = piece.h;
         if (count == 0) return;
         const Block<const T> input = u_[r].read(f_.u, b + r, h, whole, count);
         const Block<const T> dy = grad_y_[r].read(scan_.grad_y, b + r, h, whole, count);
@@ -137,9 +136,9 @@ class DenseBackwardPiece {
         const int64_t h = piece.h, chunks = start(s + 1) - start(s), N = 2 * padded(f_.n);
         for (int64_t first = (chunks - 1) / f_.block() * f_.block(); first >= 0; first -= f_.block()) {
             const int64_t count = chunks - first < f_.block() ? chunks - first : f_.block();
-            const int64_t l = (start(s) + first) * kDense, length = count * kDense, stride = count * N;
-            Block<const T> dy[Scan<T>::kTogether], input[Scan<T>::kTogether];
-            Block<T> du[Scan<T>::kTogether];
+            const int64_t l = (start(s) + first) * DENSE, length = count * DENSE, stride = count * N;
+            Block<const T> dy[Scan<T>::TOGETHER], input[Scan<T>::TOGETHER];
+            Block<T> du[Scan<T>::TOGETHER];
             for (int64_t r = 0; r < rows; ++r) {
                 dy[r] = grad_y_[r].read(scan_.grad_y, b + r, h, l, length);
                 input[r] = scan_.parameters ? u_[r].read(f_.u, b + r, h, l, length) : dy[r];
@@ -163,12 +162,12 @@ class DenseBackwardPiece {
             }
             for (int64_t r = 0; r < rows && scan_.grad_u; ++r) grad_u_[r].write(scan_.grad_u, b + r, h, l, length);
             summed_ += rows * count;
-            if (scan_.parameters && summed_ >= kSummed) flush_products(piece);
+            if (scan_.parameters && summed_ >= SUMMED) flush_products(piece);
         }
     }
 
     static T *make_gathered(Arena &memory, const Scan<T> &scan) {
-        return memory.take<T>(scan.chunks() > 0 && scan.together() > 1 ? kDenseBlock * kDense : 0);
+        return memory.take<T>(scan.chunks() > 0 && scan.together() > 1 ? DENSE_BLOCK * DENSE : 0);
     }
 
     // Samples of all rows one after another, for products as deep as all of their chunks.
@@ -190,7 +189,7 @@ class DenseBackwardPiece {
         const auto put = [&](int64_t place, Split value, double factor, bool add) {
             for (int64_t i = 0; i < n; ++i) {
                 const Complex before = add ? get(sums + place, i) : Complex{0, 0};
-                s4_fast::S4_FAST_ISA::put(sums + place, i, before + factor * value.get(i));
+                s4_fast::cpu::S4_FAST_ISA::put(sums + place, i, before + factor * value.get(i));
             }
         };
         for (int64_t k = 0; k < f_.c; ++k) {
@@ -237,5 +236,4 @@ template int64_t dplr_scan_backward_scratch(const ScanBackward<double> &, int64_
 template void dplr_scan_backward(const ScanBackward<float> &, const ScanPiece &, double *, int64_t, char *);
 template void dplr_scan_backward(const ScanBackward<double> &, const ScanPiece &, double *, int64_t, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

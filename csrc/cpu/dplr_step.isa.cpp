@@ -3,37 +3,35 @@
 #include "dplr.h"
 #include "interleaved.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
-// Adds to every lane the one `Width` further on.
-template <class T, int Width, int... I>
+// Adds to every lane the one `WIDTH` further on.
+template <class T, int WIDTH, int... I>
 S4_FAST_INLINE Vector<T> folded(Vector<T> x, std::integer_sequence<int, I...>) {
-    return x + shuffle<T>(x, x, std::integer_sequence<int, (I + Width) % int(sizeof...(I))...>{});
+    return x + shuffle<T>(x, x, std::integer_sequence<int, (I + WIDTH) % int(sizeof...(I))...>{});
 }
 
 // The sum of the even lanes less that of the odd ones.
-template <class T, int Width = kLanes<T> / 2>
+template <class T, int WIDTH = LANES<T> / 2>
 S4_FAST_INLINE T alternating_sum(Vector<T> x) {
-    if constexpr (Width < 2)
+    if constexpr (WIDTH < 2)
         return x[0] - x[1];
     else
-        return alternating_sum<T, Width / 2>(folded<T, Width>(x, std::make_integer_sequence<int, kLanes<T>>{}));
+        return alternating_sum<T, WIDTH / 2>(folded<T, WIDTH>(x, std::make_integer_sequence<int, LANES<T>>{}));
 }
 
 // 2 Re sum_n a b, for n complex numbers.
 template <class T>
 S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
-    constexpr int count = kLanes<T>;
     Vector<T> first = {}, second = {};
     int64_t i = 0;
-    for (; i + 2 * count <= 2 * n; i += 2 * count) {
+    for (; i + 2 * LANES<T> <= 2 * n; i += 2 * LANES<T>) {
         first += load(a + i) * load(b + i);
-        second += load(a + i + count) * load(b + i + count);
+        second += load(a + i + LANES<T>) * load(b + i + LANES<T>);
     }
     T sum = 0;
-    for (; i + count <= 2 * n; i += count) first += load(a + i) * load(b + i);
+    for (; i + LANES<T> <= 2 * n; i += LANES<T>) first += load(a + i) * load(b + i);
     first += second;
     for (; i < 2 * n; i += 2) sum += a[i] * b[i] - a[i + 1] * b[i + 1];
     return 2 * (sum + alternating_sum<T>(first));
@@ -44,9 +42,8 @@ S4_FAST_INLINE T overlap(const T *a, const T *b, int64_t n) {
 template <class T>
 S4_FAST_INLINE void advance(const T *s, const double *increment, const T *G, int64_t rank, int64_t stride,
                             const double *overlaps, const T *B, double u, int64_t n, T *next) {
-    constexpr int count = kLanes<double>;
     int64_t i = 0;
-    for (; i + count <= 2 * n; i += count) {
+    for (; i + LANES<double> <= 2 * n; i += LANES<double>) {
         const DoubleVector x = load_double(s + i);
         DoubleVector change = product(load(increment + i), x);
         change += u * load_double(B + i);
@@ -89,5 +86,4 @@ void dplr_step(const DplrStep<T> &step, int64_t first, int64_t last) {
 template void dplr_step(const DplrStep<float> &, int64_t, int64_t);
 template void dplr_step(const DplrStep<double> &, int64_t, int64_t);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

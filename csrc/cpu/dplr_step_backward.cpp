@@ -4,7 +4,7 @@
 #include "memory.h"
 #include "parallel.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -32,9 +32,9 @@ int dplr_step_backward(const DplrStepBackward<T> &of, int64_t threads) {
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_dplr_step_backward(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H,
                                               int64_t n, const void *grad_y, const void *grad_next, const void *u,

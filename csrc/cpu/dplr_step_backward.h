@@ -6,7 +6,7 @@
 #include "feature_groups.h"
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 struct DplrStepSizes {
     int64_t batch, c, rank, H, n;
@@ -33,4 +33,4 @@ S4_FAST_DECLARE_FOR_ISAS(
     void dplr_step_backward(const DplrStepBackward<T> &of, int64_t first, int64_t last, char *scratch);)
 // clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

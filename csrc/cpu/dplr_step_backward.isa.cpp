@@ -9,8 +9,7 @@
 #include "arena.h"
 #include "interleaved.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // The sums over the batch for the features of one call, and what one row needs. A feature has `stride` numbers per
@@ -171,5 +170,4 @@ void dplr_step_backward(const DplrStepBackward<T> &of, int64_t first, int64_t la
 template void dplr_step_backward(const DplrStepBackward<float> &, int64_t, int64_t, char *);
 template void dplr_step_backward(const DplrStepBackward<double> &, int64_t, int64_t, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

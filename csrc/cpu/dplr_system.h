@@ -8,8 +8,7 @@
 
 #include "scan_steps.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 inline ComplexVector conj(ComplexVector a) { return {a.re, -a.im}; }
@@ -32,20 +31,20 @@ struct Transition {
     }
 
     // The vector i of A_bar s, or of A_bar^T s, for overlaps with W, or with G.
-    template <bool Transposed>
+    template <bool TRANSPOSED>
     inline ComplexVector applied(int64_t i, ComplexVector s, const double *overlaps) const {
         const ComplexVector by = at(increment, i);
-        const ComplexVector change = Transposed ? conj_times(by, s) : times(by, s);
+        const ComplexVector change = TRANSPOSED ? conj_times(by, s) : times(by, s);
         ComplexVector next = {s.re + change.re, s.im + change.im};
-        for (int64_t r = 0; r < rank; ++r) add_times(next, -overlaps[r], at((Transposed ? W : G)[r], i));
+        for (int64_t r = 0; r < rank; ++r) add_times(next, -overlaps[r], at((TRANSPOSED ? W : G)[r], i));
         return next;
     }
 
     // to = A_bar s, or A_bar^T s; in place too. `room` is for `rank` numbers.
-    template <bool Transposed>
+    template <bool TRANSPOSED>
     void apply(Split s, Split to, double *room) const {
-        overlaps(Transposed ? G : W, s, room);
-        for (int64_t i = 0; i < np; i += kLanes<double>) store_at(to, i, applied<Transposed>(i, at(s, i), room));
+        overlaps(TRANSPOSED ? G : W, s, room);
+        for (int64_t i = 0; i < np; i += LANES<double>) store_at(to, i, applied<TRANSPOSED>(i, at(s, i), room));
     }
 };
 
@@ -109,7 +108,7 @@ struct DplrSystem {
     void set(const System<T> &s, int64_t of) const {
         read_system(s, of, n, np, h, lambda, B);
         for (int64_t r = 0; r < rank; ++r) P[r].set(s.P + 2 * (r * s.copies + of % s.copies) * n, n, np);
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
+        for (int64_t i = 0; i < np; i += LANES<double>) {
             const DoubleVector half = 0.5 * load(h + i);
             const ComplexVector by = at(lambda, i), z = {half * by.re, half * by.im};
             const ComplexVector inverse = reciprocal({1 - z.re, -z.im}), change = times(z, inverse);
@@ -128,7 +127,7 @@ struct DplrSystem {
             w[i] = 0;
             for (int64_t j = 0; j < rank; ++j) w[i] += K[i * rank + j] * x[j];
         }
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
+        for (int64_t i = 0; i < np; i += LANES<double>) {
             ComplexVector input = at(b, i);
             for (int64_t r = 0; r < rank; ++r) {
                 add_times(input, -w[r], at(step.G[r], i));
@@ -149,18 +148,17 @@ struct DplrSystem {
 
 // s_{t+1} = A_bar s_t, or A_bar^T s_t, for t + 1 < count, from the s_0 of some chains, which are `count` rows apart:
 // side by side, so that one need not wait for its last step.
-template <bool Transposed>
+template <bool TRANSPOSED>
 void chains(const Transition &step, int64_t many, int64_t count, const Rows &of, double *room) {
     for (int64_t t = 0; t + 1 < count; ++t) {
         for (int64_t first = t; first < many * count; first += count)
-            step.apply<Transposed>(of[first], of[first + 1], room);
+            step.apply<TRANSPOSED>(of[first], of[first + 1], room);
     }
 }
 
 inline void copy(int64_t np, Split from, Split to) {
-    for (int64_t i = 0; i < np; i += kLanes<double>) store_at(to, i, at(from, i));
+    for (int64_t i = 0; i < np; i += LANES<double>) store_at(to, i, at(from, i));
 }
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -17,8 +17,7 @@
 #include "powers.h"
 #include "tables.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // A vector of complex numbers; in memory, the real parts before the imaginary ones.
@@ -28,16 +27,16 @@ struct Pair {
 };
 
 template <class T>
-constexpr int64_t kPair = 2 * kLanes<T>;
+constexpr int64_t PAIR = 2 * LANES<T>;
 
 template <class T>
 S4_FAST_INLINE Pair<T> load_pair(const T *from) {
-    return {load(from), load(from + kLanes<T>)};
+    return {load(from), load(from + LANES<T>)};
 }
 
 template <class T>
 S4_FAST_INLINE void store_pair(T *to, Pair<T> z) {
-    store(to, z.re), store(to + kLanes<T>, z.im);
+    store(to, z.re), store(to + LANES<T>, z.im);
 }
 
 template <class T, class S>
@@ -69,7 +68,7 @@ S4_FAST_INLINE Pair<T> minus_i(Pair<T> a, Pair<T> b) {
 }
 
 template <class T>
-constexpr T kHalfRootOfThree = T(0.86602540378443864676);
+constexpr T HALF_ROOT_OF_THREE = T(0.86602540378443864676);
 
 // The residues of one level, s holding s, s^2, .. as pairs.
 template <int R, class T, class S>
@@ -82,7 +81,7 @@ S4_FAST_INLINE void split(Pair<T> (&a)[R], const S (&s)[2 * R - 2]) {
     } else if constexpr (R == 3) {
         const Pair<T> sum = a[1] + a[2], difference = a[1] - a[2];
         const Pair<T> middle = {a[0].re - T(0.5) * sum.re, a[0].im - T(0.5) * sum.im};
-        const Pair<T> side = {kHalfRootOfThree<T> * difference.re, kHalfRootOfThree<T> * difference.im};
+        const Pair<T> side = {HALF_ROOT_OF_THREE<T> * difference.re, HALF_ROOT_OF_THREE<T> * difference.im};
         a[0] = a[0] + sum, a[1] = plus_i(middle, side), a[2] = minus_i(middle, side);
     } else {
         const Pair<T> even = a[0] + a[2], odd = a[1] + a[3], even_rest = a[0] - a[2], odd_rest = a[1] - a[3];
@@ -100,7 +99,7 @@ S4_FAST_INLINE void join(Pair<T> (&a)[R], const S (&s)[2 * R - 2]) {
     } else if constexpr (R == 3) {
         const Pair<T> sum = a[1] + a[2], difference = a[1] - a[2];
         const Pair<T> middle = {a[0].re - T(0.5) * sum.re, a[0].im - T(0.5) * sum.im};
-        const Pair<T> side = {kHalfRootOfThree<T> * difference.re, kHalfRootOfThree<T> * difference.im};
+        const Pair<T> side = {HALF_ROOT_OF_THREE<T> * difference.re, HALF_ROOT_OF_THREE<T> * difference.im};
         a[0] = a[0] + sum, a[1] = minus_i(middle, side), a[2] = plus_i(middle, side);
     } else {
         const Pair<T> even = a[0] + a[2], odd = a[1] + a[3], even_rest = a[0] - a[2], odd_rest = a[1] - a[3];
@@ -112,18 +111,18 @@ S4_FAST_INLINE void join(Pair<T> (&a)[R], const S (&s)[2 * R - 2]) {
 }
 
 // A level, or its inverse, on `nodes` blocks of R parts of `length` vectors each.
-template <int R, bool inverse, class T>
+template <int R, bool INVERSE, class T>
 void pass(int64_t nodes, int64_t length, const T *factors, T *data) {
-    const int64_t step = length * kPair<T>;
+    const int64_t step = length * PAIR<T>;
     for (int64_t node = 0; node < nodes; ++node, factors += 2 * R - 2, data += R * step) {
         T s[2 * R - 2];
 #pragma GCC unroll 6
         for (int i = 0; i < 2 * R - 2; ++i) s[i] = factors[i];
-        for (T *at = data; at < data + step; at += kPair<T>) {
+        for (T *at = data; at < data + step; at += PAIR<T>) {
             Pair<T> a[R];
 #pragma GCC unroll 4
             for (int k = 0; k < R; ++k) a[k] = load_pair(at + k * step);
-            inverse ? join(a, s) : split(a, s);
+            INVERSE ? join(a, s) : split(a, s);
 #pragma GCC unroll 4
             for (int k = 0; k < R; ++k) store_pair(at + k * step, a[k]);
         }
@@ -132,51 +131,51 @@ void pass(int64_t nodes, int64_t length, const T *factors, T *data) {
 
 // Blocks of one vector, as many as a vector has lanes, turned: a lane is then a block, and has factors of its own.
 // `Nodes` blocks of `Length` vectors are left to split; sink(i, z) takes the values of position i.
-template <int Nodes, int Length, class T, class Sink>
+template <int NODES, int LENGTH, class T, class Sink>
 S4_FAST_INLINE void split_square(T *square, const T *factors, Sink sink) {
-    constexpr int R = Length < 4 ? Length : 4, kPart = Length / R;
+    constexpr int R = LENGTH < 4 ? LENGTH : 4, PART = LENGTH / R;
 #pragma GCC unroll 4
-    for (int node = 0; node < Nodes; ++node, factors += (2 * R - 2) * kLanes<T>) {
+    for (int node = 0; node < NODES; ++node, factors += (2 * R - 2) * LANES<T>) {
         Vector<T> s[2 * R - 2];
 #pragma GCC unroll 6
-        for (int i = 0; i < 2 * R - 2; ++i) s[i] = load(factors + i * kLanes<T>);
+        for (int i = 0; i < 2 * R - 2; ++i) s[i] = load(factors + i * LANES<T>);
 #pragma GCC unroll 4
-        for (int q = 0; q < kPart; ++q) {
-            const int64_t first = node * Length + q;
+        for (int q = 0; q < PART; ++q) {
+            const int64_t first = node * LENGTH + q;
             Pair<T> a[R];
 #pragma GCC unroll 4
-            for (int k = 0; k < R; ++k) a[k] = load_pair(square + (first + k * kPart) * kPair<T>);
+            for (int k = 0; k < R; ++k) a[k] = load_pair(square + (first + k * PART) * PAIR<T>);
             split(a, s);
 #pragma GCC unroll 4
             for (int k = 0; k < R; ++k) {
-                if constexpr (kPart == 1) {
-                    sink((first + k) * kPair<T>, a[k]);
+                if constexpr (PART == 1) {
+                    sink((first + k) * PAIR<T>, a[k]);
                 } else {
-                    store_pair(square + (first + k * kPart) * kPair<T>, a[k]);
+                    store_pair(square + (first + k * PART) * PAIR<T>, a[k]);
                 }
             }
         }
     }
-    if constexpr (kPart > 1) split_square<Nodes * R, kPart>(square, factors, sink);
+    if constexpr (PART > 1) split_square<NODES * R, PART>(square, factors, sink);
 }
 
-template <int Nodes, int Length, class T, class Source>
+template <int NODES, int LENGTH, class T, class Source>
 S4_FAST_INLINE void join_square(T *square, const T *factors, Source source) {
-    constexpr int R = Length < 4 ? Length : 4, kPart = Length / R;
-    if constexpr (kPart > 1) join_square<Nodes * R, kPart>(square, factors + Nodes * (2 * R - 2) * kLanes<T>, source);
+    constexpr int R = LENGTH < 4 ? LENGTH : 4, PART = LENGTH / R;
+    if constexpr (PART > 1) join_square<NODES * R, PART>(square, factors + NODES * (2 * R - 2) * LANES<T>, source);
 #pragma GCC unroll 4
-    for (int node = 0; node < Nodes; ++node, factors += (2 * R - 2) * kLanes<T>) {
+    for (int node = 0; node < NODES; ++node, factors += (2 * R - 2) * LANES<T>) {
         Vector<T> s[2 * R - 2];
 #pragma GCC unroll 6
-        for (int i = 0; i < 2 * R - 2; ++i) s[i] = load(factors + i * kLanes<T>);
+        for (int i = 0; i < 2 * R - 2; ++i) s[i] = load(factors + i * LANES<T>);
 #pragma GCC unroll 4
-        for (int q = 0; q < kPart; ++q) {
-            const int64_t first = node * Length + q;
+        for (int q = 0; q < PART; ++q) {
+            const int64_t first = node * LENGTH + q;
             Pair<T> a[R];
 #pragma GCC unroll 4
             for (int k = 0; k < R; ++k) {
-                const int64_t at = (first + k * kPart) * kPair<T>;
-                if constexpr (kPart == 1) {
+                const int64_t at = (first + k * PART) * PAIR<T>;
+                if constexpr (PART == 1) {
                     a[k] = source(at);
                 } else {
                     a[k] = load_pair(square + at);
@@ -184,7 +183,7 @@ S4_FAST_INLINE void join_square(T *square, const T *factors, Source source) {
             }
             join(a, s);
 #pragma GCC unroll 4
-            for (int k = 0; k < R; ++k) store_pair(square + (first + k * kPart) * kPair<T>, a[k]);
+            for (int k = 0; k < R; ++k) store_pair(square + (first + k * PART) * PAIR<T>, a[k]);
         }
     }
 }
@@ -192,43 +191,43 @@ S4_FAST_INLINE void join_square(T *square, const T *factors, Source source) {
 template <class T>
 void turn_square(T *square) {
 #pragma GCC unroll 2
-    for (int part = 0; part < 2; ++part, square += kLanes<T>) {
-        Vector<T> rows[kLanes<T>];
+    for (int part = 0; part < 2; ++part, square += LANES<T>) {
+        Vector<T> rows[LANES<T>];
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes<T>; ++i) rows[i] = load(square + i * kPair<T>);
+        for (int i = 0; i < LANES<T>; ++i) rows[i] = load(square + i * PAIR<T>);
         transpose_square<T>(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes<T>; ++i) store(square + i * kPair<T>, rows[i]);
+        for (int i = 0; i < LANES<T>; ++i) store(square + i * PAIR<T>, rows[i]);
     }
 }
 
-// The transform of rows of N complex numbers, which are N / kLanes pairs of vectors.
+// The transform of rows of N complex numbers, which are N / LANES pairs of vectors.
 template <class T>
 class Transform {
    public:
     // The smallest N there is that is at least `least`.
     static int64_t size(int64_t least) {
-        int64_t two = kSquare, three = 3 * kSquare;
+        int64_t two = SQUARE, three = 3 * SQUARE;
         while (two < least) two *= 2;
         while (three < least) three *= 2;
         return two < three ? two : three;
     }
 
     Transform(Arena &memory, int64_t N) : N_(N) {
-        int64_t length = N / kLanes<T>;
+        int64_t length = N / LANES<T>;
         for (levels_ = 0; length > 1; ++levels_) {
             // The odd factors first: what is left is a power of 4 above a square.
             const int64_t radix = length % 3 == 0 ? 3 : is_power_of_four(length) ? 4 : 2;
             radix_[levels_] = radix, length /= radix, length_[levels_] = length;
-            factors_[levels_] = memory.take<T>(N / kLanes<T> / (length * radix) * (2 * radix - 2));
+            factors_[levels_] = memory.take<T>(N / LANES<T> / (length * radix) * (2 * radix - 2));
         }
-        squares_ = memory.take<T>(N / kSquare * kSquareFactors);
+        squares_ = memory.take<T>(N / SQUARE * SQUARE_FACTORS);
         roots_ = memory.take<Complex>(N / 2);
     }
 
     // Fills the tables, for every transform that was made on the same memory.
     void set() const {
-        int64_t radices[kMost], nodes = 1;
+        int64_t radices[MOST], nodes = 1;
         for (int l = 0; l < levels_; ++l, nodes *= radices[l - 1]) {
             radices[l] = radix_[l];
             fill_roots(radices, l);
@@ -237,14 +236,14 @@ class Transform {
             }
         }
         int64_t of_block = 1, offset = 0, l = levels_;
-        for (int64_t length = kLanes<T>; length > 1; length = kLanes<T> / of_block, ++l) {
-            const int64_t radix = length < 4 ? length : 4, size = (2 * radix - 2) * kLanes<T>;
+        for (int64_t length = LANES<T>; length > 1; length = LANES<T> / of_block, ++l) {
+            const int64_t radix = length < 4 ? length : 4, size = (2 * radix - 2) * LANES<T>;
             radices[l] = radix;
             fill_roots(radices, l);
             for (int64_t block = 0; block < nodes; ++block) {
-                T *const to = squares_ + block / kLanes<T> * kSquareFactors + offset + block % kLanes<T>;
+                T *const to = squares_ + block / LANES<T> * SQUARE_FACTORS + offset + block % LANES<T>;
                 for (int64_t node = 0; node < of_block; ++node) {
-                    write_powers(roots_[block * of_block + node], radix, to + node * size, kLanes<T>);
+                    write_powers(roots_[block * of_block + node], radix, to + node * size, LANES<T>);
                 }
             }
             offset += of_block * size, of_block *= radix;
@@ -264,11 +263,11 @@ class Transform {
     }
 
    private:
-    static constexpr int64_t kSquare = int64_t(kLanes<T>) * kLanes<T>, kMost = 64;
+    static constexpr int64_t SQUARE = int64_t(LANES<T>) * LANES<T>, MOST = 64;
     // Every block of a square has one factor per node, and one power of it per part but the first.
-    static constexpr int64_t kSquareFactors = 2 * (kLanes<T> - 1) * kLanes<T>;
+    static constexpr int64_t SQUARE_FACTORS = 2 * (LANES<T> - 1) * LANES<T>;
     // Vectors of a block that stays in the first cache, with as much of another row.
-    static constexpr int64_t kNear = (1 << 14) / (2 * kVectorBytes);
+    static constexpr int64_t NEAR = (1 << 14) / (2 * VECTOR_BYTES);
 
     static bool is_power_of_four(int64_t n) {
         while (n % 4 == 0) n /= 4;
@@ -277,14 +276,14 @@ class Transform {
 
     // The s of the nodes of level l.
     void fill_roots(const int64_t *radices, int64_t l) const {
-        constexpr double kTurn = 6.28318530717958647693;
+        constexpr double TURN = 6.28318530717958647693;
         double span = 1;
         for (int64_t i = 0; i <= l; ++i) span *= double(radices[i]);
-        roots_[0] = {::cos(kTurn / 4 / span), ::sin(kTurn / 4 / span)};
+        roots_[0] = {::cos(TURN / 4 / span), ::sin(TURN / 4 / span)};
         for (int64_t i = 0, count = 1; i < l; count *= radices[i], ++i) {
             Complex turns[4];
             for (int64_t k = 0; k < radices[i]; ++k)
-                turns[k] = {::cos(kTurn * double(k) / span), ::sin(kTurn * double(k) / span)};
+                turns[k] = {::cos(TURN * double(k) / span), ::sin(TURN * double(k) / span)};
             for (int64_t j = count - 1; j >= 0; --j) {
                 const Complex root = roots_[j];
                 for (int64_t k = 0; k < radices[i]; ++k) roots_[j * radices[i] + k] = root * turns[k];
@@ -301,67 +300,66 @@ class Transform {
     }
 
     // The level on blocks from `node` on.
-    template <bool inverse>
+    template <bool INVERSE>
     void level(int l, int64_t node, int64_t nodes, T *data) const {
         const int64_t radix = radix_[l], length = length_[l];
         const T *const factors = factors_[l] + node * (2 * radix - 2);
-        if (radix == 4) return pass<4, inverse>(nodes, length, factors, data);
-        if (radix == 3) return pass<3, inverse>(nodes, length, factors, data);
-        pass<2, inverse>(nodes, length, factors, data);
+        if (radix == 4) return pass<4, INVERSE>(nodes, length, factors, data);
+        if (radix == 3) return pass<3, INVERSE>(nodes, length, factors, data);
+        pass<2, INVERSE>(nodes, length, factors, data);
     }
 
     // A block of level l is split to the end before its neighbour: its parts are still near.
     template <class Sink>
     void split_from(int l, int64_t node, T *row, Sink &sink) const {
         const int64_t length = block(l), first = node * length;
-        T *const data = row + first * kPair<T>;
-        if (length > kNear) {
+        T *const data = row + first * PAIR<T>;
+        if (length > NEAR) {
             level<false>(l, node, 1, data);
             for (int64_t k = 0; k < radix_[l]; ++k) split_from(l + 1, node * radix_[l] + k, row, sink);
             return;
         }
         for (; l < levels_; ++l) level<false>(l, first / block(l), length / block(l), data);
-        for (int64_t i = 0; i < length; i += kLanes<T>) {
-            T *const square = data + i * kPair<T>;
+        for (int64_t i = 0; i < length; i += LANES<T>) {
+            T *const square = data + i * PAIR<T>;
             const int64_t offset = square - row;
             turn_square(square);
-            split_square<1, kLanes<T>>(square, factors_of(first + i),
-                                       [&](int64_t at, Pair<T> z) { sink(offset + at, z); });
+            split_square<1, LANES<T>>(square, factors_of(first + i),
+                                      [&](int64_t at, Pair<T> z) { sink(offset + at, z); });
         }
     }
 
     template <class Source>
     void join_to(int l, int64_t node, T *row, Source &source) const {
         const int64_t length = block(l), first = node * length;
-        T *const data = row + first * kPair<T>;
-        if (length > kNear) {
+        T *const data = row + first * PAIR<T>;
+        if (length > NEAR) {
             for (int64_t k = 0; k < radix_[l]; ++k) join_to(l + 1, node * radix_[l] + k, row, source);
             level<true>(l, node, 1, data);
             return;
         }
-        for (int64_t i = 0; i < length; i += kLanes<T>) {
-            T *const square = data + i * kPair<T>;
+        for (int64_t i = 0; i < length; i += LANES<T>) {
+            T *const square = data + i * PAIR<T>;
             const int64_t offset = square - row;
-            join_square<1, kLanes<T>>(square, factors_of(first + i), [&](int64_t at) { return source(offset + at); });
+            join_square<1, LANES<T>>(square, factors_of(first + i), [&](int64_t at) { return source(offset + at); });
             turn_square(square);
         }
         for (int up = levels_ - 1; up >= l; --up) level<true>(up, first / block(up), length / block(up), data);
     }
 
     // Vectors of a block of level l.
-    int64_t block(int l) const { return l == 0 ? N_ / kLanes<T> : length_[l - 1]; }
+    int64_t block(int l) const { return l == 0 ? N_ / LANES<T> : length_[l - 1]; }
 
     // Of the square that begins with a vector of the row.
-    const T *factors_of(int64_t vector) const { return squares_ + vector / kLanes<T> * kSquareFactors; }
+    const T *factors_of(int64_t vector) const { return squares_ + vector / LANES<T> * SQUARE_FACTORS; }
 
     int64_t N_;
     int levels_;
-    int64_t radix_[kMost], length_[kMost];
-    T *factors_[kMost];
+    int64_t radix_[MOST], length_[MOST];
+    T *factors_[MOST];
     T *squares_;
     Complex *roots_;
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -6,7 +6,7 @@
 #include "parallel.h"
 #include "pieces.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -58,8 +58,8 @@ class Workers {
    private:
     // Threads that are worth waking.
     int64_t worth(int64_t threads) const {
-        constexpr int64_t kWork = 1 << 15;
-        return threads_worth(threads, conv_.batch * conv_.c * conv_.H * conv_.L, kWork);
+        constexpr int64_t WORK = 1 << 15;
+        return threads_worth(threads, conv_.batch * conv_.c * conv_.H * conv_.L, WORK);
     }
 
     const Problem &problem_;
@@ -115,9 +115,9 @@ int run_backward(const ConvBackward<T> &problem, T *grad_k, T *grad_D, int64_t t
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_fft_conv(int64_t dtype, int64_t batch, int64_t c, int64_t H, int64_t L, int64_t Lk,
                                     const void *u, const void *k, const void *D, void *y, int64_t threads) {

@@ -6,7 +6,7 @@
 
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // As in s4_fast.h; what may be absent is null.
 template <class T>
@@ -47,10 +47,13 @@ struct ConvPiece {
 
 // Bytes of the tables that all workers of a call read, and what fills them; bytes of a worker's scratch memory, and its
 // work.
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t conv_table_bytes(const Conv<T> &conv);
-                         template <class T> void conv_tables(const Conv<T> &conv, char *tables);
-                         template <class Problem> int64_t conv_scratch(const Problem &problem);
-                         template <class Problem, class T>
-                         void conv(const Problem &problem, const ConvPiece<T> &piece, char *tables, char *scratch);)
+// clang-format off
+S4_FAST_DECLARE_FOR_ISAS(
+    template <class T> int64_t conv_table_bytes(const Conv<T> &conv);
+    template <class T> void conv_tables(const Conv<T> &conv, char *tables);
+    template <class Problem> int64_t conv_scratch(const Problem &problem);
+    template <class Problem, class T>
+    void conv(const Problem &problem, const ConvPiece<T> &piece, char *tables, char *scratch);)
+// clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

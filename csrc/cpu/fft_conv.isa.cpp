@@ -5,23 +5,22 @@
 #include "finite.h"
 #include "multiply.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // The first `count` numbers from `from` on into vectors `step` numbers apart, and zeros into what is left of `vectors`.
 template <class T>
 Magnitudes<T> lay_out(const T *from, int64_t count, int64_t vectors, T *to, int64_t step, Magnitudes<T> found = {}) {
-    const int64_t whole = count > 0 ? count / kLanes<T> : 0;
+    const int64_t whole = count > 0 ? count / LANES<T> : 0;
     int64_t v = 0;
     for (; v < whole && v < vectors; ++v) {
-        const Vector<T> samples = load(from + v * kLanes<T>);
+        const Vector<T> samples = load(from + v * LANES<T>);
         found.add(samples);
         store(to + v * step, samples);
     }
     for (; v < vectors; ++v) {
         Vector<T> samples = {};
-        for (int i = 0; i < kLanes<T> && v * kLanes<T> + i < count; ++i) samples[i] = from[v * kLanes<T> + i];
+        for (int i = 0; i < LANES<T> && v * LANES<T> + i < count; ++i) samples[i] = from[v * LANES<T> + i];
         found.add(samples);
         store(to + v * step, samples);
     }
@@ -32,7 +31,7 @@ Magnitudes<T> lay_out(const T *from, int64_t count, int64_t vectors, T *to, int6
 template <class T>
 void collect(const T *from, int64_t step, int64_t count, T scale, T skip, const T *more, T *to) {
     int64_t l = 0;
-    for (; l + kLanes<T> <= count; l += kLanes<T>, from += step) {
+    for (; l + LANES<T> <= count; l += LANES<T>, from += step) {
         Vector<T> v = scale * load(from);
         if (more) v += skip * load(more + l);
         store(to + l, v);
@@ -44,7 +43,7 @@ void collect(const T *from, int64_t step, int64_t count, T scale, T skip, const 
 template <class T>
 void add_row(int64_t count, T skip, const T *from, T *to) {
     int64_t l = 0;
-    for (; l + kLanes<T> <= count; l += kLanes<T>) store(to + l, load(to + l) + skip * load(from + l));
+    for (; l + LANES<T> <= count; l += LANES<T>) store(to + l, load(to + l) + skip * load(from + l));
     for (; l < count; ++l) to[l] += skip * from[l];
 }
 
@@ -53,11 +52,11 @@ template <class T>
 double inner_product(int64_t count, const T *a, const T *b) {
     double total = 0;
     int64_t l = 0;
-    while (l + kLanes<T> <= count) {
-        const int64_t stop = l + 64 * kLanes<T>;
+    while (l + LANES<T> <= count) {
+        const int64_t stop = l + 64 * LANES<T>;
         Vector<T> sums = {};
-        for (; l < stop && l + kLanes<T> <= count; l += kLanes<T>) sums += load(a + l) * load(b + l);
-        for (int i = 0; i < kLanes<T>; ++i) total += double(sums[i]);
+        for (; l < stop && l + LANES<T> <= count; l += LANES<T>) sums += load(a + l) * load(b + l);
+        for (int i = 0; i < LANES<T>; ++i) total += double(sums[i]);
     }
     for (; l < count; ++l) total += double(a[l]) * double(b[l]);
     return total;
@@ -111,20 +110,20 @@ class Spectral {
     }
     // As they are.
     Magnitudes<T> lay_out_row(const T *from, int64_t count, T *row) const {
-        const Magnitudes<T> low = lay_out(from, count, N_ / kLanes<T>, row, kPair<T>);
-        return lay_out(from + N_, count - N_, N_ / kLanes<T>, row + kLanes<T>, kPair<T>, low);
+        const Magnitudes<T> low = lay_out(from, count, N_ / LANES<T>, row, PAIR<T>);
+        return lay_out(from + N_, count - N_, N_ / LANES<T>, row + LANES<T>, PAIR<T>, low);
     }
 
     // Of a number in a row.
     int64_t place(int64_t l) const {
         const int64_t at = l < N_ ? l : l - N_;
-        return at / kLanes<T> * kPair<T> + at % kLanes<T> + (l < N_ ? 0 : kLanes<T>);
+        return at / LANES<T> * PAIR<T> + at % LANES<T> + (l < N_ ? 0 : LANES<T>);
     }
 
     void write(const T *row, int64_t count, T scale, T skip, const T *more, T *to) const {
-        collect(row, kPair<T>, count < N_ ? count : N_, scale, skip, more, to);
+        collect(row, PAIR<T>, count < N_ ? count : N_, scale, skip, more, to);
         if (count > N_) {
-            collect(row + kLanes<T>, kPair<T>, count - N_, scale, skip, more ? more + N_ : nullptr, to + N_);
+            collect(row + LANES<T>, PAIR<T>, count - N_, scale, skip, more ? more + N_ : nullptr, to + N_);
         }
     }
 
@@ -176,13 +175,13 @@ class SpectralForward : Spectral<T> {
     // As `read`, but a sample that outweighs all others stays out: a transform rounds every output of a row by as much
     // as suits the largest.
     int64_t read_signal(const T *u, int64_t &spike) const {
-        constexpr double kOutweighs = 32;
+        constexpr double OUTWEIGHS = 32;
         const int64_t L = this->conv_.L;
         const Magnitudes<T> found = this->lay_out_row(u, L, signal_);
         if (!finite(found)) return this->read(u, L, signal_);
         const T largest = found.largest();
         // Of so many others of equal size, the root of the sum of squares is their sum over sqrt(L).
-        if (double(largest) * ::sqrt(double(L)) <= kOutweighs * double(found.sum() - largest)) return L;
+        if (double(largest) * ::sqrt(double(L)) <= OUTWEIGHS * double(found.sum() - largest)) return L;
         for (spike = 0; u[spike] != largest && u[spike] != -largest;) ++spike;
         signal_[this->place(spike)] = 0;
         return L;
@@ -273,33 +272,33 @@ class SpectralBackward : Spectral<T> {
 // matrices
 
 // Rows that are few vectors long, as many at a time as make a product worth it.
-constexpr int64_t kRows = 48;
+constexpr int64_t ROWS = 48;
 
 template <class T>
 class Direct {
    public:
-    static bool serves(const Conv<T> &conv) { return conv.L <= 8 * kLanes<T>; }
+    static bool serves(const Conv<T> &conv) { return conv.L <= 8 * LANES<T>; }
 
     Direct(Arena &memory, const Conv<T> &conv)
         : conv_(conv),
-          length_((conv.L + kColumns - 1) / kColumns * kColumns),
+          length_((conv.L + COLUMNS - 1) / COLUMNS * COLUMNS),
           matrix_(memory.take<T>(2 * length_)),
-          rows_(memory.take<T>(kRows * length_)),
-          products_(memory.take<T>(kRows * length_)) {
+          rows_(memory.take<T>(ROWS * length_)),
+          products_(memory.take<T>(ROWS * length_)) {
         if (matrix_) clear(matrix_, length_);
     }
 
    protected:
     // The matrix whose product with a row is the convolution of `count` numbers with it; whether all are finite.
     bool set_matrix(const T *from, int64_t count) const {
-        return finite(lay_out(from, count, length_ / kLanes<T>, matrix_ + length_, kLanes<T>));
+        return finite(lay_out(from, count, length_ / LANES<T>, matrix_ + length_, LANES<T>));
     }
 
     // `rows` rows, times that matrix.
     void apply(int64_t rows, const T *from, T *to, bool add) const {
         const Product<T> none = {0, {from, length_, 1}, matrix_, -1};
-        for (int64_t j = 0; j < length_; j += kColumns) {
-            const Product<T> product = {j + kLanes<T>, {from, length_, 1}, matrix_ + length_ + j, -1};
+        for (int64_t j = 0; j < length_; j += COLUMNS) {
+            const Product<T> product = {j + LANES<T>, {from, length_, 1}, matrix_ + length_ + j, -1};
             multiply_columns<T, 2, Tail::right>(rows, none, product, to + j, length_, add);
         }
     }
@@ -309,7 +308,7 @@ class Direct {
         for (int64_t l = 0; l < length_; ++l) to[l] = l < conv_.L ? from[conv_.L - 1 - l] : T(0);
     }
 
-    static constexpr int64_t kColumns = 2 * kLanes<T>;
+    static constexpr int64_t COLUMNS = 2 * LANES<T>;
 
     const Conv<T> &conv_;
     int64_t length_;  // of a row in whole columns
@@ -321,11 +320,11 @@ template <class T>
 class DirectForward : Direct<T> {
    public:
     DirectForward(Arena &, Arena &memory, const ConvForward<T> &problem)
-        : Direct<T>(memory, problem.conv), y_(problem.y), good_(memory.take<int64_t>(kRows)) {}
+        : Direct<T>(memory, problem.conv), y_(problem.y), good_(memory.take<int64_t>(ROWS)) {}
 
     void run(const ConvPiece<T> &piece) const {
-        for (int64_t b = piece.first; b < piece.last; b += kRows) {
-            block(piece.h, b, piece.last - b < kRows ? piece.last - b : kRows);
+        for (int64_t b = piece.first; b < piece.last; b += ROWS) {
+            block(piece.h, b, piece.last - b < ROWS ? piece.last - b : ROWS);
         }
     }
 
@@ -337,9 +336,9 @@ class DirectForward : Direct<T> {
             const T *const u = conv.u + conv.row(b + i, h);
             T *const to = this->rows_ + i * length;
             good_[i] = L;
-            if (finite(lay_out(u, L, length / kLanes<T>, to, kLanes<T>))) continue;
+            if (finite(lay_out(u, L, length / LANES<T>, to, LANES<T>))) continue;
             good_[i] = finite_samples(u, L);
-            lay_out(u, good_[i], length / kLanes<T>, to, kLanes<T>);
+            lay_out(u, good_[i], length / LANES<T>, to, LANES<T>);
         }
         for (int64_t k = 0; k < conv.c; ++k) {
             const T *const taps = conv.k + (k * conv.H + h) * conv.Lk;
@@ -352,7 +351,7 @@ class DirectForward : Direct<T> {
             for (int64_t i = 0; i < rows; ++i) {
                 T *const y = y_ + conv.row(b + i, k, h);
                 const T *const more = conv.D ? conv.u + conv.row(b + i, h) : nullptr;
-                collect(this->products_ + i * length, kLanes<T>, L, T(1), conv.D ? conv.D[k * conv.H + h] : T(0), more,
+                collect(this->products_ + i * length, LANES<T>, L, T(1), conv.D ? conv.D[k * conv.H + h] : T(0), more,
                         y);
                 spoil(good_[i] < end ? good_[i] : end, L, y);
             }
@@ -371,8 +370,8 @@ class DirectBackward : Direct<T> {
 
     void run(const ConvPiece<T> &piece) const {
         const Conv<T> &conv = this->conv_;
-        for (int64_t b = piece.first; b < piece.last && problem_.grad_u; b += kRows) {
-            block(piece.h, b, piece.last - b < kRows ? piece.last - b : kRows);
+        for (int64_t b = piece.first; b < piece.last && problem_.grad_u; b += ROWS) {
+            block(piece.h, b, piece.last - b < ROWS ? piece.last - b : ROWS);
         }
         for (int64_t k = 0; k < conv.c && problem_.kernel; ++k) {
             for (int64_t b = piece.first; b < piece.last; ++b) {
@@ -487,5 +486,4 @@ S4_FAST_FOR(float)
 S4_FAST_FOR(double)
 #undef S4_FAST_FOR
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

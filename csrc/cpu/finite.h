@@ -4,8 +4,7 @@
 
 #include "simd.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 // The sum and the largest of the magnitudes of some vectors. The sum may be beyond the numbers though all are finite.
 template <class T>
@@ -18,12 +17,12 @@ class Magnitudes {
 
     T sum() const {
         T total = 0;
-        for (int i = 0; i < kLanes<T>; ++i) total += sum_[i];
+        for (int i = 0; i < LANES<T>; ++i) total += sum_[i];
         return total;
     }
     T largest() const {
         T found = 0;
-        for (int i = 0; i < kLanes<T>; ++i) found = largest_[i] > found ? largest_[i] : found;
+        for (int i = 0; i < LANES<T>; ++i) found = largest_[i] > found ? largest_[i] : found;
         return found;
     }
 
@@ -43,11 +42,10 @@ template <class T>
 bool all_finite(const T *samples, int64_t length) {
     Vector<T> zeros = {};
     int64_t i = 0;
-    for (; i + kLanes<T> <= length; i += kLanes<T>) zeros += load(samples + i) * T(0);
+    for (; i + LANES<T> <= length; i += LANES<T>) zeros += load(samples + i) * T(0);
     T total = 0;
-    for (int lane = 0; lane < kLanes<T>; ++lane) total += zeros[lane];
+    for (int lane = 0; lane < LANES<T>; ++lane) total += zeros[lane];
     return total == 0 && finite_samples(samples + i, length - i) == length - i;
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

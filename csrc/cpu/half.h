@@ -8,11 +8,10 @@
 #include <immintrin.h>
 #endif
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
-typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
-typedef uint32_t FloatBits __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfBits __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t FloatBits __attribute__((vector_size(VECTOR_BYTES)));
 
 inline uint32_t bits_of(float value) {
     uint32_t bits;
@@ -72,7 +71,7 @@ inline FloatVector load_wide(const Float16 *from) {
     return (FloatVector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 #else
     FloatVector wide;
-    for (int i = 0; i < kLanes<float>; ++i) wide[i] = widened(from[i]);
+    for (int i = 0; i < LANES<float>; ++i) wide[i] = widened(from[i]);
     return wide;
 #endif
 }
@@ -92,9 +91,8 @@ inline void store_wide(Float16 *to, FloatVector v) {
 #elif defined(__F16C__)
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
-    for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], to[i]);
+    for (int i = 0; i < LANES<float>; ++i) narrow(v[i], to[i]);
 #endif
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -3,36 +3,35 @@
 
 #include "complex.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 // Complex numbers in a vector.
-constexpr int64_t kPairs = kLanes<double> / 2;
+constexpr int64_t PAIRS = LANES<double> / 2;
 
 template <int... I>
 constexpr auto neighbours(std::integer_sequence<int, I...>) {
     return std::integer_sequence<int, (I ^ 1)...>{};
 }
 
-template <int Part, int... I>
+template <int PART, int... I>
 constexpr auto doubled(std::integer_sequence<int, I...>) {
-    return std::integer_sequence<int, ((I & ~1) + Part)...>{};
+    return std::integer_sequence<int, ((I & ~1) + PART)...>{};
 }
 
 S4_FAST_INLINE vec swapped(vec z) {
-    return shuffle<double>(z, z, neighbours(std::make_integer_sequence<int, kLanes<double>>{}));
+    return shuffle<double>(z, z, neighbours(std::make_integer_sequence<int, LANES<double>>{}));
 }
 
-// The real parts (Part = 0) or the imaginary parts (1), each twice.
-template <int Part>
+// The real parts (PART = 0) or the imaginary parts (1), each twice.
+template <int PART>
 S4_FAST_INLINE vec parts(vec z) {
-    return shuffle<double>(z, z, doubled<Part>(std::make_integer_sequence<int, kLanes<double>>{}));
+    return shuffle<double>(z, z, doubled<PART>(std::make_integer_sequence<int, LANES<double>>{}));
 }
 
 // -1 for a real part, 1 for an imaginary part.
 S4_FAST_INLINE vec signs() {
     vec made = {};
-    for (int lane = 0; lane < kLanes<double>; ++lane) made[lane] = lane % 2 ? 1 : -1;
+    for (int lane = 0; lane < LANES<double>; ++lane) made[lane] = lane % 2 ? 1 : -1;
     return made;
 }
 
@@ -45,15 +44,15 @@ S4_FAST_INLINE vec conj_product(vec a, vec b) { return parts<0>(a) * b - parts<1
 // The first `count` complex numbers, if they are fewer than a vector has; the rest are 0.
 template <class T>
 S4_FAST_INLINE vec load_pairs(const T *from, int64_t count) {
-    if (count >= kPairs) return load_double(from);
-    T some[kLanes<double>] = {};
+    if (count >= PAIRS) return load_double(from);
+    T some[LANES<double>] = {};
     for (int64_t i = 0; i < 2 * count; ++i) some[i] = from[i];
     return load_double(some);
 }
 
 template <class T>
 S4_FAST_INLINE void store_pairs(T *to, vec z, int64_t count) {
-    if (count >= kPairs) return store_double(to, z);
+    if (count >= PAIRS) return store_double(to, z);
     for (int64_t i = 0; i < 2 * count; ++i) to[i] = T(z[i]);
 }
 
@@ -61,9 +60,8 @@ S4_FAST_INLINE void store_pairs(T *to, vec z, int64_t count) {
 template <class Body>
 S4_FAST_INLINE void over_pairs(int64_t n, Body body) {
     int64_t i = 0;
-    for (; i + kPairs <= n; i += kPairs) body(i, kPairs);
+    for (; i + PAIRS <= n; i += PAIRS) body(i, PAIRS);
     if (i < n) body(i, n - i);
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -7,7 +7,7 @@
 #include "../include/s4_fast.h"
 #include "error.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 bool runs(Isa candidate) {
@@ -46,12 +46,12 @@ std::atomic<Isa> &chosen() {
 
 Isa isa() { return chosen().load(std::memory_order_relaxed); }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-extern "C" const char *s4_fast_cpu_isa(void) { return s4_fast::name(s4_fast::isa()); }
+extern "C" const char *s4_fast_cpu_isa(void) { return s4_fast::cpu::name(s4_fast::cpu::isa()); }
 
 extern "C" int s4_fast_cpu_use(const char *isa) {
-    using namespace s4_fast;
+    using namespace s4_fast::cpu;
     if (isa == nullptr) {
         chosen() = best();
         return 0;
@@ -62,5 +62,5 @@ extern "C" int s4_fast_cpu_use(const char *isa) {
             return 0;
         }
     }
-    return fail("instruction set '%s' is not known, not compiled in, or not in this processor", isa);
+    return s4_fast::fail("instruction set '%s' is not known, not compiled in, or not in this processor", isa);
 }

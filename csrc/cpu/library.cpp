@@ -26,21 +26,10 @@ int fail(const char *format, ...) {
 const char *s4_fast_version(void) { return S4_FAST_VERSION; }
 
 int64_t s4_fast_limit(const char *name) {
-#define S4_FAST_NAMED(limit)    \
-    {                           \
-        #limit, S4_FAST_##limit \
-    }
-    static const struct {
-        const char *name;
-        int64_t value;
-    } limits[] = {S4_FAST_NAMED(CPU_DPLR_RANK),       S4_FAST_NAMED(CPU_DPLR_SUMS),
-                  S4_FAST_NAMED(CPU_DPLR_STEP_RANK),  S4_FAST_NAMED(CUDA_DPLR_RANK),
-                  S4_FAST_NAMED(CUDA_DPLR_SUMS),      S4_FAST_NAMED(CUDA_DPLR_STEP_RANK),
-                  S4_FAST_NAMED(CUDA_DPLR_SCAN_RANK), S4_FAST_NAMED(CUDA_DPLR_SCAN_N)};
-#undef S4_FAST_NAMED
-    for (const auto &limit : limits) {
-        if (name && std::strcmp(limit.name, name) == 0) return limit.value;
-    }
+#define S4_FAST_IF_NAMED(limit, value) \
+    if (name && std::strcmp(name, #limit) == 0) return value;
+    S4_FAST_LIMITS(S4_FAST_IF_NAMED)
+#undef S4_FAST_IF_NAMED
     return -1;
 }
 

@@ -10,7 +10,7 @@
 #include <pthread.h>
 #endif
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 // Threads that wait for work. Never destroyed: a process may end while they wait.
@@ -104,4 +104,4 @@ void run_pieces(int64_t threads, int64_t count, Piece piece, void *context) {
     for (int64_t i = 0; i < count; ++i) piece(context, i, 0);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

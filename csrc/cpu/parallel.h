@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 using Piece = void (*)(void *context, int64_t index, int64_t worker);
 
@@ -29,4 +29,4 @@ void parallel_for(int64_t threads, int64_t count, Body &&body) {
         [](void *context, int64_t index, int64_t worker) { (*static_cast<Body *>(context))(index, worker); }, &body);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

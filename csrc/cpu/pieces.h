@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // Pieces of work: a feature each, or where there are few, a feature and a part of its rows, large enough to be worth
 // the tables of the feature. The number of parts does not depend on the number of threads, so that neither do the sums.
@@ -11,14 +11,13 @@ struct Pieces {
     int64_t rows, parts;
 
     Pieces(int64_t rows, int64_t H, int64_t L) : rows(rows) {
-        const int64_t wanted = (kPieces + H - 1) / H, worth = rows * L / kSamples,
-                      most = wanted < worth ? wanted : worth;
+        const int64_t wanted = (PIECES + H - 1) / H, worth = rows * L / SAMPLES, most = wanted < worth ? wanted : worth;
         parts = most < 1 ? 1 : most < rows ? most : rows;
     }
 
     int64_t first(int64_t part) const { return rows * part / parts; }
 
-    static constexpr int64_t kPieces = 64, kSamples = 1 << 14;
+    static constexpr int64_t PIECES = 64, SAMPLES = 1 << 14;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,18 +29,18 @@ struct NodeRanges {
     int64_t nodes, range, parts;
 
     NodeRanges(int64_t H, int64_t nodes, int64_t multiple) : nodes(nodes) {
-        const int64_t wanted = ceil_div(kPieces, H), most = ceil_div(nodes, kWorth);
+        const int64_t wanted = ceil_div(PIECES, H), most = ceil_div(nodes, WORTH);
         range = ceil_div(ceil_div(nodes, wanted < most ? wanted : most), multiple) * multiple;
         parts = ceil_div(nodes, range);
     }
 
     int64_t first(int64_t part) const { return part * range < nodes ? part * range : nodes; }
 
-    static constexpr int64_t kPieces = 64, kWorth = 1024;
+    static constexpr int64_t PIECES = 64, WORTH = 1024;
 };
 
 inline int64_t at_most(int64_t threads, int64_t pieces) {
     return threads < 1 ? 1 : threads < pieces ? threads : pieces;
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

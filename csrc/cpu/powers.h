@@ -6,8 +6,7 @@
 #include "arena.h"
 #include "simd.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 struct Complex {
     double re, im;
@@ -58,19 +57,19 @@ struct Split {
 // 33 bits of pi/2 leave the rest of im to 2^-53. The polynomials are those of fdlibm and Taylor's.
 inline void exponential(DoubleVector re, DoubleVector im, DoubleVector &out_re, DoubleVector &out_im) {
     // Adding it rounds to an integer, which the low bits then hold.
-    constexpr double kRound = 6755399441055744.0;
-    const DoubleVector shifted = re * 1.4426950408889634 + kRound, twos = shifted - kRound;
+    constexpr double ROUND = 6755399441055744.0;
+    const DoubleVector shifted = re * 1.4426950408889634 + ROUND, twos = shifted - ROUND;
     const DoubleVector r = (re - twos * 6.93147180369123816490e-01) - twos * 1.90821492927058770002e-10;
-    constexpr double kTaylor[] = {
+    constexpr double TAYLOR[] = {
         1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
         1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
-    DoubleVector size = DoubleVector{} + kTaylor[0];
+    DoubleVector size = DoubleVector{} + TAYLOR[0];
 #pragma GCC unroll 16
-    for (int k = 1; k < 14; ++k) size = size * r + kTaylor[k];
+    for (int k = 1; k < 14; ++k) size = size * r + TAYLOR[k];
     const IndexVector exponent = (IndexVector)shifted << 52;
     size = (DoubleVector)((IndexVector)size + exponent);
 
-    const DoubleVector turned = im * 0.63661977236758134 + kRound, quarters = turned - kRound;
+    const DoubleVector turned = im * 0.63661977236758134 + ROUND, quarters = turned - ROUND;
     const DoubleVector angle = ((im - quarters * 1.57079632673412561417e+00) - quarters * 6.07710050630396597660e-11) -
                                quarters * 2.02226624871116645580e-21;
     const DoubleVector z = angle * angle;
@@ -96,7 +95,7 @@ inline void exponentials(int64_t np, Split x, Split out) {
         const double size = ::exp(x.re[i]), angle = x.im[i];
         out.re[i] = size * ::cos(angle), out.im[i] = size * ::sin(angle);
     }
-    for (int64_t i = 0; i < np && !far; i += kLanes<double>) {
+    for (int64_t i = 0; i < np && !far; i += LANES<double>) {
         DoubleVector re, im;
         exponential(load(x.re + i), load(x.im + i), re, im);
         store(out.re + i, re), store(out.im + i, im);
@@ -105,7 +104,7 @@ inline void exponentials(int64_t np, Split x, Split out) {
 
 // out = base^count elementwise, for a power of two `count`. Each square doubles the relative error.
 inline void square_up(int64_t np, Split base, int64_t count, Split out) {
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    for (int64_t i = 0; i < np; i += LANES<double>) {
         DoubleVector re = load(base.re + i), im = load(base.im + i);
         for (int64_t k = 1; k < count; k *= 2) {
             const DoubleVector squared = re * re - im * im;
@@ -124,7 +123,7 @@ struct PowerTable {
         : np(np), count(count), re(memory.take<double>(count * np)), im(memory.take<double>(count * np)) {}
 
     void fill(Split lambda) const {
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
+        for (int64_t i = 0; i < np; i += LANES<double>) {
             DoubleVector by_re = load(lambda.re + i), by_im = load(lambda.im + i);
             double *row_re = re + i, *row_im = im + i;
             store(row_re, DoubleVector{} + 1), store(row_im, DoubleVector{});
@@ -148,13 +147,13 @@ template <class T>
 struct Jumps {
     Split high, low;
 
-    static constexpr bool kLow = sizeof(T) == sizeof(double);
-    static constexpr int64_t kManySteps = 512;
+    static constexpr bool LOW = sizeof(T) == sizeof(double);
+    static constexpr int64_t MANY_STEPS = 512;
 
-    Jumps(Arena &memory, int64_t np) : high(memory, np), low(memory, kLow ? np : 0) {}
+    Jumps(Arena &memory, int64_t np) : high(memory, np), low(memory, LOW ? np : 0) {}
 
     void set(int64_t n, int64_t np, Split x, Split lambda, int64_t count, int64_t steps) const {
-        if constexpr (!kLow) {
+        if constexpr (!LOW) {
             square_up(np, lambda, count, high);
             return;
         }
@@ -163,7 +162,7 @@ struct Jumps {
             low.re[i] = low.im[i] = 0;
         }
         exponentials(np, high, high);
-        for (int64_t i = 0; i < n && steps > kManySteps; ++i) {
+        for (int64_t i = 0; i < n && steps > MANY_STEPS; ++i) {
             const long double phase = static_cast<long double>(x.im[i]) * count;
             const long double size = ::expl(static_cast<long double>(x.re[i]) * count);
             const long double re = size * ::cosl(phase), im = size * ::sinl(phase);
@@ -181,14 +180,14 @@ struct Jump {
     void set(const Jumps<T> &jumps, int64_t i, bool adjoint) {
         re = load(jumps.high.re + i), im = load(jumps.high.im + i);
         if (adjoint) im = -im;
-        if constexpr (Jumps<T>::kLow) {
+        if constexpr (Jumps<T>::LOW) {
             low_re = load(jumps.low.re + i), low_im = load(jumps.low.im + i);
             if (adjoint) low_im = -low_im;
         }
     }
 
     inline void apply(DoubleVector &s_re, DoubleVector &s_im, DoubleVector in_re, DoubleVector in_im) const {
-        if constexpr (Jumps<T>::kLow) {
+        if constexpr (Jumps<T>::LOW) {
             in_re = in_re + low_re * s_re - low_im * s_im;
             in_im = in_im + low_re * s_im + low_im * s_re;
         }
@@ -198,5 +197,4 @@ struct Jump {
     }
 };
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

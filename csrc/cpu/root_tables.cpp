@@ -3,10 +3,10 @@
 #include "parallel.h"
 #include "pieces.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
-constexpr int64_t kWorthThreads = 1 << 14;
+constexpr int64_t WORTH_THREADS = 1 << 14;
 
 void fill(const RootPowers &powers) { S4_FAST_RETURN_FROM_ISA(root_powers(powers)) }
 
@@ -15,7 +15,7 @@ void fill(const RootPowers &powers, const Roots &to, int64_t row) { S4_FAST_RETU
 }  // namespace
 
 RootTables::RootTables(int64_t L, int64_t threads)
-    : nodes_(L / 2 + 1), padded_(ceil_div(nodes_, kNodes) * kNodes), memory_(memory_for_doubles(3 * padded_)) {
+    : nodes_(L / 2 + 1), padded_(ceil_div(nodes_, NODES) * NODES), memory_(memory_for_doubles(3 * padded_)) {
     const Roots roots = tables();
     for (int64_t k = nodes_; k < padded_; ++k) roots.cos[k] = roots.low[k] = 0, roots.twice_sin[k] = 2;
     const int64_t count = L / 4 + 1;
@@ -25,8 +25,8 @@ RootTables::RootTables(int64_t L, int64_t threads)
     const auto memory = memory_for_doubles(4 * fine + 8 * coarse);
     const RootPowers powers = {L, fine, coarse, doubles(memory), doubles(memory) + 4 * fine};
     fill(powers);
-    parallel_for(threads_worth(threads, nodes_, kWorthThreads), 2 * coarse,
+    parallel_for(threads_worth(threads, nodes_, WORTH_THREADS), 2 * coarse,
                  [&](int64_t row, int64_t) { fill(powers, roots, row); });
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -4,7 +4,7 @@
 #include "memory.h"
 #include "roots.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // The half angles of all nodes, padded with values that make no sum infinite.
 class RootTables {
@@ -18,4 +18,4 @@ class RootTables {
     AlignedMemory memory_;
 };
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -5,10 +5,10 @@
 
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // The nodes of a feature are divided into ranges that begin at multiples of this, and tables of nodes padded to one.
-constexpr int64_t kNodes = 16;
+constexpr int64_t NODES = 16;
 
 // cos and twice_sin + low are cos(theta/2) and 2 sin(theta/2) times a common factor of 1 + O(eps) that makes cos a
 // number of type T. Only their ratio matters.
@@ -25,7 +25,10 @@ struct RootPowers {
 };
 
 // root_powers fills the arrays of `powers`; roots writes the nodes that row `row` of 2 * coarse_count makes.
-S4_FAST_DECLARE_FOR_ISAS(void root_powers(const RootPowers &powers);
-                         void roots(const RootPowers &powers, const Roots &to, int64_t row);)
+// clang-format off
+S4_FAST_DECLARE_FOR_ISAS(
+    void root_powers(const RootPowers &powers);
+    void roots(const RootPowers &powers, const Roots &to, int64_t row);)
+// clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -2,8 +2,7 @@
 #include "roots.h"
 #include "complex.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // An unevaluated sum of two doubles.
@@ -75,7 +74,7 @@ S4_FAST_INLINE Turn read(const double *from, int64_t stride) {
     return {{from[0], from[stride]}, {from[2 * stride], from[3 * stride]}};
 }
 
-constexpr int64_t kBlock = 64;
+constexpr int64_t BLOCK = 64;
 
 }  // namespace
 
@@ -99,10 +98,10 @@ void roots(const RootPowers &powers, const Roots &to, int64_t row) {
     const int64_t available = mirrored ? last - middle : middle + 1;
     const int64_t end = available < first + fine_count ? available : first + fine_count;
     const Turn coarse = read(powers.coarse + row, 2 * powers.coarse_count);
-    for (int64_t block = first; block < end; block += kBlock) {
-        const int64_t size = end - block < kBlock ? end - block : kBlock;
+    for (int64_t block = first; block < end; block += BLOCK) {
+        const int64_t size = end - block < BLOCK ? end - block : BLOCK;
         // Apart from the scattered stores, the compiler turns this into vectors.
-        double cos[kBlock], sin[kBlock], low[kBlock];
+        double cos[BLOCK], sin[BLOCK], low[BLOCK];
         for (int64_t i = 0; i < size; ++i) {
             const Turn t = multiply(coarse, read(powers.fine + block - first + i, fine_count));
             const Wide c = mirrored ? t.sin : t.cos, s = mirrored ? t.cos : t.sin;
@@ -116,5 +115,4 @@ void roots(const RootPowers &powers, const Roots &to, int64_t row) {
     }
 }
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

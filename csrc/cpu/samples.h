@@ -7,11 +7,10 @@
 #include "arena.h"
 #include "tables.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = Scan<float>::kChunk, kBlock = Scan<float>::kBlock;
+constexpr int64_t CHUNK = Scan<float>::CHUNK, BLOCK = Scan<float>::BLOCK;
 
 // Asks for the first block of rows that come next: rows of one feature lie far apart, where the processor does not look
 // ahead. A quarter at a time, between products: all at once would be waited for.
@@ -39,22 +38,22 @@ struct Block {
 
 template <class T, int... I>
 inline Vector<T> turned(Vector<T> v, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(v, v, (kLanes<T> - 1 - I)...);
+    return __builtin_shufflevector(v, v, (LANES<T> - 1 - I)...);
 }
 
-// to[i] = from[i step], step = 1 or -1, or plus that if `Add`.
-template <bool Add = false, class From, class To>
+// to[i] = from[i step], step = 1 or -1, or plus that if `ADD`.
+template <bool ADD = false, class From, class To>
 __attribute__((noinline)) void copy_row(int64_t length, const From *from, int64_t step, To *to) {
     using T = decltype(widened(*from));
     int64_t i = 0;
-    for (; i + kLanes<T> <= length; i += kLanes<T>) {
-        Vector<T> v = load_wide(step == 1 ? from + i : from - i - (kLanes<T> - 1));
-        if (step != 1) v = turned<T>(v, std::make_integer_sequence<int, kLanes<T>>());
-        store_wide(to + i, Add ? load_wide(to + i) + v : v);
+    for (; i + LANES<T> <= length; i += LANES<T>) {
+        Vector<T> v = load_wide(step == 1 ? from + i : from - i - (LANES<T> - 1));
+        if (step != 1) v = turned<T>(v, std::make_integer_sequence<int, LANES<T>>());
+        store_wide(to + i, ADD ? load_wide(to + i) + v : v);
     }
     for (; i < length; ++i) {
         const T value = widened(from[i * step]);
-        narrow(Add ? widened(to[i]) + value : value, to[i]);
+        narrow(ADD ? widened(to[i]) + value : value, to[i]);
     }
 }
 
@@ -69,7 +68,7 @@ class Samples {
           channels_(channels),
           block_((scan.chunks() < scan.block() ? scan.chunks() : scan.block()) * scan.chunk()),
           // Not a number of pages: features would contend for the same places of the first cache.
-          step_(block_ + (scan.rest() + kChunk - 1) / kChunk * kChunk + 64 / int64_t(sizeof(T))),
+          step_(block_ + (scan.rest() + CHUNK - 1) / CHUNK * CHUNK + 64 / int64_t(sizeof(T))),
           direct_(!scan.time_major && scan.signal == Signal::same && given),
           copy_(memory.take<T>(direct_ && !scan.bidirectional ? 0 : count * channels * step_)) {}
 
@@ -171,5 +170,4 @@ class Samples {
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -4,7 +4,7 @@
 #include "arguments.h"
 #include "scan_call.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -17,9 +17,9 @@ Scan<T> scan_of(int64_t batch, int64_t H, int64_t n, int64_t L, const void *u, c
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                                 const void *x, const void *B, const void *C, const void *D, const void *state, void *y,

@@ -6,7 +6,7 @@
 
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 struct Bfloat16 {
     uint16_t bits;
@@ -45,20 +45,20 @@ struct Scan {
     const T *start(int direction) const { return direction == 0 ? state : ahead; }
 
     bool dense() const { return system.rank > 0; }
-    int64_t chunk() const { return dense() ? kDenseChunk : kChunk; }
+    int64_t chunk() const { return dense() ? DENSE_CHUNK : CHUNK; }
     // Whole chunks of a row. Their tables cost more than they save where there are few samples.
-    int64_t chunks() const { return batch * L < (dense() ? kDenseFew : kFew) ? 0 : L / chunk(); }
+    int64_t chunks() const { return batch * L < (dense() ? DENSE_FEW : FEW) ? 0 : L / chunk(); }
     int64_t rest() const { return L - chunks() * chunk(); }
     // Whether states pass so many chunks in T that roundings add up, so that some are carried in double.
-    bool grouped() const { return sizeof(T) == sizeof(float) && chunks() > kInSingle; }
+    bool grouped() const { return sizeof(T) == sizeof(float) && chunks() > IN_SINGLE; }
     // Rows whose states are carried together: a product with a dense matrix wants several.
-    int64_t together() const { return !dense() || grouped() ? 1 : batch < kTogether ? batch : kTogether; }
+    int64_t together() const { return !dense() || grouped() ? 1 : batch < TOGETHER ? batch : TOGETHER; }
     // Chunks of a row between two passes over the same samples: their local states stay in the first cache.
-    int64_t block() const { return dense() ? kDenseBlock / together() : kBlock; }
+    int64_t block() const { return dense() ? DENSE_BLOCK / together() : BLOCK; }
     int64_t signal_bytes() const { return signal == Signal::same ? int64_t(sizeof(T)) : 2; }
 
-    static constexpr int64_t kChunk = 32, kFew = 192, kBlock = 48;
-    static constexpr int64_t kDenseChunk = 64, kDenseFew = 768, kDenseBlock = 64, kInSingle = 32, kTogether = 4;
+    static constexpr int64_t CHUNK = 32, FEW = 192, BLOCK = 48;
+    static constexpr int64_t DENSE_CHUNK = 64, DENSE_FEW = 768, DENSE_BLOCK = 64, IN_SINGLE = 32, TOGETHER = 4;
 };
 
 template <class T>
@@ -97,22 +97,24 @@ struct Sums {
 // features of a piece are `stride` doubles apart. scan_chain takes the sums of a discretised feature from x to pairs of
 // A_real and A_imag and from B_bar to B, and writes the gradient of dt unless that is null. The others do the same for
 // a DPLR system.
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count); template <class T>
-                         void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
-                         template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
-                         template <class T> void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
-                                                               double *sums, int64_t stride, char *scratch);
-                         template <class T> int64_t scan_chain_scratch(const Scan<T> &scan); template <class T>
-                         void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
+// clang-format off
+S4_FAST_DECLARE_FOR_ISAS(
+    template <class T> int64_t scan_scratch(const Scan<T> &scan, int64_t count);
+    template <class T> void scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
+    template <class T> int64_t scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
+    template <class T>
+    void scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece, double *sums, int64_t stride,
+                       char *scratch);
+    template <class T> int64_t scan_chain_scratch(const Scan<T> &scan);
+    template <class T> void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);
+    template <class T> int64_t dplr_scan_scratch(const Scan<T> &scan, int64_t count);
+    template <class T> void dplr_scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
+    template <class T> int64_t dplr_scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
+    template <class T>
+    void dplr_scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece, double *sums, int64_t stride,
+                            char *scratch);
+    template <class T> int64_t dplr_chain_scratch(const Scan<T> &scan);
+    template <class T> void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
+// clang-format on
 
-S4_FAST_DECLARE_FOR_ISAS(template <class T> int64_t dplr_scan_scratch(const Scan<T> &scan, int64_t count);
-                         template <class T>
-                         void dplr_scan(const Scan<T> &scan, void *y, T *final, const ScanPiece &piece, char *scratch);
-                         template <class T>
-                         int64_t dplr_scan_backward_scratch(const ScanBackward<T> &scan, int64_t count);
-                         template <class T> void dplr_scan_backward(const ScanBackward<T> &scan, const ScanPiece &piece,
-                                                                    double *sums, int64_t stride, char *scratch);
-                         template <class T> int64_t dplr_chain_scratch(const Scan<T> &scan); template <class T>
-                         void dplr_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *scratch);)
-
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -1,8 +1,7 @@
 // The forward pass.
 #include "scan_chunks.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // What a piece of `count` features works with.
@@ -41,17 +40,17 @@ class ForwardPiece {
     }
 
     void row(void *y, const ScanPiece &piece, int64_t b, int direction) {
-        const int64_t chunks = scan_.chunks(), whole = chunks * kChunk, rest = scan_.rest(), h = piece.h;
-        for (int64_t m = 0; m < chunks; m += kBlock) {
-            const int64_t rows = chunks - m < kBlock ? chunks - m : kBlock, l = m * kChunk;
-            const Block<const T> from = u_.read(scan_.u, b, h, l, rows * kChunk);
+        const int64_t chunks = scan_.chunks(), whole = chunks * CHUNK, rest = scan_.rest(), h = piece.h;
+        for (int64_t m = 0; m < chunks; m += BLOCK) {
+            const int64_t rows = chunks - m < BLOCK ? chunks - m : BLOCK, l = m * CHUNK;
+            const Block<const T> from = u_.read(scan_.u, b, h, l, rows * CHUNK);
             const Block<T> to = y_.place(y, b, h, l);
             const bool ends = m + rows == chunks && b + 1 < piece.last && u_.scattered();
             const Ahead ahead =
                 ends ? Ahead{u_.row(scan_.u, b + 1, h), y_.row(y, b + 1, h), u_.row_bytes()} : Ahead::none();
             for (int64_t j = 0; j < piece.count; ++j)
                 features_[j].chunks(rows, from.at(j, 0), to.at(j, 0), to.channel, ahead);
-            y_.write(y, b, h, l, rows * kChunk);
+            y_.write(y, b, h, l, rows * CHUNK);
         }
         if (rest == 0) return;
         const Block<const T> from = u_.read(scan_.u, b, h, whole, rest);
@@ -89,5 +88,4 @@ template int64_t scan_scratch(const Scan<double> &, int64_t);
 template void scan(const Scan<float> &, void *, float *, const ScanPiece &, char *);
 template void scan(const Scan<double> &, void *, double *, const ScanPiece &, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

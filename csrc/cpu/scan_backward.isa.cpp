@@ -1,14 +1,13 @@
 // The backward pass over the rows of a piece.
 #include "scan_sums.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // Bytes of the states that the backward pass keeps: what fits in the second cache.
-constexpr int64_t kSegmentBytes = 1 << 20;
+constexpr int64_t SEGMENT_BYTES = 1 << 20;
 // Blocks whose products are summed in T before they are added up in double.
-constexpr int64_t kSummed = 8;
+constexpr int64_t SUMMED = 8;
 
 // What a piece of `count` features works with.
 template <class T>
@@ -20,7 +19,7 @@ class BackwardPiece {
           segment_(chunks_of_segment(f_, count)),
           local_(Forward<T>::make_local(memory, f_)),
           adjoints_(Forward<T>::make_local(memory, f_)),
-          correlations_(memory.take<double>(f_.chunks() > 0 ? f_.c * kChunk : 0)),
+          correlations_(memory.take<double>(f_.chunks() > 0 ? f_.c * CHUNK : 0)),
           steps_(Forward<T>::make_steps(memory, f_)),
           gradients_(memory, f_.rest(), padded(f_.n)),
           u_(memory, f_, count, 1),
@@ -47,8 +46,8 @@ class BackwardPiece {
     }
 
     static int64_t chunks_of_segment(const Scan<T> &scan, int64_t count) {
-        const int64_t fitting = kSegmentBytes / (count * 2 * padded(scan.n) * int64_t(sizeof(T)));
-        const int64_t most = fitting < kBlock ? kBlock : fitting / kBlock * kBlock;
+        const int64_t fitting = SEGMENT_BYTES / (count * 2 * padded(scan.n) * int64_t(sizeof(T)));
+        const int64_t most = fitting < BLOCK ? BLOCK : fitting / BLOCK * BLOCK;
         return scan.chunks() < 1 ? 1 : scan.chunks() < most ? scan.chunks() : most;
     }
 
@@ -88,9 +87,9 @@ class BackwardPiece {
             looks ? Ahead{grad_y_.row(scan_.grad_y, b, h), grad_u_.row(scan_.grad_u, b, h), u_.row_bytes()}
                   : Ahead::none();
         ahead.quarter(0), ahead.quarter(1);
-        for (int64_t first = start(s); first < start(s + 1); first += kBlock) {
-            const int64_t rows = start(s + 1) - first < kBlock ? start(s + 1) - first : kBlock;
-            const Block<const T> samples = u_.read(f_.u, b, h, first * kChunk, rows * kChunk);
+        for (int64_t first = start(s); first < start(s + 1); first += BLOCK) {
+            const int64_t rows = start(s + 1) - first < BLOCK ? start(s + 1) - first : BLOCK;
+            const Block<const T> samples = u_.read(f_.u, b, h, first * CHUNK, rows * CHUNK);
             for (int64_t j = 0; j < piece.count; ++j) {
                 const Backward<T> &feature = features_[j];
                 T *const kept = feature.states + (first - start(s)) * 2 * feature.np();
@@ -102,7 +101,7 @@ class BackwardPiece {
 
     // The samples after whole chunks, there and back.
     void steps(const ScanPiece &piece, int64_t b, int direction) {
-        const int64_t whole = f_.chunks() * kChunk, count = f_.rest(), h = piece.h;
+        const int64_t whole = f_.chunks() * CHUNK, count = f_.rest(), h = piece.h;
         if (count == 0) return;
         const Block<const T> input = u_.read(f_.u, b, h, whole, count);
         const Block<const T> dy = grad_y_.read(scan_.grad_y, b, h, whole, count);
@@ -122,9 +121,9 @@ class BackwardPiece {
     // Takes the adjoint back over the chunks of a segment whose states are kept.
     void segment_back(const ScanPiece &piece, int64_t b, int64_t s) {
         const int64_t h = piece.h, count = start(s + 1) - start(s);
-        for (int64_t first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
-            const int64_t rows = count - first < kBlock ? count - first : kBlock;
-            const int64_t l = (start(s) + first) * kChunk, length = rows * kChunk;
+        for (int64_t first = (count - 1) / BLOCK * BLOCK; first >= 0; first -= BLOCK) {
+            const int64_t rows = count - first < BLOCK ? count - first : BLOCK;
+            const int64_t l = (start(s) + first) * CHUNK, length = rows * CHUNK;
             const Block<const T> dy = grad_y_.read(scan_.grad_y, b, h, l, length);
             const Block<const T> input = scan_.parameters ? u_.read(f_.u, b, h, l, length) : dy;
             const Block<T> du = grad_u_.place(scan_.grad_u, b, h, l);
@@ -139,7 +138,7 @@ class BackwardPiece {
                                      input.at(j, 0), summed_ > 0);
             }
             if (scan_.grad_u) grad_u_.write(scan_.grad_u, b, h, l, length);
-            if (scan_.parameters && ++summed_ == kSummed) flush_products(piece);
+            if (scan_.parameters && ++summed_ == SUMMED) flush_products(piece);
         }
     }
 
@@ -180,5 +179,4 @@ template int64_t scan_backward_scratch(const ScanBackward<double> &, int64_t);
 template void scan_backward(const ScanBackward<float> &, const ScanPiece &, double *, int64_t, char *);
 template void scan_backward(const ScanBackward<double> &, const ScanPiece &, double *, int64_t, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

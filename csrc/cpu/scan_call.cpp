@@ -4,7 +4,7 @@
 #include "parallel.h"
 #include "pieces.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -46,8 +46,8 @@ void chain(const Scan<T> &s, int64_t h, double *sums, T *grad_dt, char *scratch)
 // Threads that are worth waking.
 template <class T>
 int64_t worth(const Scan<T> &scan, int64_t threads) {
-    constexpr int64_t kWork = 1 << 17;
-    return threads_worth(threads, scan.batch * scan.L * scan.H * (scan.n + 8) * scan.outputs(), kWork);
+    constexpr int64_t WORK = 1 << 17;
+    return threads_worth(threads, scan.batch * scan.L * scan.H * (scan.n + 8) * scan.outputs(), WORK);
 }
 
 // The features of a piece: where samples are time-major, those of a cache line, or fewer if threads would be idle. Only
@@ -169,4 +169,4 @@ template int run_scan(const Scan<double> &, void *, double *, int64_t);
 template int run_scan_backward(const ScanBackward<float> &, const ScanGradients<float> &, int64_t);
 template int run_scan_backward(const ScanBackward<double> &, const ScanGradients<double> &, int64_t);
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -3,7 +3,7 @@
 
 #include "scan.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // Where the gradients of parameters go, each or null.
 template <class T>
@@ -21,4 +21,4 @@ int run_scan(const Scan<T> &scan, void *y, T *final, int64_t threads);
 template <class T>
 int run_scan_backward(const ScanBackward<T> &scan, const ScanGradients<T> &gradients, int64_t threads);
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

@@ -2,8 +2,7 @@
 // complex numbers, so that nothing else is conjugated here.
 #include "discretize.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 struct Chain {
@@ -42,7 +41,7 @@ void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
     }
     if (!s.bilinear) exponentials(np, of.power, of.power);
     double total = 0;
-    for (int64_t i = 0; i < np; i += kLanes<double>) {
+    for (int64_t i = 0; i < np; i += LANES<double>) {
         const DoubleVector step = load(of.step + i);
         const ComplexVector A = at(of.A, i), B = at(of.B, i), by_B = at(of.by_B, i);
         const ComplexVector z = {step * A.re, step * A.im};
@@ -65,7 +64,7 @@ void scan_chain(const Scan<T> &scan, int64_t h, double *sums, T *grad_dt, char *
         store_at(of.by_B, i, {step * of_weight.re, step * of_weight.im});
         const DoubleVector by_dt = s.log_dt ? by_step * step : by_step * s.rate;
         if (grad_dt && s.dt_states == 1) total += sum(by_dt);
-        for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < kLanes<double> && i + j < n; ++j)
+        for (int64_t j = 0; grad_dt && s.dt_states != 1 && j < LANES<double> && i + j < n; ++j)
             grad_dt[h * n + i + j] = T(by_dt[j]);
     }
     if (grad_dt && s.dt_states == 1) grad_dt[h] = T(total);
@@ -77,5 +76,4 @@ template int64_t scan_chain_scratch(const Scan<double> &);
 template void scan_chain(const Scan<float> &, int64_t, double *, float *, char *);
 template void scan_chain(const Scan<double> &, int64_t, double *, double *, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -14,8 +14,7 @@
 #include "samples.h"
 #include "scan_steps.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // `count` objects in a row.
@@ -29,7 +28,7 @@ const Object *each(Arena &memory, int64_t count, Make make) {
     return objects;
 }
 
-// The parameters of one feature, and where there are chunks the powers lambda^t, t <= kChunk.
+// The parameters of one feature, and where there are chunks the powers lambda^t, t <= CHUNK.
 template <class T>
 struct Nodes {
     int64_t n, np;
@@ -48,12 +47,12 @@ struct Nodes {
           step(memory.take<double>(np)),
           chunks(scan.chunks() > 0),
           carry(memory, np),
-          powers(memory, np, chunks ? kChunk + 1 : 0) {}
+          powers(memory, np, chunks ? CHUNK + 1 : 0) {}
 
     void set(const Scan<T> &scan, int64_t h) const {
         discretize(scan.system, h, n, np, step, x, lambda, B);
         if (!chunks) return;
-        carry.set(n, x, lambda, kChunk, scan.L);
+        carry.set(n, x, lambda, CHUNK, scan.L);
         powers.fill(lambda);
     }
 
@@ -61,37 +60,37 @@ struct Nodes {
 };
 
 // Toeplitz matrices in the rows of `multiply` with a step of -1: K[t - k] for t >= k, or its transpose.
-template <class T, int64_t kChunk = Scan<T>::kChunk>
+template <class T, int64_t CHUNK = Scan<T>::CHUNK>
 struct Toeplitz {
     T *causal, *anticausal;
 
     Toeplitz(Arena &memory, bool chunks)
-        : causal(memory.take<T>(chunks ? 2 * kChunk : 0)), anticausal(memory.take<T>(chunks ? 2 * kChunk : 0)) {}
+        : causal(memory.take<T>(chunks ? 2 * CHUNK : 0)), anticausal(memory.take<T>(chunks ? 2 * CHUNK : 0)) {}
 
     void set(const double *kernel) const {
-        for (int64_t d = 0; d < kChunk; ++d) {
-            causal[d] = anticausal[kChunk + d] = 0;
-            causal[kChunk + d] = anticausal[kChunk - d] = T(kernel[d]);
+        for (int64_t d = 0; d < CHUNK; ++d) {
+            causal[d] = anticausal[CHUNK + d] = 0;
+            causal[CHUNK + d] = anticausal[CHUNK - d] = T(kernel[d]);
         }
     }
 
-    // y = product + causal u, and u = [itself, if add, +] product + anticausal y, for rows of kChunk samples.
+    // y = product + causal u, and u = [itself, if add, +] product + anticausal y, for rows of CHUNK samples.
     void apply(int64_t rows, Product<T> product, const T *u, T *y) const {
-        for (int64_t j = 0; j < kChunk; j += kColumns, product.w += kColumns) {
-            const Product<T> local = {j + kLanes<T>, {u, kChunk, 1}, causal + kChunk + j, -1};
-            multiply_columns<T, 2, Tail::right>(rows, product, local, y + j, kChunk, false);
+        for (int64_t j = 0; j < CHUNK; j += COLUMNS, product.w += COLUMNS) {
+            const Product<T> local = {j + LANES<T>, {u, CHUNK, 1}, causal + CHUNK + j, -1};
+            multiply_columns<T, 2, Tail::right>(rows, product, local, y + j, CHUNK, false);
         }
     }
     void apply_transposed(int64_t rows, Product<T> product, const T *y, T *u, bool add) const {
-        for (int64_t j = 0; j < kChunk; j += kColumns, product.w += kColumns) {
+        for (int64_t j = 0; j < CHUNK; j += COLUMNS, product.w += COLUMNS) {
             // From the last row to the first.
-            const int64_t last = kChunk - 1, depth = kChunk - j - kLanes<T>;
-            const Product<T> local = {depth, {y + last, kChunk, -1}, anticausal + kChunk + j - last, 1};
-            multiply_columns<T, 2, Tail::left>(rows, product, local, u + j, kChunk, add);
+            const int64_t last = CHUNK - 1, depth = CHUNK - j - LANES<T>;
+            const Product<T> local = {depth, {y + last, CHUNK, -1}, anticausal + CHUNK + j - last, 1};
+            multiply_columns<T, 2, Tail::left>(rows, product, local, u + j, CHUNK, add);
         }
     }
 
-    static constexpr int64_t kColumns = 2 * kLanes<T>;
+    static constexpr int64_t COLUMNS = 2 * LANES<T>;
 };
 
 // One of a feature's outputs.
@@ -100,15 +99,15 @@ struct Output {
     Split C;    // twice the parameter
     double *D;  // one number
     Toeplitz<T> toeplitz;
-    T *by_time;  // (kChunk, 2 np): conj(2 C lambda^{t+1-lag})
+    T *by_time;  // (CHUNK, 2 np): conj(2 C lambda^{t+1-lag})
     T *by_node;  // its transpose: what S_m adds to y
 
     Output(Arena &memory, const Nodes<T> &nodes)
         : C(memory, nodes.np),
           D(memory.take<double>(1)),
           toeplitz(memory, nodes.chunks),
-          by_time(memory.take<T>(nodes.chunks ? kChunk * 2 * nodes.np : 0)),
-          by_node(memory.take<T>(nodes.chunks ? kChunk * 2 * nodes.np : 0)) {}
+          by_time(memory.take<T>(nodes.chunks ? CHUNK * 2 * nodes.np : 0)),
+          by_node(memory.take<T>(nodes.chunks ? CHUNK * 2 * nodes.np : 0)) {}
 
     // Output k of feature h in one of the directions.
     void set(const Scan<T> &scan, const Nodes<T> &nodes, int64_t h, int64_t k, int direction) const {
@@ -116,14 +115,14 @@ struct Output {
         C.set(scan.C + 2 * ((direction * scan.c + k) * scan.H + h) * n, n, np, 2);
         D[0] = direction == 0 && scan.D ? double(scan.D[k * scan.H + h]) : 0;
         if (!nodes.chunks) return;
-        double kernel[kChunk];
-        for (int64_t t = 0; t < kChunk; ++t) {
+        double kernel[CHUNK];
+        for (int64_t t = 0; t < CHUNK; ++t) {
             const Split power = nodes.power(t + 1 - lag);
             write_products(np, power.re, power.im, C, true, by_time + t * 2 * np);
             kernel[t] = t < lag ? 0 : response(nodes, t - lag);
         }
         kernel[0] += D[0];
-        transpose(kChunk, 2 * np, by_time, 2 * np, by_node, kChunk);
+        transpose(CHUNK, 2 * np, by_time, 2 * np, by_node, CHUNK);
         toeplitz.set(kernel);
     }
 
@@ -132,7 +131,7 @@ struct Output {
     double response(const Nodes<T> &nodes, int64_t t) const {
         const Split power = nodes.power(t);
         DoubleVector total = {};
-        for (int64_t i = 0; i < nodes.np; i += kLanes<double>) {
+        for (int64_t i = 0; i < nodes.np; i += LANES<double>) {
             const ComplexVector product = times(at(nodes.B, i), at(C, i)), by = at(power, i);
             total += product.re * by.re - product.im * by.im;
         }
@@ -147,8 +146,8 @@ struct Forward {
     Split state;
     int64_t c;
     const Output<T> *outputs;
-    T *inputs;   // (kChunk, 2 np): B lambda^{T-1-t}
-    T *local;    // (kBlock, 2 np): inputs of chunks, then the states before them; may be shared
+    T *inputs;   // (CHUNK, 2 np): B lambda^{T-1-t}
+    T *local;    // (BLOCK, 2 np): inputs of chunks, then the states before them; may be shared
     Rows steps;  // (rest + 1): states before and after stepped samples; may be shared
 
     Forward(Arena &memory, const Scan<T> &scan, T *local, Rows steps)
@@ -156,12 +155,12 @@ struct Forward {
           state(memory, nodes.np),
           c(scan.c),
           outputs(each<Output<T>>(memory, c, [&] { return Output<T>(memory, nodes); })),
-          inputs(memory.take<T>(nodes.chunks ? kChunk * 2 * nodes.np : 0)),
+          inputs(memory.take<T>(nodes.chunks ? CHUNK * 2 * nodes.np : 0)),
           local(local),
           steps(steps) {}
 
     static T *make_local(Arena &memory, const Scan<T> &scan) {
-        return memory.take<T>(scan.chunks() > 0 ? kBlock * 2 * padded(scan.n) : 0);
+        return memory.take<T>(scan.chunks() > 0 ? BLOCK * 2 * padded(scan.n) : 0);
     }
     static Rows make_steps(Arena &memory, const Scan<T> &scan) {
         return {memory, scan.rest() > 0 ? scan.rest() + 1 : 0, padded(scan.n)};
@@ -169,9 +168,9 @@ struct Forward {
 
     void set(const Scan<T> &scan, int64_t h) const {
         nodes.set(scan, h);
-        for (int64_t t = 0; t < kChunk && nodes.chunks; ++t) {
+        for (int64_t t = 0; t < CHUNK && nodes.chunks; ++t) {
             const Split power = nodes.power(t);
-            write_products(nodes.np, power.re, power.im, nodes.B, false, inputs + (kChunk - 1 - t) * 2 * nodes.np);
+            write_products(nodes.np, power.re, power.im, nodes.B, false, inputs + (CHUNK - 1 - t) * 2 * nodes.np);
         }
     }
 
@@ -181,7 +180,7 @@ struct Forward {
 
     // Flat: with the depth and the steps of the product as constants.
     __attribute__((flatten)) void take_in(int64_t rows, const T *u, T *out) const {
-        multiply<T>(rows, 2 * nodes.np, {kChunk, {u, kChunk, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
+        multiply<T>(rows, 2 * nodes.np, {CHUNK, {u, CHUNK, 1}, inputs, 2 * nodes.np}, out, 2 * nodes.np, false);
     }
 
     // The states before `rows` chunks, from `state`, which is taken over them.
@@ -198,10 +197,10 @@ struct Forward {
         nodes.carry.over(state, false, rows, local);
         ahead.quarter(2);
         for (int64_t k = 0; k < c; ++k) {
-            outputs[k].toeplitz.apply(rows, {2 * nodes.np, {local, 2 * nodes.np, 1}, outputs[k].by_node, kChunk}, u,
+            outputs[k].toeplitz.apply(rows, {2 * nodes.np, {local, 2 * nodes.np, 1}, outputs[k].by_node, CHUNK}, u,
                                       y + k * channel);
         }
-        if (!all_finite(u, rows * kChunk)) mend(u, y, channel, finite_samples(u, rows * kChunk));
+        if (!all_finite(u, rows * CHUNK)) mend(u, y, channel, finite_samples(u, rows * CHUNK));
         ahead.quarter(3);
     }
 
@@ -216,18 +215,17 @@ struct Forward {
     // The outputs of a chunk before its first sample that is not finite, which has spoilt them: zeros of the Toeplitz
     // matrix times it are not zero. Those of later chunks have it in their states.
     void mend(const T *u, T *y, int64_t channel, int64_t good) const {
-        const int64_t row = good / kChunk, rest = good % kChunk;
-        T samples[kChunk], again[kChunk];
-        clear(samples, kChunk);
-        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * kChunk + t];
+        const int64_t row = good / CHUNK, rest = good % CHUNK;
+        T samples[CHUNK], again[CHUNK];
+        clear(samples, CHUNK);
+        for (int64_t t = 0; t < rest; ++t) samples[t] = u[row * CHUNK + t];
         for (int64_t k = 0; k < c; ++k, y += channel) {
             const Coefficients<T> states = {local + row * 2 * nodes.np, 2 * nodes.np, 1};
-            outputs[k].toeplitz.apply(1, {2 * nodes.np, states, outputs[k].by_node, kChunk}, samples, again);
-            for (int64_t t = 0; t < rest; ++t) y[row * kChunk + t] = again[t];
+            outputs[k].toeplitz.apply(1, {2 * nodes.np, states, outputs[k].by_node, CHUNK}, samples, again);
+            for (int64_t t = 0; t < rest; ++t) y[row * CHUNK + t] = again[t];
         }
     }
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

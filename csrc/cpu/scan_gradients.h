@@ -18,29 +18,28 @@
 
 #include "scan_chunks.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // The products that belong to one output, of the last blocks, and in double of those before.
-template <class T, int64_t kChunk = Scan<T>::kChunk>
+template <class T, int64_t CHUNK = Scan<T>::CHUNK>
 struct OutputProducts {
-    T *by_state;   // (kChunk, 2 np): W
-    T *by_sample;  // (kChunk, kChunk): sum_m grad y_{m,t} u_{m,j}
+    T *by_state;   // (CHUNK, 2 np): W
+    T *by_sample;  // (CHUNK, CHUNK): sum_m grad y_{m,t} u_{m,j}
     double *W, *R;
     Split by_C;    // what the stepped samples add to the conjugated gradient
     double *by_D;  // one number
 
     OutputProducts(Arena &memory, int64_t np, bool chunks)
-        : by_state(memory.take<T>(chunks ? 2 * np * kChunk : 0)),
-          by_sample(memory.take<T>(chunks ? kChunk * kChunk : 0)),
-          W(memory.take<double>(chunks ? 2 * np * kChunk : 0)),
-          R(memory.take<double>(chunks ? kChunk * kChunk : 0)),
+        : by_state(memory.take<T>(chunks ? 2 * np * CHUNK : 0)),
+          by_sample(memory.take<T>(chunks ? CHUNK * CHUNK : 0)),
+          W(memory.take<double>(chunks ? 2 * np * CHUNK : 0)),
+          R(memory.take<double>(chunks ? CHUNK * CHUNK : 0)),
           by_C(memory, np),
           by_D(memory.take<double>(1)) {}
 
     void reset(int64_t np, bool chunks) const {
-        if (chunks) clear(W, kChunk * 2 * np), clear(R, kChunk * kChunk);
+        if (chunks) clear(W, CHUNK * 2 * np), clear(R, CHUNK * CHUNK);
         clear(by_C.re, np), clear(by_C.im, np), clear(by_D, 1);
     }
 };
@@ -49,10 +48,10 @@ template <class T>
 struct Backward {
     Forward<T> forward;
     Split adjoint;
-    T *by_time;     // (2 np, kChunk): what G_m adds to grad u
+    T *by_time;     // (2 np, CHUNK): what G_m adds to grad u
     T *states;      // (segment, 2 np): S
-    T *adjoints;    // (kBlock, 2 np): G; may be shared
-    T *by_adjoint;  // (kChunk, 2 np): sum_m G_m u_{m,t} of the last blocks, and in double of those before
+    T *adjoints;    // (BLOCK, 2 np): G; may be shared
+    T *by_adjoint;  // (CHUNK, 2 np): sum_m G_m u_{m,t} of the last blocks, and in double of those before
     double *V;
     const OutputProducts<T> *products;
     Split GS;          // sum_m conj(G_m) S_m
@@ -64,11 +63,11 @@ struct Backward {
              Rows gradients)
         : forward(forward),
           adjoint(memory, np()),
-          by_time(memory.take<T>(chunks() ? 2 * np() * kChunk : 0)),
+          by_time(memory.take<T>(chunks() ? 2 * np() * CHUNK : 0)),
           states(memory.take<T>(chunks() ? segment * 2 * np() : 0)),
           adjoints(adjoints),
-          by_adjoint(memory.take<T>(chunks() ? 2 * np() * kChunk : 0)),
-          V(memory.take<double>(chunks() ? 2 * np() * kChunk : 0)),
+          by_adjoint(memory.take<T>(chunks() ? 2 * np() * CHUNK : 0)),
+          V(memory.take<double>(chunks() ? 2 * np() * CHUNK : 0)),
           products(each<OutputProducts<T>>(memory, scan.c, [&] { return OutputProducts<T>(memory, np(), chunks()); })),
           GS(memory, np()),
           by_x(memory, np()),
@@ -82,13 +81,13 @@ struct Backward {
 
     void set(const Scan<T> &scan, int64_t h) const {
         forward.set(scan, h);
-        if (chunks()) transpose(kChunk, 2 * np(), forward.inputs, 2 * np(), by_time, kChunk);
+        if (chunks()) transpose(CHUNK, 2 * np(), forward.inputs, 2 * np(), by_time, CHUNK);
     }
 
     void set_outputs(const Scan<T> &scan, int64_t h, int direction) const {
         forward.set_outputs(scan, h, direction);
         for (int64_t k = 0; k < outputs(); ++k) products[k].reset(np(), chunks());
-        if (chunks()) clear(V, kChunk * 2 * np());
+        if (chunks()) clear(V, CHUNK * 2 * np());
         for (const Split &sums : {GS, by_x, by_B}) clear(sums.re, np()), clear(sums.im, np());
     }
 
@@ -98,17 +97,17 @@ struct Backward {
 
     // sum_m conj(G_m) S_m of one block.
     void add_GS(int64_t rows, const T *S) const {
-        const int64_t whole = np() / kLanes<T> * kLanes<T>;
-        for (int64_t i = 0; i < whole; i += kLanes<T>) {
+        const int64_t whole = np() / LANES<T> * LANES<T>;
+        for (int64_t i = 0; i < whole; i += LANES<T>) {
             Vector<T> re = {}, im = {};
             for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
                 const Vector<T> G_re = load(adjoints + at), G_im = load(adjoints + at + np());
                 const Vector<T> S_re = load(S + at), S_im = load(S + at + np());
                 re += G_re * S_re + G_im * S_im, im += G_re * S_im - G_im * S_re;
             }
-            for (int j = 0; j < kLanes<T>; ++j) GS.re[i + j] += double(re[j]), GS.im[i + j] += double(im[j]);
+            for (int j = 0; j < LANES<T>; ++j) GS.re[i + j] += double(re[j]), GS.im[i + j] += double(im[j]);
         }
-        for (int64_t i = whole; i < np(); i += kLanes<double>) {
+        for (int64_t i = whole; i < np(); i += LANES<double>) {
             DoubleVector re = load(GS.re + i), im = load(GS.im + i);
             for (int64_t at = i; at < rows * 2 * np(); at += 2 * np()) {
                 const DoubleVector G_re = load_double(adjoints + at), G_im = load_double(adjoints + at + np());
@@ -124,27 +123,27 @@ struct Backward {
         const int64_t columns = 2 * np();
         for (int64_t k = 0; k < outputs(); ++k, grad_y += channel) {
             const OutputProducts<T> &of = products[k];
-            multiply<T>(kChunk, columns, {rows, {grad_y, 1, kChunk}, S, columns}, of.by_state, columns, more);
-            multiply<T>(kChunk, kChunk, {rows, {grad_y, 1, kChunk}, u, kChunk}, of.by_sample, kChunk, more);
-            of.by_D[0] += product(rows * kChunk, grad_y, u);
+            multiply<T>(CHUNK, columns, {rows, {grad_y, 1, CHUNK}, S, columns}, of.by_state, columns, more);
+            multiply<T>(CHUNK, CHUNK, {rows, {grad_y, 1, CHUNK}, u, CHUNK}, of.by_sample, CHUNK, more);
+            of.by_D[0] += product(rows * CHUNK, grad_y, u);
         }
-        multiply<T>(kChunk, columns, {rows, {u, 1, kChunk}, adjoints, columns}, by_adjoint, columns, more);
+        multiply<T>(CHUNK, columns, {rows, {u, 1, CHUNK}, adjoints, columns}, by_adjoint, columns, more);
         add_GS(rows, S);
     }
 
     void flush_products() const {
         for (int64_t k = 0; k < outputs(); ++k) {
-            add(products[k].by_state, products[k].W, 2 * np() * kChunk);
-            add(products[k].by_sample, products[k].R, kChunk * kChunk);
+            add(products[k].by_state, products[k].W, 2 * np() * CHUNK);
+            add(products[k].by_sample, products[k].R, CHUNK * CHUNK);
         }
-        add(by_adjoint, V, 2 * np() * kChunk);
+        add(by_adjoint, V, 2 * np() * CHUNK);
     }
 
     // sum_l grad y_l u_l, which may cancel to less than the rounding of R.
     static double product(int64_t count, const T *grad_y, const T *u) {
         DoubleVector total = {};
         int64_t l = 0;
-        for (; l + kLanes<double> <= count; l += kLanes<double>) total += load_double(grad_y + l) * load_double(u + l);
+        for (; l + LANES<double> <= count; l += LANES<double>) total += load_double(grad_y + l) * load_double(u + l);
         double rest = 0;
         for (; l < count; ++l) rest += double(grad_y[l]) * double(u[l]);
         return sum(total) + rest;
@@ -154,14 +153,14 @@ struct Backward {
     void block_back(int64_t rows, const T *grad_y, int64_t channel, T *grad_u, const Ahead &ahead) const {
         const int64_t columns = 2 * np();
         for (int64_t k = 0; k < outputs(); ++k) {
-            const Product<T> product = {kChunk, {grad_y + k * channel, kChunk, 1}, forward.outputs[k].by_time, columns};
+            const Product<T> product = {CHUNK, {grad_y + k * channel, CHUNK, 1}, forward.outputs[k].by_time, columns};
             multiply<T>(rows, columns, product, adjoints, columns, k > 0);
         }
         ahead.quarter(0);
         forward.nodes.carry.over(adjoint, true, rows, adjoints);
         ahead.quarter(1);
         for (int64_t k = 0; k < outputs() && grad_u; ++k) {
-            const Product<T> product = {k == 0 ? columns : 0, {adjoints, columns, 1}, by_time, kChunk};
+            const Product<T> product = {k == 0 ? columns : 0, {adjoints, columns, 1}, by_time, CHUNK};
             forward.outputs[k].toeplitz.apply_transposed(rows, product, grad_y + k * channel, grad_u, k > 0);
         }
         ahead.quarter(2), ahead.quarter(3);
@@ -172,7 +171,7 @@ struct Backward {
     __attribute__((noinline)) void step_back(int64_t count, int lag, const T *grad_y, int64_t channel, const T *u,
                                              T *grad_u, bool parameters) const {
         const Nodes<T> &nodes = forward.nodes;
-        for (int64_t i = 0; i < np(); i += kLanes<double>) {
+        for (int64_t i = 0; i < np(); i += LANES<double>) {
             const ComplexVector lambda = at(nodes.lambda, i);
             ComplexVector g = at(adjoint, i), of_x = at(by_x, i), of_B = at(by_B, i);
             for (int64_t t = count - 1; t >= 0; --t) {
@@ -196,7 +195,7 @@ struct Backward {
         for (int64_t k = 0; k < outputs() && parameters; ++k) {
             const T *const dy = grad_y + k * channel;
             products[k].by_D[0] += product(count, dy, u);
-            for (int64_t i = 0; i < np(); i += kLanes<double>) {
+            for (int64_t i = 0; i < np(); i += LANES<double>) {
                 ComplexVector of_C = at(products[k].by_C, i);
                 for (int64_t t = 0; t < count; ++t) {
                     add_times(of_C, 2 * double(dy[t]), at(forward.steps[t + 1 - lag], i));
@@ -217,10 +216,9 @@ struct Backward {
     void keep_start(int64_t s) const { copy(forward.state, starts[s]); }
     void go_to_start(int64_t s) const { copy(starts[s], forward.state); }
     void copy(Split from, Split to) const {
-        for (int64_t i = 0; i < np(); i += kLanes<double>) store_at(to, i, at(from, i));
+        for (int64_t i = 0; i < np(); i += LANES<double>) store_at(to, i, at(from, i));
     }
 };
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

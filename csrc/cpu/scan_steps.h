@@ -5,8 +5,7 @@
 #include "complex.h"
 #include "discretize.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // `rows` states of a feature in double, or its gradients, one row after another.
@@ -26,7 +25,7 @@ inline void add_times(ComplexVector &sum, double factor, ComplexVector of) {
 // rows[0] = state, rows[t + 1] = lambda rows[t] + B u_t, of which the last is the state then.
 template <class T>
 void step_states(Split lambda, Split B, Split state, int64_t count, const T *u, Rows rows) {
-    for (int64_t i = 0; i < rows.np; i += kLanes<double>) {
+    for (int64_t i = 0; i < rows.np; i += LANES<double>) {
         const ComplexVector a = at(lambda, i), b = at(B, i);
         ComplexVector s = at(state, i);
         store_at(rows[0], i, s);
@@ -42,7 +41,7 @@ void step_states(Split lambda, Split B, Split state, int64_t count, const T *u, 
 // Re sum_n a b
 inline double dot(int64_t np, Split a, Split b) {
     DoubleVector total = {};
-    for (int64_t i = 0; i < np; i += kLanes<double>)
+    for (int64_t i = 0; i < np; i += LANES<double>)
         total += load(a.re + i) * load(b.re + i) - load(a.im + i) * load(b.im + i);
     return sum(total);
 }
@@ -50,7 +49,7 @@ inline double dot(int64_t np, Split a, Split b) {
 // Re sum_n conj(a) b
 inline double conj_dot(int64_t np, Split a, Split b) {
     DoubleVector re = {}, im = {};
-    for (int64_t i = 0; i < np; i += kLanes<double>)
+    for (int64_t i = 0; i < np; i += LANES<double>)
         re += load(a.re + i) * load(b.re + i), im += load(a.im + i) * load(b.im + i);
     return sum(re + im);
 }
@@ -62,5 +61,4 @@ void step_outputs(Split C, double D, int64_t lag, int64_t count, const T *u, Row
 }
 
 }  // namespace
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -9,25 +9,24 @@
 #include <xmmintrin.h>
 #endif
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRegisters = 32;
+constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRegisters = 16;
+constexpr int VECTOR_BYTES = 32, REGISTERS = 16;
 #elif defined(__aarch64__)
-constexpr int kVectorBytes = 16, kRegisters = 32;
+constexpr int VECTOR_BYTES = 16, REGISTERS = 32;
 #else
-constexpr int kVectorBytes = 16, kRegisters = 16;
+constexpr int VECTOR_BYTES = 16, REGISTERS = 16;
 #endif
 
 template <class T>
-constexpr int kLanes = kVectorBytes / int(sizeof(T));
+constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
-typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
-typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
-typedef int64_t IndexVector __attribute__((vector_size(kVectorBytes)));
+typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t IndexVector __attribute__((vector_size(VECTOR_BYTES)));
 
 template <class T>
 struct VectorOf;
@@ -54,7 +53,7 @@ inline void store(T *to, Vector<T> v) {
     __builtin_memcpy(to, &v, sizeof v);
 }
 
-typedef float HalfFloatVector __attribute__((vector_size(kVectorBytes / 2)));
+typedef float HalfFloatVector __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 // As many numbers as a vector of doubles has, from and to memory of either type.
 inline DoubleVector load_double(const double *from) { return load(from); }
@@ -94,16 +93,16 @@ inline FloatVector joined(DoubleVector low, DoubleVector high) {
 #undef S4_FAST_UPPER
 
 // By halves: one after the other, additions would wait for each other.
-template <int First = 0, int Count = kLanes<double>>
+template <int FIRST = 0, int COUNT = LANES<double>>
 inline double sum(DoubleVector v) {
-    if constexpr (Count == 1)
-        return v[First];
+    if constexpr (COUNT == 1)
+        return v[FIRST];
     else
-        return sum<First, Count / 2>(v) + sum<First + Count / 2, Count / 2>(v);
+        return sum<FIRST, COUNT / 2>(v) + sum<FIRST + COUNT / 2, COUNT / 2>(v);
 }
 
 // n nodes as whole vectors of doubles; their 2n real and imaginary parts are then whole vectors of floats too.
-constexpr int64_t padded(int64_t n) { return (n + kLanes<double> - 1) / kLanes<double> * kLanes<double>; }
+constexpr int64_t padded(int64_t n) { return (n + LANES<double> - 1) / LANES<double> * LANES<double>; }
 
 // Numbers below the normal range, which a decayed state reaches, cost an assist each. Here they are zero.
 class FlushDenormals {
@@ -121,5 +120,4 @@ class FlushDenormals {
     FlushDenormals &operator=(const FlushDenormals &) = delete;
 };
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -3,11 +3,11 @@
 #include "arguments.h"
 #include "parallel.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 // States of one piece of work: fewer are done before another thread has woken up.
-constexpr int64_t kPiece = 1 << 16;
+constexpr int64_t PIECE = 1 << 16;
 
 template <class T>
 void run(const Step<T> &of, int64_t begin, int64_t end) {
@@ -29,9 +29,9 @@ int in_pieces(int64_t threads, int64_t count, int64_t each, Body body) {
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *u, const void *state,
                                 const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
@@ -42,7 +42,7 @@ extern "C" int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t
             const auto real = [](const void *pointer) { return static_cast<const T *>(pointer); };
             const Step<T> of = {H,       n,       real(u), real(state),         lambda,
                                 real(B), real(C), real(D), static_cast<T *>(y), static_cast<T *>(next)};
-            const int64_t rows = n < kPiece ? kPiece / n : 1;
+            const int64_t rows = n < PIECE ? PIECE / n : 1;
             return in_pieces(threads, batch * H, rows, [&](int64_t begin, int64_t end) { run(of, begin, end); });
         });
 }
@@ -50,7 +50,6 @@ extern "C" int s4_fast_cpu_step(int64_t dtype, int64_t batch, int64_t H, int64_t
 extern "C" int s4_fast_cpu_exp(int64_t dtype, int64_t count, const void *x, double *lambda, int64_t threads) {
     return for_dtype("exp", dtype, {{"count", count}}, {x, lambda}, [&](auto zero) {
         const auto *from = static_cast<const decltype(zero) *>(x);
-        return in_pieces(threads, count, kPiece / 2,
-                         [&](int64_t begin, int64_t end) { run(from, lambda, begin, end); });
+        return in_pieces(threads, count, PIECE / 2, [&](int64_t begin, int64_t end) { run(from, lambda, begin, end); });
     });
 }

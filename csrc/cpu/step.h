@@ -6,7 +6,7 @@
 #include "feature_groups.h"
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // As in s4_fast.h; D may be null.
 template <class T>
@@ -38,4 +38,4 @@ S4_FAST_DECLARE_FOR_ISAS(
     template <class T> void step_backward(const StepBackward<T> &of, int64_t first, int64_t last, char *scratch);)
 // clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

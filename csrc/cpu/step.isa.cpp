@@ -3,8 +3,7 @@
 #include "interleaved.h"
 #include "powers.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 
 // In double whatever T is: the roundings of a float lambda would add up over steps.
 template <class T>
@@ -16,7 +15,7 @@ void step(const Step<T> &of, int64_t begin, int64_t end) {
         T *next = of.next + 2 * row * n;
         DoubleVector sums = {};
         int64_t i = 0;
-        for (; i + kPairs <= n; i += kPairs) {
+        for (; i + PAIRS <= n; i += PAIRS) {
             const DoubleVector s = load_double(state + 2 * i), a = load(lambda + 2 * i);
             const DoubleVector after = product(a, s) + u * load_double(B + 2 * i);
             sums -= signs() * load_double(C + 2 * i) * after;
@@ -34,12 +33,12 @@ void step(const Step<T> &of, int64_t begin, int64_t end) {
 
 template <class T>
 void exponentials(const T *x, double *lambda, int64_t begin, int64_t end) {
-    constexpr int64_t kBlock = 64;
-    double re[kBlock] = {}, im[kBlock] = {};
-    for (int64_t i = begin; i < end; i += kBlock) {
-        const int64_t count = end - i < kBlock ? end - i : kBlock;
+    constexpr int64_t BLOCK = 64;
+    double re[BLOCK] = {}, im[BLOCK] = {};
+    for (int64_t i = begin; i < end; i += BLOCK) {
+        const int64_t count = end - i < BLOCK ? end - i : BLOCK;
         for (int64_t j = 0; j < count; ++j) re[j] = double(x[2 * (i + j)]), im[j] = double(x[2 * (i + j) + 1]);
-        exponentials(kBlock, {re, im}, {re, im});
+        exponentials(BLOCK, {re, im}, {re, im});
         for (int64_t j = 0; j < count; ++j) put(lambda, i + j, {re[j], im[j]});
     }
 }
@@ -49,5 +48,4 @@ template void step(const Step<double> &, int64_t, int64_t);
 template void exponentials(const float *, double *, int64_t, int64_t);
 template void exponentials(const double *, double *, int64_t, int64_t);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

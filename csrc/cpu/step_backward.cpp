@@ -3,7 +3,7 @@
 #include "parallel.h"
 #include "step.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class T>
@@ -27,9 +27,9 @@ int step_backward(const StepBackward<T> &of, int64_t threads) {
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_step_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *grad_y,
                                          const void *grad_next, const void *u, const void *state, const double *lambda,

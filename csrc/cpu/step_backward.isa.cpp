@@ -5,8 +5,7 @@
 #include "interleaved.h"
 #include "step.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // Sums over the batch for the features of one call; C of dy next, without what is the same for every row.
@@ -83,5 +82,4 @@ void step_backward(const StepBackward<T> &of, int64_t first, int64_t last, char 
 template void step_backward(const StepBackward<float> &, int64_t, int64_t, char *);
 template void step_backward(const StepBackward<double> &, int64_t, int64_t, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

@@ -5,7 +5,7 @@
 #include "parallel.h"
 #include "pieces.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 namespace {
 
 template <class Problem>
@@ -32,9 +32,9 @@ int for_each_feature(const Problem &of, int64_t threads) {
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu
 
-using namespace s4_fast;
+using namespace s4_fast::cpu;
 
 extern "C" int s4_fast_cpu_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
                                        const void *x, double scale, void *out, int64_t threads) {

@@ -5,7 +5,7 @@
 
 #include "isa.h"
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 
 // As in s4_fast.h.
 template <class T>
@@ -24,8 +24,10 @@ struct Moments {
 };
 
 // For either problem: bytes of scratch memory, and the work on feature h for the rows begin <= row < end.
-S4_FAST_DECLARE_FOR_ISAS(template <class Problem> int64_t scratch_bytes(const Problem &of);)
-S4_FAST_DECLARE_FOR_ISAS(template <class Problem>
-                         void work(const Problem &of, int64_t h, int64_t begin, int64_t end, char *scratch);)
+// clang-format off
+S4_FAST_DECLARE_FOR_ISAS(
+    template <class Problem> int64_t scratch_bytes(const Problem &of);
+    template <class Problem> void work(const Problem &of, int64_t h, int64_t begin, int64_t end, char *scratch);)
+// clang-format on
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu

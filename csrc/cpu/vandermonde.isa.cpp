@@ -6,12 +6,11 @@
 #include "multiply.h"
 #include "tables.h"
 
-namespace s4_fast {
-namespace S4_FAST_ISA {
+namespace s4_fast::cpu::S4_FAST_ISA {
 namespace {
 
 // Rows of a table that are made and used at a time.
-constexpr int64_t kBlock = 48;
+constexpr int64_t BLOCK = 48;
 
 // T: about sqrt(L), in whole vectors, and not so long that the table leaves the first cache.
 int64_t fine_length(int64_t L) {
@@ -51,7 +50,7 @@ struct Synthesizer {
     Split state;  // scale v lambda^(mT)
     T *by_time;   // (length, 2 np): conj(lambda^t)
     T *fine;      // its transpose
-    T *coarse;    // (kBlock, 2 np): scale v lambda^(mT)
+    T *coarse;    // (BLOCK, 2 np): scale v lambda^(mT)
     T *rest;      // (length,)
 
     Synthesizer(Arena &memory, const Synthesis<T> &of)
@@ -59,14 +58,14 @@ struct Synthesizer {
           state(memory, nodes.np),
           by_time(memory.take<T>(nodes.length * 2 * nodes.np)),
           fine(memory.take<T>(2 * nodes.np * nodes.length)),
-          coarse(memory.take<T>(kBlock * 2 * nodes.np)),
+          coarse(memory.take<T>(BLOCK * 2 * nodes.np)),
           rest(memory.take<T>(nodes.length)) {}
 
     void set(const Synthesis<T> &of, int64_t h) const {
         const int64_t np = nodes.np;
         nodes.set(of.x + 2 * h * of.n, of.L);
         for (int64_t t = 0; t < nodes.length; ++t) {
-            for (int64_t i = 0; i < np; i += kLanes<double>) {
+            for (int64_t i = 0; i < np; i += LANES<double>) {
                 store_double(by_time + t * 2 * np + i, load(nodes.powers.re + t * np + i));
                 store_double(by_time + t * 2 * np + np + i, -load(nodes.powers.im + t * np + i));
             }
@@ -78,8 +77,8 @@ struct Synthesizer {
         const int64_t np = nodes.np, length = nodes.length, rows = (of.L + length - 1) / length, whole = of.L / length;
         T *out = of.out + (row * of.H + h) * of.L;
         state.set(of.v + 2 * (row * of.H + h) * of.n, of.n, np, of.scale);
-        for (int64_t m = 0; m < rows; m += kBlock) {
-            const int64_t count = rows - m < kBlock ? rows - m : kBlock;
+        for (int64_t m = 0; m < rows; m += BLOCK) {
+            const int64_t count = rows - m < BLOCK ? rows - m : BLOCK;
             const int64_t full = whole - m < count ? whole - m : count;
             clear(coarse, count * 2 * np);
             nodes.carry.over(state, false, count, coarse);
@@ -97,7 +96,7 @@ struct MomentTaker {
     int64_t columns;
     Split zeroth, first;
     T *fine;   // (length, columns): lambda^t as (re, im), then t lambda^t where the first moments are wanted
-    T *local;  // (kBlock, columns)
+    T *local;  // (BLOCK, columns)
 
     MomentTaker(Arena &memory, const Moments<T> &of)
         : nodes(memory, of.n, of.L),
@@ -105,13 +104,13 @@ struct MomentTaker {
           zeroth(memory, nodes.np),
           first(memory, nodes.np),
           fine(memory.take<T>(nodes.length * columns)),
-          local(memory.take<T>(kBlock * columns)) {}
+          local(memory.take<T>(BLOCK * columns)) {}
 
     void set(const Moments<T> &of, int64_t h) const {
         const int64_t np = nodes.np;
         nodes.set(of.x + 2 * h * of.n, of.L);
         for (int64_t t = 0; t < nodes.length; ++t) {
-            for (int64_t i = 0; i < np; i += kLanes<double>) {
+            for (int64_t i = 0; i < np; i += LANES<double>) {
                 const DoubleVector re = load(nodes.powers.re + t * np + i), im = load(nodes.powers.im + t * np + i);
                 T *at = fine + t * columns + i;
                 store_double(at, re), store_double(at + np, im);
@@ -126,7 +125,7 @@ struct MomentTaker {
     void add(int64_t rows, bool start) const {
         const int64_t np = nodes.np;
         const bool with_first = columns > 2 * np;
-        for (int64_t i = 0; i < np; i += kLanes<double>) {
+        for (int64_t i = 0; i < np; i += LANES<double>) {
             Jump<T> jump;
             jump.set(nodes.carry.one, i, false);
             DoubleVector Z_re = load(zeroth.re + i), Z_im = load(zeroth.im + i);
@@ -159,8 +158,8 @@ struct MomentTaker {
             multiply<T>(1, columns, {rest, {u + whole * length, length, 1}, fine, columns}, local, columns, false);
             add(1, true), start = false;
         }
-        for (int64_t m = (whole - 1) / kBlock * kBlock; m >= 0 && whole; m -= kBlock) {
-            const int64_t rows = whole - m < kBlock ? whole - m : kBlock;
+        for (int64_t m = (whole - 1) / BLOCK * BLOCK; m >= 0 && whole; m -= BLOCK) {
+            const int64_t rows = whole - m < BLOCK ? whole - m : BLOCK;
             multiply<T>(rows, columns, {length, {u + m * length, length, 1}, fine, columns}, local, columns, false);
             add(rows, start), start = false;
         }
@@ -207,5 +206,4 @@ template void work(const Synthesis<double> &, int64_t, int64_t, int64_t, char *)
 template void work(const Moments<float> &, int64_t, int64_t, int64_t, char *);
 template void work(const Moments<double> &, int64_t, int64_t, int64_t, char *);
 
-}  // namespace S4_FAST_ISA
-}  // namespace s4_fast
+}  // namespace s4_fast::cpu::S4_FAST_ISA

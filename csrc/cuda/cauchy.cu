@@ -3,7 +3,7 @@
 
 #include "launch.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 constexpr int NODES = 128, STATES = 32;
@@ -14,7 +14,7 @@ struct Tables {
 };
 
 // NODES nodes of ROWS rows of one feature: every reciprocal is made in registers and used for all rows.
-template <class R, int ROWS, bool symmetric>
+template <class R, int ROWS, bool SYMMETRIC>
 __global__ void __launch_bounds__(NODES)
     cauchy_kernel(int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows, int64_t tiles, int64_t chunks,
                   const Complex<R> *v, const Complex<R> *z, const Complex<R> *w, Complex<R> *out) {
@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(NODES)
         __syncthreads();
 #pragma unroll 1
         for (int k = 0; k < states; ++k) {
-            const Reciprocals<R> r = reciprocals<symmetric>(node, tables.w[k]);
+            const Reciprocals<R> r = reciprocals<SYMMETRIC>(node, tables.w[k]);
 #pragma unroll
             for (int row = 0; row < ROWS; ++row) {
                 sums[row] += tables.v[row][k] * r.own;
-                if (symmetric) sums[row] += conj(tables.v[row][k]) * r.paired;
+                if (SYMMETRIC) sums[row] += conj(tables.v[row][k]) * r.paired;
             }
         }
     }
@@ -51,12 +51,12 @@ __global__ void __launch_bounds__(NODES)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_cauchy_mult(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows, const void *v,
                              const void *z, const void *w, int64_t symmetric, void *out, void *workspace,
                              int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call(
         "cauchy_mult", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}}, {v, z, w, out},
         {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {

@@ -8,7 +8,7 @@
 
 #include "complex.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 // Nodes are one row for all features or one for each.
 inline void check_node_rows(int64_t z_rows, int64_t H) {
@@ -39,9 +39,9 @@ struct Reciprocals {
     Complex<R> own, paired;
 };
 
-template <bool symmetric, class R>
+template <bool SYMMETRIC, class R>
 S4_FAST_INLINE Reciprocals<R> reciprocals(Complex<R> z, Complex<R> w) {
-    return {reciprocal(z - w), symmetric ? reciprocal(z - conj(w)) : Complex<R>{0, 0}};
+    return {reciprocal(z - w), SYMMETRIC ? reciprocal(z - conj(w)) : Complex<R>{0, 0}};
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -5,7 +5,7 @@
 #include "launch.cuh"
 #include "sum_parts.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // Threads of a block, nodes that it holds at once, and its states; each state has LANES threads.
@@ -18,7 +18,7 @@ struct StateTables {
 
 // The sums over a share of the nodes, for STATES states of one feature and ROWS rows, into
 // grad_v[share, lane, row, h, state] and grad_w[share, lane, chunk of rows, h, state].
-template <class R, int ROWS, bool symmetric>
+template <class R, int ROWS, bool SYMMETRIC>
 __global__ void __launch_bounds__(THREADS, 4)
     cauchy_states_kernel(int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows, int64_t blocks, int64_t chunks,
                          Shares shares, const Complex<R> *g, const Complex<R> *v, const Complex<R> *z,
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(THREADS, 4)
         __syncthreads();
 #pragma unroll 1
         for (int l = lane; l < nodes; l += LANES) {
-            const Reciprocals<R> r = reciprocals<symmetric>(tables.z[l], pole);
+            const Reciprocals<R> r = reciprocals<SYMMETRIC>(tables.z[l], pole);
             // Contract the rows first: sum v* g goes with r*^2, sum v* g* with r'^2.
             Complex<R> with_own = {0, 0}, with_paired = {0, 0};
 #pragma unroll
@@ -58,13 +58,13 @@ __global__ void __launch_bounds__(THREADS, 4)
                 const Complex<R> grad = tables.g[row][l];
                 sums_v[row] += grad * conj(r.own);
                 with_own += conj(coefficient[row]) * grad;
-                if (symmetric) {
+                if (SYMMETRIC) {
                     sums_v[row] += conj(grad) * r.paired;
                     with_paired += conj(coefficient[row] * grad);
                 }
             }
             sum_w += with_own * conj(r.own * r.own);
-            if (symmetric) sum_w += with_paired * (r.paired * r.paired);
+            if (SYMMETRIC) sum_w += with_paired * (r.paired * r.paired);
         }
     }
     if (!present) return;
@@ -81,7 +81,7 @@ struct NodeTables {
 };
 
 // -sum_c g (sum_n v r^2 + v* r'^2)* at the nodes of one feature.
-template <class R, bool symmetric>
+template <class R, bool SYMMETRIC>
 __global__ void __launch_bounds__(THREADS, 4)
     cauchy_nodes_kernel(int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows, int64_t tiles, const Complex<R> *g,
                         const Complex<R> *v, const Complex<R> *z, const Complex<R> *w, Complex<R> *grad_z) {
@@ -102,9 +102,9 @@ __global__ void __launch_bounds__(THREADS, 4)
             __syncthreads();
 #pragma unroll 1
             for (int k = 0; k < states; ++k) {
-                const Reciprocals<R> r = reciprocals<symmetric>(node, tables.w[k]);
+                const Reciprocals<R> r = reciprocals<SYMMETRIC>(node, tables.w[k]);
                 sum += tables.v[k] * (r.own * r.own);
-                if (symmetric) sum += conj(tables.v[k]) * (r.paired * r.paired);
+                if (SYMMETRIC) sum += conj(tables.v[k]) * (r.paired * r.paired);
             }
         }
         total = total - g[(row * H + h) * Lz + inside] * conj(sum);
@@ -157,13 +157,13 @@ void backward(Call &call, const Arguments<R> &a, bool symmetric, Complex<R> *gra
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_cauchy_mult_backward(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t Lz, int64_t z_rows,
                                       const void *grad, const void *v, const void *z, const void *w, int64_t symmetric,
                                       void *grad_v, void *grad_z, void *grad_w, void *workspace,
                                       int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("cauchy_mult_backward", dtype, {{"c", c}, {"H", H}, {"n", n}, {"Lz", Lz}, {"z_rows", z_rows}},
                     {grad, v, z, w}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);

@@ -7,7 +7,7 @@
 
 #define S4_FAST_INLINE __device__ __forceinline__
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 template <class R>
 struct alignas(2 * sizeof(R)) Complex {
@@ -57,4 +57,4 @@ S4_FAST_INLINE Complex<To> convert(Complex<From> a) {
     return {To(a.re), To(a.im)};
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -1,7 +1,7 @@
 // Whether the kernels can run on a device, asked without crashing where there is no driver.
 #include "launch.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 __global__ void probe_kernel() {}
@@ -9,10 +9,11 @@ __global__ void probe_kernel() {}
 std::string release(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_usable(int64_t device) {
     using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return guard([&] {
         const std::string runtime = release(CUDART_VERSION);
         int driver = 0, devices = 0;

@@ -5,7 +5,7 @@
 #include "../include/s4_fast.h"
 #include "powers.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 S4_FAST_INLINE Wide divide(Wide a, Wide b) {
     const double size = b.re * b.re + b.im * b.im;
@@ -145,4 +145,4 @@ S4_FAST_INLINE Chained chain(const Model<R> &model, const State &state, Wide gra
     return as_stored(model, state, grad);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

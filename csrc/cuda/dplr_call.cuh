@@ -6,7 +6,7 @@
 #include "dplr_states.cuh"
 #include "scan_outputs.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class Body>
@@ -38,8 +38,10 @@ struct TableColumns {
     static S4_FAST_INLINE void load_direction(OutputTables<R> &tables, const Scan &scan, const Complex<R> *from,
                                               int here) {
         constexpr int T = CHUNK<R>;
-        for (int entry = threadIdx.x; entry < K * T; entry += THREADS)
-            if (entry % K < here) tables.powers[entry % K][entry / K] = from[entry / K * scan.n + entry % K];
+        for (int entry = threadIdx.x; entry < TILE_STATES * T; entry += THREADS)
+            if (entry % TILE_STATES < here)
+                tables.powers[entry % TILE_STATES][entry / TILE_STATES] =
+                    from[entry / TILE_STATES * scan.n + entry % TILE_STATES];
     }
 
     template <class R>
@@ -49,4 +51,4 @@ struct TableColumns {
 };
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -11,7 +11,7 @@
 #include "dplr_system.cuh"
 #include "scan_prepare.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 enum ChainKind { ENTER, LEAVE, REACH, FADE };
@@ -191,4 +191,4 @@ void make_maps(Call &call, const Scan &scan, const DplrModel<R> &model, const Ma
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

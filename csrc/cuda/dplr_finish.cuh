@@ -4,7 +4,7 @@
 
 #include "dplr_gradients.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // What the gradients of a call are written to, each or NULL.
@@ -35,24 +35,24 @@ struct ChainGradients {
 // --------------------------------------------------------------------------------------- through the transitions
 
 struct LowTables {
-    double left[CHUNK<float>][SLICE + 1], right[SLICE][2 * K + 1];
+    double left[CHUNK<float>][SLICE + 1], right[SLICE][2 * TILE_STATES + 1];
 };
 
 // With Gamma the gradient of A^length, that of A^i G_r is -Gamma w_{length-1-i} and that of w_j, the (re, im) of
-// 2 conj(V_r a^j), is -Gamma^T (A^{length-1-j} G_r): K states of one of these vectors, at all T exponents.
+// 2 conj(V_r a^j), is -Gamma^T (A^{length-1-j} G_r): TILE_STATES states of one of these vectors, at all T exponents.
 template <class R>
 __global__ void __launch_bounds__(THREADS, 3)
     dplr_low_kernel(Scan scan, int rank, const __grid_constant__ Transitions transitions, const Wide *low,
                     const R *parts, int64_t shares, Wide *values) {
-    constexpr int T = CHUNK<R>, RK = K / THREAD_COLUMNS;
+    constexpr int T = CHUNK<R>, THREAD_STATES = TILE_STATES / THREAD_COLUMNS;
     auto &tables = shared_memory<LowTables>();
-    const int64_t n = scan.n, N = 2 * n, blocks = (n + K - 1) / K, table = scan.H * T * n;
-    const int64_t first = blockIdx.x % blocks * K, h = blockIdx.x / blocks % scan.H;
+    const int64_t n = scan.n, N = 2 * n, blocks = (n + TILE_STATES - 1) / TILE_STATES, table = scan.H * T * n;
+    const int64_t first = blockIdx.x % blocks * TILE_STATES, h = blockIdx.x / blocks % scan.H;
     const int chain = int(blockIdx.x / blocks / scan.H), i = threadIdx.x / THREAD_COLUMNS,
               j = threadIdx.x % THREAD_COLUMNS;
     const bool of_reach = chain < rank;
     const Wide *const other = low + ((of_reach ? chain + rank : chain - rank) * scan.H + h) * T * n;
-    Wide sums[LEFT<R>][RK] = {};
+    Wide sums[LEFT<R>][THREAD_STATES] = {};
     for (int kind = 0; kind < transitions.kinds; ++kind) {
         const int length = kind == 0 ? transitions.lengths[0] : transitions.lengths[1];
         for (int64_t start = 0; start < N; start += SLICE) {
@@ -66,10 +66,10 @@ __global__ void __launch_bounds__(THREADS, 3)
                 }
                 tables.left[t][x] = value;
             }
-            for (int entry = threadIdx.x; entry < SLICE * 2 * K; entry += THREADS) {
+            for (int entry = threadIdx.x; entry < SLICE * 2 * TILE_STATES; entry += THREADS) {
                 // Neighbours in memory for neighbouring threads.
-                const int x = of_reach ? entry % SLICE : entry / (2 * K),
-                          y = of_reach ? entry / SLICE : entry % (2 * K);
+                const int x = of_reach ? entry % SLICE : entry / (2 * TILE_STATES),
+                          y = of_reach ? entry / SLICE : entry % (2 * TILE_STATES);
                 double sum = 0;
                 if (start + x < N && 2 * first + y < N) {
                     const int64_t row = of_reach ? 2 * first + y : start + x,
@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(THREADS, 3)
             __syncthreads();
 #pragma unroll 1
             for (int x = 0; x < SLICE; ++x) {
-                Wide right[RK];
+                Wide right[THREAD_STATES];
 #pragma unroll
-                for (int b = 0; b < RK; ++b) {
+                for (int b = 0; b < THREAD_STATES; ++b) {
                     const double *const pair = &tables.right[x][2 * (j + b * THREAD_COLUMNS)];
                     right[b] = {pair[0], pair[1]};
                 }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(THREADS, 3)
                 for (int a = 0; a < LEFT<R>; ++a) {
                     const double left = tables.left[i + a * THREAD_ROWS][x];
 #pragma unroll
-                    for (int b = 0; b < RK; ++b) sums[a][b] += left * right[b];
+                    for (int b = 0; b < THREAD_STATES; ++b) sums[a][b] += left * right[b];
                 }
             }
         }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, 3)
 #pragma unroll
     for (int a = 0; a < LEFT<R>; ++a)
 #pragma unroll
-        for (int b = 0; b < RK; ++b) {
+        for (int b = 0; b < THREAD_STATES; ++b) {
             const int64_t k = first + j + b * THREAD_COLUMNS;
             if (k >= n) continue;
             const Wide gradient = -1.0 * sums[a][b];
@@ -484,4 +484,4 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

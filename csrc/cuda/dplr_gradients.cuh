@@ -7,49 +7,49 @@
 #include "dplr_call.cuh"
 #include "scan_gradients.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
-// Left are T samples of a chunk, or reals of a gradient, right K states.
+// Left are T samples of a chunk, or reals of a gradient, right TILE_STATES states.
 template <class R>
 struct ProductTables {
-    Samples<R, M, CHUNK<R>> left;
-    Complex<R> right[M][K];
-    Chunk chunks[M];
+    Samples<R, TILE_CHUNKS, CHUNK<R>> left;
+    Complex<R> right[TILE_CHUNKS][TILE_STATES];
+    Chunk chunks[TILE_CHUNKS];
 };
 
 template <class R>
 constexpr int LEFT = CHUNK<R> / THREAD_ROWS;
 
 template <class R>
-using ProductSums = Complex<R>[LEFT<R>][K / THREAD_COLUMNS];
+using ProductSums = Complex<R>[LEFT<R>][TILE_STATES / THREAD_COLUMNS];
 
 template <class R>
 S4_FAST_INLINE void load_right(ProductTables<R> &tables, const Scan &scan, int64_t first, const Complex<R> *states) {
-    for (int entry = threadIdx.x; entry < M * K; entry += THREADS) {
-        const Chunk &chunk = tables.chunks[entry / K];
-        const int k = entry % K;
-        tables.right[entry / K][k] =
+    for (int entry = threadIdx.x; entry < TILE_CHUNKS * TILE_STATES; entry += THREADS) {
+        const Chunk &chunk = tables.chunks[entry / TILE_STATES];
+        const int k = entry % TILE_STATES;
+        tables.right[entry / TILE_STATES][k] =
             chunk.length && first + k < scan.n ? states[chunk.states + first + k] : Complex<R>{0, 0};
     }
 }
 
 template <class R>
 S4_FAST_INLINE void add_products(ProductSums<R> &sums, const ProductTables<R> &tables) {
-    constexpr int RK = K / THREAD_COLUMNS;
+    constexpr int THREAD_STATES = TILE_STATES / THREAD_COLUMNS;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
 #pragma unroll 2
-    for (int m = 0; m < M; ++m) {
+    for (int m = 0; m < TILE_CHUNKS; ++m) {
         R left[LEFT<R>];
-        Complex<R> right[RK];
+        Complex<R> right[THREAD_STATES];
 #pragma unroll
         for (int a = 0; a < LEFT<R>; ++a) left[a] = tables.left[m][i + a * THREAD_ROWS];
 #pragma unroll
-        for (int b = 0; b < RK; ++b) right[b] = tables.right[m][j + b * THREAD_COLUMNS];
+        for (int b = 0; b < THREAD_STATES; ++b) right[b] = tables.right[m][j + b * THREAD_COLUMNS];
 #pragma unroll
         for (int a = 0; a < LEFT<R>; ++a)
 #pragma unroll
-            for (int b = 0; b < RK; ++b) sums[a][b] += left[a] * right[b];
+            for (int b = 0; b < THREAD_STATES; ++b) sums[a][b] += left[a] * right[b];
     }
 }
 
@@ -61,19 +61,21 @@ S4_FAST_INLINE void write_products(const ProductSums<R> &sums, int64_t rows, int
 #pragma unroll
     for (int a = 0; a < LEFT<R>; ++a)
 #pragma unroll
-        for (int b = 0; b < K / THREAD_COLUMNS; ++b) {
+        for (int b = 0; b < TILE_STATES / THREAD_COLUMNS; ++b) {
             const int row = i + a * THREAD_ROWS, column = j + b * THREAD_COLUMNS;
             if (row < rows && column < columns) to[row * width + column] = sums[a][b];
         }
 }
 
-// For K states and a share of the tiles, parts[share, table, h, T, n]: the table of `enter`, then those of `leave`.
+// For TILE_STATES states and a share of the tiles, parts[share, table, h, T, n]: the table of `enter`, then those of
+// `leave`.
 template <class R>
 S4_FAST_INLINE void table_block(int64_t id, const Scan &scan, const Shares &shares, int64_t tiles, const Paired<R> &in,
                                 Complex<R> *parts) {
     constexpr int T = CHUNK<R>;
     auto &tables = shared_memory<ProductTables<R>>();
-    const int64_t blocks = (scan.n + K - 1) / K, count = 1 + leave_chains(scan), first = id % blocks * K;
+    const int64_t blocks = (scan.n + TILE_STATES - 1) / TILE_STATES, count = 1 + leave_chains(scan),
+                  first = id % blocks * TILE_STATES;
     const int64_t h = id / blocks % scan.H, table = id / (blocks * scan.H) % count,
                   share = id / (blocks * scan.H * count);
     const int64_t row = table - 1;  // of leave
@@ -100,32 +102,33 @@ S4_FAST_INLINE void table_block(int64_t id, const Scan &scan, const Shares &shar
                    parts + ((share * count + table) * scan.H + h) * T * scan.n + first);
 }
 
-// For T rows and K states of the columns, parts[share, kind, h, 2 n, 2 n].
+// For T rows and TILE_STATES states of the columns, parts[share, kind, h, 2 n, 2 n].
 template <class R>
 S4_FAST_INLINE void transition_gradient_block(int64_t id, const Scan &scan, const Shares &shares, int64_t tiles,
                                               const Transitions &transitions, const Paired<R> &in, R *parts) {
     constexpr int T = CHUNK<R>;
     auto &tables = shared_memory<ProductTables<R>>();
-    const int64_t N = 2 * scan.n, blocks = (scan.n + K - 1) / K, row_blocks = (N + T - 1) / T;
-    const int64_t first = id % blocks * K, first_row = id / blocks % row_blocks * T, rest = id / (blocks * row_blocks);
+    const int64_t N = 2 * scan.n, blocks = (scan.n + TILE_STATES - 1) / TILE_STATES, row_blocks = (N + T - 1) / T;
+    const int64_t first = id % blocks * TILE_STATES, first_row = id / blocks % row_blocks * T,
+                  rest = id / (blocks * row_blocks);
     const int64_t h = rest % scan.H, kind = rest / scan.H % transitions.kinds,
                   share = rest / scan.H / transitions.kinds;
     const int length = kind == 0 ? transitions.lengths[0] : transitions.lengths[1];
     // Of the last chunks there is one in each row.
-    const int64_t all = kind == 0 ? tiles : (scan.batch + M - 1) / M;
+    const int64_t all = kind == 0 ? tiles : (scan.batch + TILE_CHUNKS - 1) / TILE_CHUNKS;
     const int64_t end = (share + 1) * shares.each < all ? (share + 1) * shares.each : all;
     ProductSums<R> sums = {};
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
         if (kind == 0)
             find_chunks(tables.chunks, scan, h, tile);
-        else if (threadIdx.x < M)
-            tables.chunks[threadIdx.x] = find_chunk(scan, h, tile * M + threadIdx.x, scan.chunks - 1);
+        else if (threadIdx.x < TILE_CHUNKS)
+            tables.chunks[threadIdx.x] = find_chunk(scan, h, tile * TILE_CHUNKS + threadIdx.x, scan.chunks - 1);
 #pragma unroll 1
         for (int direction = 0; direction < scan.directions; ++direction) {
             __syncthreads();
             const R *const gradients = reinterpret_cast<const R *>(in.gradients[direction]);
-            for (int entry = threadIdx.x; entry < M * T; entry += THREADS) {
+            for (int entry = threadIdx.x; entry < TILE_CHUNKS * T; entry += THREADS) {
                 const Chunk &chunk = tables.chunks[entry / T];
                 const int64_t row = first_row + entry % T;
                 tables.left[entry / T][entry % T] =
@@ -172,4 +175,4 @@ __global__ void __launch_bounds__(THREADS, sizeof(R) == sizeof(float) ? 4 : 2)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -1,7 +1,7 @@
 // A DPLR SSM over a sequence, from the continuous system: matrix products within chunks, and a carry between them.
 #include "dplr_call.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R, class S>
@@ -34,14 +34,14 @@ void forward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time_
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_dplr_scan(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H, int64_t n,
                            int64_t L, int64_t c, int64_t rank, int64_t copies, int64_t dt_states, double rate,
                            const void *u, const void *dt, const void *A_real, const void *A_imag, const void *P,
                            const void *B, const void *C, const void *D, const void *state, const void *ahead, void *y,
                            void *final, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank};
     return run_dplr("dplr_scan", sizes, {u, dt, A_real, A_imag, P, C, y}, {workspace, workspace_bytes, device, stream},
                     [&](auto real, auto signal, Call &call) {

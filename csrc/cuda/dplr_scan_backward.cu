@@ -1,7 +1,7 @@
 // The gradients of a DPLR SSM over a sequence, down to the continuous system.
 #include "dplr_finish.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R, class S>
@@ -10,7 +10,7 @@ void backward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time
     const bool of_parameters = grad.states(), both = scan.directions > 1;
     const bool correlated = of_parameters || grad.D, adjoint = in.grad_u || in.grad_state || in.grad_ahead;
     const int rank = model.rank;
-    const int64_t rows = leave_chains(scan), blocks = divide_up(scan.n, K), N = 2 * scan.n;
+    const int64_t rows = leave_chains(scan), blocks = divide_up(scan.n, TILE_STATES), N = 2 * scan.n;
     const int64_t table = scan.H * scan.T * scan.n, chains = chains_of(scan, rank);
     DplrDeal deal{{tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * (1 + rows))},
                   output_shares(scan, 1),
@@ -65,11 +65,11 @@ void backward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time
     const Tables<R> tables{nullptr, nullptr, maps.enter, maps.leave, maps.response};
     const Outputs<R, S> outputs{
         grad_y, maps.enter, {pairs.gradients[0], pairs.gradients[1]}, partial, in.grad_u, time_major, 1, 0};
-    constexpr size_t memory =
+    constexpr size_t SHARED =
         std::max({sizeof(OutputTables<R>), sizeof(ProductTables<R>), sizeof(CorrelationTables<R>)});
     const int64_t launched = deal.tables + deal.transitions + deal.outputs + deal.correlation;
     if (launched)
-        call.launch("dplr_gradients_kernel", dplr_gradients_kernel<R, S>, launched, THREADS, memory, scan, deal,
+        call.launch("dplr_gradients_kernel", dplr_gradients_kernel<R, S>, launched, THREADS, SHARED, scan, deal,
                     tiles(scan), tables, transitions, outputs, pairs, of_maps.sums);
     if (of_parameters) {
         call.launch("dplr_low_kernel", dplr_low_kernel<R>, 2 * rank * scan.H * blocks, THREADS, sizeof(LowTables), scan,
@@ -88,7 +88,7 @@ void backward(Call &call, const Scan &scan, const DplrModel<R> &model, bool time
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_dplr_scan_backward(int64_t dtype, int64_t signal_dtype, int64_t flags, int64_t batch, int64_t H,
                                     int64_t n, int64_t L, int64_t c, int64_t rank, int64_t copies, int64_t dt_states,
@@ -98,7 +98,7 @@ int s4_fast_cuda_dplr_scan_backward(int64_t dtype, int64_t signal_dtype, int64_t
                                     void *grad_u, void *grad_dt, void *grad_A_real, void *grad_A_imag, void *grad_P,
                                     void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
                                     void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states, rank};
     return run_dplr("dplr_scan_backward", sizes, {u, dt, A_real, A_imag, P, C},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, auto signal, Call &call) {

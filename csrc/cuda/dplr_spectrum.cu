@@ -2,7 +2,7 @@
 #include "dplr_sums.cuh"
 #include "launch.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 constexpr int NODES = 128;
@@ -29,20 +29,21 @@ void launch(Call &call, const Sizes &sizes, const Wide *v, const Complex<R> *w, 
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n, int64_t L,
                                const double *v, const void *w, const double *shift, void *spectrum, void *workspace,
                                int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
-    return run_call(
-        "dplr_spectrum", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
-        {v, w, shift, spectrum}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
-            using R = decltype(real);
-            check_rank("dplr_spectrum", rank);
-            if (!call.ready()) return;
-            auto run = rank == 1 ? launch<1, R> : rank == 2 ? launch<2, R> : rank == 3 ? launch<3, R> : launch<4, R>;
-            run(call, Sizes{b, c, rank, H, n, L}, reinterpret_cast<const Wide *>(v), static_cast<const Complex<R> *>(w),
-                shift, static_cast<Complex<R> *>(spectrum));
-        });
+    using namespace s4_fast::cuda;
+    return run_call("dplr_spectrum", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
+                    {v, w, shift, spectrum}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
+                        using R = decltype(real);
+                        check_rank("dplr_spectrum", rank);
+                        if (!call.ready()) return;
+                        with_rank(rank, [&](auto rank_of) {
+                            launch<decltype(rank_of)::value>(
+                                call, Sizes{b, c, rank, H, n, L}, reinterpret_cast<const Wide *>(v),
+                                static_cast<const Complex<R> *>(w), shift, static_cast<Complex<R> *>(spectrum));
+                        });
+                    });
 }

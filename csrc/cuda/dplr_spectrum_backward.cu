@@ -3,14 +3,20 @@
 // A block takes NODES nodes of a feature at a time. First a thread has one node: it makes the sums again and leaves
 // their gradients in shared memory. Then it has one state and every LANES-th node, and adds up what they give to v and
 // w. Only this thread adds to its part in the workspace, so the order of the sums is fixed.
+#include <iterator>
+
 #include "dplr_sums.cuh"
 #include "launch.cuh"
 #include "sum_parts.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 constexpr int NODES = 64, STATES = 16, LANES = NODES / STATES;
+
+// Sums whose gradients a thread has at once, for each rank. One pair needs one to three groups.
+constexpr int GROUPS[] = {4, 9, 8, 9};
+static_assert(std::size(GROUPS) == S4_FAST_CUDA_DPLR_RANK);
 
 template <int RANK>
 struct Tables {
@@ -100,13 +106,13 @@ void launch(Call &call, const Sizes &sizes, const Shares &shares, const Complex<
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                         int64_t L, const void *grad_spectrum, const double *v, const void *w,
                                         const double *shift, double *grad_v, double *grad_w, void *workspace,
                                         int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call(
         "dplr_spectrum_backward", dtype, {{"b", b}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}, {"L", L}},
         {grad_spectrum, v, w, shift, grad_v}, {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
@@ -120,12 +126,12 @@ int s4_fast_cuda_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int
             const int64_t parts = shares.count * LANES;
             Wide *v_parts = call.take<Wide>(parts * sums * H * n), *w_parts = call.take<Wide>(parts * H * n);
             if (!call.ready()) return;
-            auto run = rank == 1   ? launch<1, 4, R>
-                       : rank == 2 ? launch<2, 9, R>
-                       : rank == 3 ? launch<3, 8, R>
-                                   : launch<4, 9, R>;
-            run(call, Sizes{b, c, rank, H, n, L}, shares, static_cast<const Complex<R> *>(grad_spectrum),
-                reinterpret_cast<const Wide *>(v), static_cast<const Complex<R> *>(w), shift, v_parts, w_parts);
+            with_rank(rank, [&](auto rank_of) {
+                constexpr int RANK = decltype(rank_of)::value;
+                launch<RANK, GROUPS[RANK - 1]>(
+                    call, Sizes{b, c, rank, H, n, L}, shares, static_cast<const Complex<R> *>(grad_spectrum),
+                    reinterpret_cast<const Wide *>(v), static_cast<const Complex<R> *>(w), shift, v_parts, w_parts);
+            });
             sum_parts(call, parts, 2 * sums * H * n, &v_parts->re, grad_v);
             if (grad_w) sum_parts(call, parts, 2 * H * n, &w_parts->re, grad_w);
         });

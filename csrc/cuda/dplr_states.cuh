@@ -6,7 +6,7 @@
 
 #include "dplr_chains.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // One recurrence over a whole sequence, from the channels of a signal. Where ADJOINT the state is a gradient, and the
@@ -55,48 +55,49 @@ inline Transitions take_transitions(Call &call, const Scan &scan, bool adjoint) 
 
 template <class R>
 struct ChunkTables {
-    Complex<R> table[CHUNK<R>][K];
-    Samples<R, M, CHUNK<R>> samples;
-    Chunk chunks[M];
+    Complex<R> table[CHUNK<R>][TILE_STATES];
+    Samples<R, TILE_CHUNKS, CHUNK<R>> samples;
+    Chunk chunks[TILE_CHUNKS];
 };
 
-// states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for K states and a share of the tiles.
+// states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for TILE_STATES states and a share of
+// the tiles.
 template <class R>
 S4_FAST_INLINE void chunk_block(int64_t id, const Scan &scan, const Shares &shares, int64_t tiles, int64_t blocks,
                                 const Runs<R> &runs) {
-    constexpr int RK = K / THREAD_COLUMNS, T = CHUNK<R>;
+    constexpr int THREAD_STATES = TILE_STATES / THREAD_COLUMNS, T = CHUNK<R>;
     auto &tables = shared_memory<ChunkTables<R>>();
     const Run<R> &run = runs.each[id % runs.count];
     const int64_t block = id / runs.count, share = block / (scan.H * blocks), h = block / blocks % scan.H;
-    const int64_t first = block % blocks * K;
+    const int64_t first = block % blocks * TILE_STATES;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
         find_chunks(tables.chunks, scan, h, tile);
-        Complex<R> sums[RM][RK] = {};
+        Complex<R> sums[THREAD_CHUNKS][THREAD_STATES] = {};
         for (int64_t channel = 0; channel < run.channels; ++channel) {
             __syncthreads();
             const Complex<R> *const from = run.table + (channel * scan.H + h) * T * scan.n + first;
-            for (int entry = threadIdx.x; entry < T * K; entry += THREADS) {
-                const int t = entry / K, k = entry % K;
+            for (int entry = threadIdx.x; entry < T * TILE_STATES; entry += THREADS) {
+                const int t = entry / TILE_STATES, k = entry % TILE_STATES;
                 tables.table[t][k] = first + k < scan.n ? from[t * scan.n + k] : Complex<R>{0, 0};
             }
             const R *const samples = run.samples ? run.samples + channel * scan.channel() : nullptr;
             load_samples(tables.samples, tables.chunks, !run.backwards, samples, run.of_y);
             __syncthreads();
-            Complex<R> moments[RM][RK], unused[RM][RK];
-            inner_moments<false, R, RM, RK>(tables.table, tables.samples, i, j, moments, unused);
+            Complex<R> moments[THREAD_CHUNKS][THREAD_STATES], unused[THREAD_CHUNKS][THREAD_STATES];
+            inner_moments<false, R, THREAD_CHUNKS, THREAD_STATES>(tables.table, tables.samples, i, j, moments, unused);
 #pragma unroll
-            for (int a = 0; a < RM; ++a)
+            for (int a = 0; a < THREAD_CHUNKS; ++a)
 #pragma unroll
-                for (int b = 0; b < RK; ++b) sums[a][b] += moments[a][b];
+                for (int b = 0; b < THREAD_STATES; ++b) sums[a][b] += moments[a][b];
         }
 #pragma unroll
-        for (int a = 0; a < RM; ++a) {
+        for (int a = 0; a < THREAD_CHUNKS; ++a) {
             const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
 #pragma unroll
-            for (int b = 0; b < RK; ++b) {
+            for (int b = 0; b < THREAD_STATES; ++b) {
                 const int64_t state = first + j + b * THREAD_COLUMNS;
                 if (chunk.length && state < scan.n) run.states[chunk.states + state] = sums[a][b];
             }
@@ -119,31 +120,32 @@ S4_FAST_INLINE Wide doubled(Wide v) { return {2 * v.re, -2 * v.im}; }
 constexpr int SLICE = 16;
 
 struct TransitionTables {
-    Wide left[SLICE][K], right[SLICE][K], powers[K];
+    Wide left[SLICE][TILE_STATES], right[SLICE][TILE_STATES], powers[TILE_STATES];
 };
 
-// K x K states of a transition.
+// K x TILE_STATES states of a transition.
 S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transitions &to, int rank, const Wide *systems,
                                      const Wide *low) {
-    constexpr int RK = K / THREAD_COLUMNS;
+    constexpr int THREAD_STATES = TILE_STATES / THREAD_COLUMNS;
     auto &tables = shared_memory<TransitionTables>();
-    const int64_t n = scan.n, blocks = (n + K - 1) / K, table = scan.H * scan.T * n;
-    const int64_t first_column = id % blocks * K, first_row = id / blocks % blocks * K;
+    const int64_t n = scan.n, blocks = (n + TILE_STATES - 1) / TILE_STATES, table = scan.H * scan.T * n;
+    const int64_t first_column = id % blocks * TILE_STATES, first_row = id / blocks % blocks * TILE_STATES;
     const int64_t h = id / (blocks * blocks) % scan.H, kind = id / (blocks * blocks * scan.H);
     const int length = kind == 0 ? to.lengths[0] : to.lengths[1];
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     const System system = system_at(const_cast<Wide *>(systems), rank, n, h);
-    if (threadIdx.x < K)
+    if (threadIdx.x < TILE_STATES)
         tables.powers[threadIdx.x] = first_row == first_column && first_row + threadIdx.x < n
                                          ? integer_power(system.a[first_row + threadIdx.x], length)
                                          : Wide{0, 0};
-    Wide of_re[RM][RK] = {}, of_im[RM][RK] = {};  // the rows of a state's re and of its im
+    Wide of_re[THREAD_CHUNKS][THREAD_STATES] = {},
+         of_im[THREAD_CHUNKS][THREAD_STATES] = {};  // the rows of a state's re and of its im
     for (int r = 0; r < rank; ++r)
         for (int start = 0; start < length; start += SLICE) {
             const Wide *const reach = low + r * table + h * scan.T * n, *const fade = reach + rank * table;
             __syncthreads();
-            for (int entry = threadIdx.x; entry < SLICE * K; entry += THREADS) {
-                const int s = entry / K, k = entry % K, t = start + s;
+            for (int entry = threadIdx.x; entry < SLICE * TILE_STATES; entry += THREADS) {
+                const int s = entry / TILE_STATES, k = entry % TILE_STATES, t = start + s;
                 const bool within = t < length;
                 tables.left[s][k] =
                     within && first_row + k < n ? reach[(length - 1 - t) * n + first_row + k] : Wide{0, 0};
@@ -153,15 +155,15 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
             __syncthreads();
 #pragma unroll 1
             for (int s = 0; s < SLICE; ++s) {
-                Wide left[RM], right[RK];
+                Wide left[THREAD_CHUNKS], right[THREAD_STATES];
 #pragma unroll
-                for (int a = 0; a < RM; ++a) left[a] = tables.left[s][i + a * THREAD_ROWS];
+                for (int a = 0; a < THREAD_CHUNKS; ++a) left[a] = tables.left[s][i + a * THREAD_ROWS];
 #pragma unroll
-                for (int b = 0; b < RK; ++b) right[b] = tables.right[s][j + b * THREAD_COLUMNS];
+                for (int b = 0; b < THREAD_STATES; ++b) right[b] = tables.right[s][j + b * THREAD_COLUMNS];
 #pragma unroll
-                for (int a = 0; a < RM; ++a)
+                for (int a = 0; a < THREAD_CHUNKS; ++a)
 #pragma unroll
-                    for (int b = 0; b < RK; ++b) {
+                    for (int b = 0; b < THREAD_STATES; ++b) {
                         of_re[a][b] += left[a].re * right[b];
                         of_im[a][b] += left[a].im * right[b];
                     }
@@ -169,10 +171,10 @@ S4_FAST_INLINE void transition_block(int64_t id, const Scan &scan, const Transit
         }
     const int64_t N = 2 * n, start = (kind * scan.H + h) * N * N;
 #pragma unroll
-    for (int a = 0; a < RM; ++a) {
+    for (int a = 0; a < THREAD_CHUNKS; ++a) {
         const int64_t row = first_row + i + a * THREAD_ROWS;
 #pragma unroll
-        for (int b = 0; b < RK; ++b) {
+        for (int b = 0; b < THREAD_STATES; ++b) {
             const int64_t column = first_column + j + b * THREAD_COLUMNS;
             if (row >= n || column >= n) continue;
             const Wide power = row == column ? tables.powers[i + a * THREAD_ROWS] : Wide{0, 0};
@@ -272,7 +274,7 @@ void carry_states(Call &call, const Scan &scan, const Transitions &transitions, 
 template <class R>
 void find_dplr_states(Call &call, const Scan &scan, int rank, const Maps<R> &maps, const Transitions &transitions,
                       const Runs<R> &runs) {
-    const int64_t blocks = divide_up(scan.n, K);
+    const int64_t blocks = divide_up(scan.n, TILE_STATES);
     const Shares shares(tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * runs.count));
     const int64_t of_chunks = runs.count * shares.count * scan.H * blocks;
     call.launch("dplr_chunks_kernel", dplr_chunks_kernel<R>, of_chunks + transitions.kinds * scan.H * blocks * blocks,
@@ -285,4 +287,4 @@ void find_dplr_states(Call &call, const Scan &scan, int rank, const Maps<R> &map
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -2,7 +2,7 @@
 #include "launch.cuh"
 #include "row_sum.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R>
@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(LANES *ROWS)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_dplr_step(int64_t dtype, int64_t batch, int64_t c, int64_t rank, int64_t H, int64_t n, const void *u,
                            const void *state, const double *increment, const void *G, const void *V, const void *B,
                            const void *C, const void *D, void *y, void *next, void *workspace, int64_t *workspace_bytes,
                            int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call(
         "dplr_step", dtype, {{"batch", batch}, {"c", c}, {"rank", rank}, {"H", H}, {"n", n}},
         {u, state, increment, G, V, B, C, y, next}, {workspace, workspace_bytes, device, stream},

@@ -9,16 +9,25 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../include/s4_fast.h"
 #include "powers.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 inline void check_rank(const char *function, int64_t rank) {
     if (rank > S4_FAST_CUDA_DPLR_RANK)
         throw std::runtime_error(std::string(function) + ": rank = " + std::to_string(rank) + ", expected at most " +
                                  std::to_string(S4_FAST_CUDA_DPLR_RANK));
+}
+
+// body(rank) with a rank that check_rank lets pass, as a constant.
+template <int RANK = 1, class Body>
+void with_rank(int64_t rank, Body &&body) {
+    if constexpr (RANK < S4_FAST_CUDA_DPLR_RANK)
+        if (rank > RANK) return with_rank<RANK + 1>(rank, body);
+    body(std::integral_constant<int, RANK>{});
 }
 
 // Of the adjoint, which keeps the gradients of all sums at a node.
@@ -144,4 +153,4 @@ S4_FAST_INLINE void eliminate_backward(const Matrix<RANK> &M, Matrix<RANK> &G) {
     }
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -9,7 +9,7 @@
 #include "scan_call.cuh"
 #include "scan_chunks.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 constexpr int RANKS = S4_FAST_CUDA_DPLR_SCAN_RANK;
@@ -131,4 +131,4 @@ S4_FAST_INLINE void discretise(WoodburyTables &tables, const DplrModel<R> &model
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

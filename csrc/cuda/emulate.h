@@ -40,7 +40,7 @@ struct Index {
 };
 inline Index threadIdx, blockIdx;
 
-namespace s4_fast::emulation {
+namespace s4_fast::cuda::emulation {
 
 enum Order { FORWARDS, BACKWARDS, SHUFFLED };
 inline int order = FORWARDS;
@@ -154,22 +154,22 @@ void run(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shar
     }
 }
 
-}  // namespace s4_fast::emulation
+}  // namespace s4_fast::cuda::emulation
 
-inline void __syncthreads() { s4_fast::emulation::wait(s4_fast::emulation::FOR_BLOCK); }
-inline void __syncwarp() { s4_fast::emulation::wait(s4_fast::emulation::FOR_WARP); }
+inline void __syncthreads() { s4_fast::cuda::emulation::wait(s4_fast::cuda::emulation::FOR_BLOCK); }
+inline void __syncwarp() { s4_fast::cuda::emulation::wait(s4_fast::cuda::emulation::FOR_WARP); }
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 template <class Tables>
 Tables &shared_memory() {
     return *reinterpret_cast<Tables *>(emulation::memory);
 }
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 extern "C" __attribute__((visibility("default"), used)) inline void s4_fast_emulate_order(int order) {
-    s4_fast::emulation::order = order;
+    s4_fast::cuda::emulation::order = order;
 }
 
 extern "C" __attribute__((visibility("default"), used)) inline long s4_fast_emulate_launches() {
-    return s4_fast::emulation::launches;
+    return s4_fast::cuda::emulation::launches;
 }

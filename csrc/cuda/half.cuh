@@ -6,7 +6,7 @@
 
 #include "complex.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 struct BFloat16 {
     uint16_t bits;
@@ -63,4 +63,4 @@ S4_FAST_INLINE void store_value(Half &target, float value) {
     target.bits = uint16_t(sign | half);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

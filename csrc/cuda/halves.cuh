@@ -7,7 +7,7 @@
 
 #include "warp.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 // Binary digits above 1 of what is scaled.
 constexpr int SCALED_BITS = 12;
@@ -155,4 +155,4 @@ struct Samples8 {
     }
 };
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -14,7 +14,7 @@
 #include <cuda_runtime.h>
 #endif
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 // Blocks that fill the largest GPU a few times over. A constant, so that sums do not depend on where they run. Few in
 // emulation, so that small inputs give a block several pieces of work.
@@ -151,4 +151,4 @@ int run_call(const char *function, int64_t dtype, std::initializer_list<Size> si
     });
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -5,13 +5,13 @@
 #include "sum_parts.cuh"
 #include "tile_products.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // M x T samples and K states of a block, of which a thread has RM rows and RK states.
-template <int M_, int T_, int RM_, int RK_>
+template <int ROWS, int SAMPLES, int THREAD_ROWS, int THREAD_STATES>
 struct Tile {
-    static constexpr int M = M_, T = T_, K = 16, RM = RM_, RK = RK_, COLUMNS = K / RK;
+    static constexpr int M = ROWS, T = SAMPLES, K = 16, RM = THREAD_ROWS, RK = THREAD_STATES, COLUMNS = K / RK;
     static constexpr int THREADS = (M / RM) * COLUMNS;
 };
 
@@ -25,7 +25,7 @@ struct Tables {
 
 // The sums of K states over a share of the tiles of one row (c, h), into out[share, moment, row, state]; where there is
 // one share, into zeroth and first themselves.
-template <class R, class Tile, bool with_first>
+template <class R, class Tile, bool WITH_FIRST>
 __global__ void __launch_bounds__(Tile::THREADS)
     moments_kernel(int64_t rows, int64_t H, int64_t n, int64_t L, Shares shares, int64_t tiles, int64_t blocks,
                    const R *u, const Complex<R> *x, Complex<R> *zeroth, Complex<R> *first, int64_t stride) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
         }
         __syncthreads();
         Complex<R> inner[RM][RK], inner_first[RM][RK];
-        inner_moments<with_first, R, RM, RK>(tables.fine, tables.u, i, j, inner, inner_first);
+        inner_moments<WITH_FIRST, R, RM, RK>(tables.fine, tables.u, i, j, inner, inner_first);
 #pragma unroll
         for (int a = 0; a < RM; ++a) {
             const int64_t start = (tile * M + i + a * (M / RM)) * T;
@@ -62,17 +62,17 @@ __global__ void __launch_bounds__(Tile::THREADS)
             for (int b = 0; b < RK; ++b) {
                 const Complex<R> coarse = power(tables.nodes[j + b * Tile::COLUMNS], start < L ? start : L - 1);
                 sums[0][b] += coarse * inner[a][b];
-                if (with_first) sums[1][b] += coarse * (inner_first[a][b] + R(start) * inner[a][b]);
+                if (WITH_FIRST) sums[1][b] += coarse * (inner_first[a][b] + R(start) * inner[a][b]);
             }
         }
     }
 #pragma unroll
     for (int b = 0; b < RK; ++b) {
         tables.sums[0][i][j + b * Tile::COLUMNS] = sums[0][b];
-        if (with_first) tables.sums[1][i][j + b * Tile::COLUMNS] = sums[1][b];
+        if (WITH_FIRST) tables.sums[1][i][j + b * Tile::COLUMNS] = sums[1][b];
     }
     __syncthreads();
-    for (int entry = threadIdx.x; entry < (1 + with_first) * K; entry += THREADS) {
+    for (int entry = threadIdx.x; entry < (1 + WITH_FIRST) * K; entry += THREADS) {
         const int moment = entry / K, k = entry % K;
         Complex<R> sum = {0, 0};
         for (int p = 0; p < M / RM; ++p) sum += tables.sums[moment][p][k];
@@ -99,17 +99,17 @@ void run(Call &call, int64_t rows, int64_t H, int64_t n, int64_t L, const R *u, 
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u, const void *x,
                          void *zeroth, void *first, void *workspace, int64_t *workspace_bytes, int64_t device,
                          void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("moments", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {u, x, zeroth},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
-                        constexpr bool wide = sizeof(R) == sizeof(double);
-                        auto choice = L <= 1024 ? run<R, Tile<16, 16, 2, 1>> : run<R, Tile<64, wide ? 32 : 64, 4, 2>>;
+                        constexpr bool WIDE = sizeof(R) == sizeof(double);
+                        auto choice = L <= 1024 ? run<R, Tile<16, 16, 2, 1>> : run<R, Tile<64, WIDE ? 32 : 64, 4, 2>>;
                         choice(call, c * H, H, n, L, static_cast<const R *>(u), static_cast<const Complex<R> *>(x),
                                static_cast<Complex<R> *>(zeroth), static_cast<Complex<R> *>(first));
                     });

@@ -10,7 +10,7 @@
 
 #include "complex.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 // turns modulo 1, in units of 2^-64.
 S4_FAST_INLINE uint64_t fixed_point(double turns) {
@@ -126,4 +126,4 @@ S4_FAST_INLINE Complex<float> power(Node<float> node, int64_t l) {
     return size * turn<float>(node.phase * uint64_t(l));
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -3,7 +3,7 @@
 
 #include "complex.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 constexpr int LANES = 32, ROWS = 4;
 
@@ -32,4 +32,4 @@ S4_FAST_INLINE R row_sum(RowScratch<R> &scratch, R value) {
     return sum;
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

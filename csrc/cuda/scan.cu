@@ -4,7 +4,7 @@
 #include "scan_prepare.cuh"
 #include "scan_states.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R, class S>
@@ -25,12 +25,12 @@ void forward(Call &call, const Scan &scan, const Model<R> &model, bool time_majo
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u, const void *x,
                       const void *B, const void *C, const void *D, const void *state, void *y, void *final,
                       int64_t time_major, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {u, x, B, C, y},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);
@@ -46,7 +46,7 @@ int s4_fast_cuda_diagonal(int64_t dtype, int64_t signal_dtype, int64_t flags, in
                           const void *dt, const void *A_real, const void *A_imag, const void *B, const void *C,
                           const void *D, const void *state, const void *ahead, void *y, void *final, void *workspace,
                           int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
     return run_diagonal("diagonal", sizes, {u, dt, A_real, A_imag, C, y}, {workspace, workspace_bytes, device, stream},
                         [&](auto real, auto signal, Call &call) {

@@ -8,7 +8,7 @@
 #include "scan_prepare.cuh"
 #include "scan_states.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R, class S>
@@ -16,7 +16,7 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
               const Gradients<R> &grad) {
     const bool of_parameters = grad.states(), both = scan.directions > 1;
     const bool correlated = of_parameters || grad.D, adjoint = in.grad_u || in.grad_state || in.grad_ahead;
-    const int64_t blocks = divide_up(scan.n, K), rows = scan.directions * scan.c, size = scan.H * scan.n;
+    const int64_t blocks = divide_up(scan.n, TILE_STATES), rows = scan.directions * scan.c, size = scan.H * scan.n;
     Deal deal{{tiles(scan), ENOUGH_BLOCKS / (scan.H * blocks * rows)},
               output_shares(scan, 1),
               {tiles(scan), ENOUGH_BLOCKS / (scan.H * rows)}};
@@ -56,11 +56,11 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
     if (runs.count) find_states(call, scan, tables, runs);
     const Outputs<R, S> outputs{
         grad_y, made.enter, {pairs.gradients[0], pairs.gradients[1]}, partial, in.grad_u, time_major, 1, 0};
-    constexpr size_t memory =
+    constexpr size_t SHARED =
         std::max({sizeof(OutputTables<R>), sizeof(ParameterTables<R>), sizeof(CorrelationTables<R>)});
     const int64_t launched = deal.parameters + deal.outputs + deal.correlation;
     if (launched)
-        call.launch("scan_gradients_kernel", scan_gradients_kernel<R, S>, launched, THREADS, memory, scan, deal,
+        call.launch("scan_gradients_kernel", scan_gradients_kernel<R, S>, launched, THREADS, SHARED, scan, deal,
                     tiles(scan), tables, outputs, pairs, sums);
     if (!correlated) return;
     call.launch("scan_finish_kernel", scan_finish_kernel<R>, scan.H, THREADS, sizeof(FinishTables<R>), scan, model,
@@ -72,14 +72,14 @@ void backward(Call &call, const Scan &scan, const Model<R> &model, bool time_maj
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *grad_y,
                                const void *grad_final, const void *u, const void *x, const void *B, const void *C,
                                const void *D, const void *state, void *grad_u, void *grad_x, void *grad_B, void *grad_C,
                                void *grad_D, void *grad_state, int64_t time_major, void *workspace,
                                int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call(
         "scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {grad_y, u, x, B, C, grad_u},
         {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
@@ -103,7 +103,7 @@ int s4_fast_cuda_diagonal_backward(int64_t dtype, int64_t signal_dtype, int64_t 
                                    void *grad_A_imag, void *grad_B, void *grad_C, void *grad_D, void *grad_state,
                                    void *grad_ahead, void *workspace, int64_t *workspace_bytes, int64_t device,
                                    void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
     return run_diagonal("diagonal_backward", sizes, {u, dt, A_real, A_imag, C},
                         {workspace, workspace_bytes, device, stream}, [&](auto real, auto signal, Call &call) {

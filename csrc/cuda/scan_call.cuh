@@ -5,7 +5,7 @@
 #include "half.cuh"
 #include "launch.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 struct DiagonalSizes {
@@ -76,4 +76,4 @@ Model<R> continuous_model(const DiagonalSizes &sizes, double rate, const void *d
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -17,13 +17,14 @@
 #include "launch.cuh"
 #include "tile_products.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 template <class R>
 constexpr int CHUNK = sizeof(R) == sizeof(float) ? 64 : 32;
 
-// Chunks and states that a block has at once, and its threads: 8 x 16, of 4 chunks each.
-constexpr int M = 32, K = 32, THREADS = 128, THREAD_ROWS = 8, THREAD_COLUMNS = 16, RM = M / THREAD_ROWS;
+// Chunks and states that a block has at once, and its threads, of which each has THREAD_CHUNKS chunks.
+constexpr int TILE_CHUNKS = 32, TILE_STATES = 32, THREADS = 128, THREAD_ROWS = 8, THREAD_COLUMNS = 16,
+              THREAD_CHUNKS = TILE_CHUNKS / THREAD_ROWS;
 
 struct Scan {
     int64_t batch, H, n, L, c, chunks, T, directions;
@@ -36,7 +37,7 @@ Scan make_scan(int64_t batch, int64_t H, int64_t n, int64_t L, int64_t c, int64_
     return {batch, H, n, L, c, divide_up(L, CHUNK<R>), CHUNK<R>, directions};
 }
 
-inline int64_t tiles(const Scan &scan) { return divide_up(scan.batch * scan.chunks, M); }
+inline int64_t tiles(const Scan &scan) { return divide_up(scan.batch * scan.chunks, TILE_CHUNKS); }
 
 // What the prepare kernel makes of the parameters: (H, n) each, `leave` (directions c, H, n), response (c, H, 2 T).
 template <class R>
@@ -60,19 +61,19 @@ S4_FAST_INLINE Chunk find_chunk(const Scan &scan, int64_t h, int64_t row, int64_
             (feature * scan.chunks + chunk) * scan.n, row < scan.batch ? scan.length(chunk) : 0};
 }
 
-S4_FAST_INLINE void find_chunks(Chunk (&chunks)[M], const Scan &scan, int64_t h, int64_t tile) {
-    if (threadIdx.x >= M) return;
-    const int64_t column = tile * M + threadIdx.x;
+S4_FAST_INLINE void find_chunks(Chunk (&chunks)[TILE_CHUNKS], const Scan &scan, int64_t h, int64_t tile) {
+    if (threadIdx.x >= TILE_CHUNKS) return;
+    const int64_t column = tile * TILE_CHUNKS + threadIdx.x;
     chunks[threadIdx.x] = find_chunk(scan, h, column / scan.chunks, column % scan.chunks);
 }
 
 // The samples of a tile of u, or of the channel of y where `from` points, in time or from the last one of each chunk
 // backwards, and zeros after them.
 template <class R, int WIDTH>
-S4_FAST_INLINE void load_samples(R (&samples)[M][WIDTH], const Chunk (&chunks)[M], bool flipped, const R *from,
-                                 bool of_y) {
+S4_FAST_INLINE void load_samples(R (&samples)[TILE_CHUNKS][WIDTH], const Chunk (&chunks)[TILE_CHUNKS], bool flipped,
+                                 const R *from, bool of_y) {
     constexpr int T = WIDTH - 1;
-    for (int entry = threadIdx.x; entry < M * T; entry += THREADS) {
+    for (int entry = threadIdx.x; entry < TILE_CHUNKS * T; entry += THREADS) {
         const Chunk &chunk = chunks[entry / T];
         const int t = entry % T, length = chunk.length;
         const int64_t first = of_y ? chunk.y : chunk.u;
@@ -82,8 +83,9 @@ S4_FAST_INLINE void load_samples(R (&samples)[M][WIDTH], const Chunk (&chunks)[M
 
 // Nodes of the states from `first` on; those beyond the last are 1.
 template <class R>
-S4_FAST_INLINE void load_nodes(Node<R> (&nodes)[K], const Scan &scan, int64_t h, int64_t first, const Node<R> *from) {
-    if (threadIdx.x >= K) return;
+S4_FAST_INLINE void load_nodes(Node<R> (&nodes)[TILE_STATES], const Scan &scan, int64_t h, int64_t first,
+                               const Node<R> *from) {
+    if (threadIdx.x >= TILE_STATES) return;
     const int64_t state = first + threadIdx.x;
     nodes[threadIdx.x] = state < scan.n ? from[h * scan.n + state] : Node<R>{0, 0, 0};
 }
@@ -95,9 +97,11 @@ S4_FAST_INLINE Complex<R> bounded_power(Node<R> node, int t, int64_t L) {
 }
 
 template <class R, int T>
-S4_FAST_INLINE void make_powers(Complex<R> (&powers)[T][K], const Node<R> (&nodes)[K], const Scan &scan) {
-    for (int entry = threadIdx.x; entry < T * K; entry += THREADS)
-        powers[entry / K][entry % K] = bounded_power(nodes[entry % K], entry / K, scan.L);
+S4_FAST_INLINE void make_powers(Complex<R> (&powers)[T][TILE_STATES], const Node<R> (&nodes)[TILE_STATES],
+                                const Scan &scan) {
+    for (int entry = threadIdx.x; entry < T * TILE_STATES; entry += THREADS)
+        powers[entry / TILE_STATES][entry % TILE_STATES] =
+            bounded_power(nodes[entry % TILE_STATES], entry / TILE_STATES, scan.L);
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -4,7 +4,7 @@
 #include "discretise.cuh"
 #include "scan_gradients.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // What the gradients of a call are written to, each or NULL; x, or what the continuous system has in its place.
@@ -25,24 +25,24 @@ struct Parts {
 };
 
 // Lags and shares are dealt to this many threads of a state.
-constexpr int GROUPS = THREADS / K;
+constexpr int GROUPS = THREADS / TILE_STATES;
 
 template <class R>
 struct FinishTables {
     R correlation[CHUNK<R>];
-    Complex<R> sums[GROUPS][K];
-    double dt[K];
+    Complex<R> sums[GROUPS][TILE_STATES];
+    double dt[TILE_STATES];
 };
 
 // The sum over the groups, for those threads of the first one.
 template <class R>
-S4_FAST_INLINE Complex<R> sum_groups(Complex<R> (&sums)[GROUPS][K], Complex<R> value) {
+S4_FAST_INLINE Complex<R> sum_groups(Complex<R> (&sums)[GROUPS][TILE_STATES], Complex<R> value) {
     __syncthreads();
-    sums[threadIdx.x / K][threadIdx.x % K] = value;
+    sums[threadIdx.x / TILE_STATES][threadIdx.x % TILE_STATES] = value;
     __syncthreads();
     Complex<R> sum = {0, 0};
 #pragma unroll
-    for (int group = 0; group < GROUPS; ++group) sum += sums[group][threadIdx.x % K];
+    for (int group = 0; group < GROUPS; ++group) sum += sums[group][threadIdx.x % TILE_STATES];
     return sum;
 }
 
@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(THREADS, 4)
     constexpr int T = CHUNK<R>;
     auto &tables = shared_memory<FinishTables<R>>();
     const int64_t h = blockIdx.x, rows = scan.directions * scan.c, size = scan.H * scan.n;
-    const int group = threadIdx.x / K;
+    const int group = threadIdx.x / TILE_STATES;
     double of_dt = 0;
-    for (int64_t first = 0; first < (parts.sums ? scan.n : 1); first += K) {
-        const int64_t k = first + threadIdx.x % K, index = h * scan.n + k;
+    for (int64_t first = 0; first < (parts.sums ? scan.n : 1); first += TILE_STATES) {
+        const int64_t k = first + threadIdx.x % TILE_STATES, index = h * scan.n + k;
         const bool present = parts.sums && k < scan.n, writes = present && group == 0;
         const Node<R> node = present ? nodes[index] : Node<R>{0, 0, 0};
         const Complex<R> b = present ? enter[index] : Complex<R>{0, 0};
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(THREADS, 4)
     __syncthreads();
     if (threadIdx.x > 0) return;
     double sum = 0;
-    for (int k = 0; k < K; ++k) sum += tables.dt[k];
+    for (int k = 0; k < TILE_STATES; ++k) sum += tables.dt[k];
     grad.dt[h] = R(sum);
 }
 
@@ -165,4 +165,4 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

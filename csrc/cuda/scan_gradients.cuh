@@ -12,7 +12,7 @@
 
 #include "scan_outputs.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 enum { OF_C, OF_B, OF_X, PARAMETERS };
@@ -27,31 +27,32 @@ struct Paired {
 
 template <class R>
 struct ParameterTables {
-    Complex<R> powers[CHUNK<R>][K];
-    Samples<R, M, CHUNK<R>> samples;
-    Complex<R> sums[THREAD_ROWS][K];
-    Complex<R> enter[K], leave[K];
-    Chunk chunks[M];
-    Node<R> nodes[K];
+    Complex<R> powers[CHUNK<R>][TILE_STATES];
+    Samples<R, TILE_CHUNKS, CHUNK<R>> samples;
+    Complex<R> sums[THREAD_ROWS][TILE_STATES];
+    Complex<R> enter[TILE_STATES], leave[TILE_STATES];
+    Chunk chunks[TILE_CHUNKS];
+    Node<R> nodes[TILE_STATES];
 };
 
-// The sums over the chunks of a share of the tiles, for K states of a feature in a direction and a channel, the first
-// of which has those with U too: parts[share, direction, channel, parameter, h, state].
+// The sums over the chunks of a share of the tiles, for TILE_STATES states of a feature in a direction and a channel,
+// the first of which has those with U too: parts[share, direction, channel, parameter, h, state].
 template <class R>
 S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares &shares, int64_t tiles,
                                      const Node<R> *nodes, const Paired<R> &in, Complex<R> *parts) {
-    constexpr int RK = K / THREAD_COLUMNS;
+    constexpr int THREAD_STATES = TILE_STATES / THREAD_COLUMNS;
     auto &tables = shared_memory<ParameterTables<R>>();
     // None of these is more than there are blocks.
-    const unsigned blocks = unsigned((scan.n + K - 1) / K), H = unsigned(scan.H), c = unsigned(scan.c);
+    const unsigned blocks = unsigned((scan.n + TILE_STATES - 1) / TILE_STATES), H = unsigned(scan.H),
+                   c = unsigned(scan.c);
     const unsigned block = id / blocks / H, h = id / blocks % H, channel = block % c;
-    const int64_t share = block / c / unsigned(scan.directions), first = int64_t(id % blocks) * K;
+    const int64_t share = block / c / unsigned(scan.directions), first = int64_t(id % blocks) * TILE_STATES;
     const int direction = int(block / c % unsigned(scan.directions));
     const Complex<R> *const S = in.states[direction], *const conj_G = in.gradients[direction];
     const R *const grad_y = in.grad_y ? in.grad_y + channel * scan.channel() : nullptr;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     load_nodes(tables.nodes, scan, h, first, nodes);
-    if (threadIdx.x < K) {
+    if (threadIdx.x < TILE_STATES) {
         const int64_t k = first + threadIdx.x, row = direction * scan.c + channel;
         const bool present = k < scan.n;
         tables.enter[threadIdx.x] = present ? in.enter[h * scan.n + k] : Complex<R>{0, 0};
@@ -60,25 +61,25 @@ S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares
     __syncthreads();
     make_powers(tables.powers, tables.nodes, scan);
     const R lag = direction == 0 ? 1 : 0;
-    Complex<R> whole[RK], sums[PARAMETERS][RK] = {};
+    Complex<R> whole[THREAD_STATES], sums[PARAMETERS][THREAD_STATES] = {};
 #pragma unroll
-    for (int b = 0; b < RK; ++b)
+    for (int b = 0; b < THREAD_STATES; ++b)
         whole[b] = power(tables.nodes[j + b * THREAD_COLUMNS], scan.T < scan.L ? scan.T : scan.L);
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
         find_chunks(tables.chunks, scan, h, tile);
-        Complex<R> zeroth[RM][RK], weighted[RM][RK];
+        Complex<R> zeroth[THREAD_CHUNKS][THREAD_STATES], weighted[THREAD_CHUNKS][THREAD_STATES];
         if (channel == 0) {
             __syncthreads();
             load_samples(tables.samples, tables.chunks, direction == 0, in.u, false);
             __syncthreads();
-            inner_moments<true, R, RM, RK>(tables.powers, tables.samples, i, j, zeroth, weighted);
+            inner_moments<true, R, THREAD_CHUNKS, THREAD_STATES>(tables.powers, tables.samples, i, j, zeroth, weighted);
 #pragma unroll
-            for (int a = 0; a < RM; ++a) {
+            for (int a = 0; a < THREAD_CHUNKS; ++a) {
                 const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
 #pragma unroll
-                for (int b = 0; b < RK; ++b) {
+                for (int b = 0; b < THREAD_STATES; ++b) {
                     const int k = j + b * THREAD_COLUMNS;
                     if (!chunk.length || first + k >= scan.n) continue;
                     const Complex<R> g = conj_G[chunk.states + first + k], s = S[chunk.states + first + k];
@@ -91,12 +92,12 @@ S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares
         __syncthreads();
         load_samples(tables.samples, tables.chunks, direction == 1, grad_y, true);
         __syncthreads();
-        inner_moments<true, R, RM, RK>(tables.powers, tables.samples, i, j, zeroth, weighted);
+        inner_moments<true, R, THREAD_CHUNKS, THREAD_STATES>(tables.powers, tables.samples, i, j, zeroth, weighted);
 #pragma unroll
-        for (int a = 0; a < RM; ++a) {
+        for (int a = 0; a < THREAD_CHUNKS; ++a) {
             const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
 #pragma unroll
-            for (int b = 0; b < RK; ++b) {
+            for (int b = 0; b < THREAD_STATES; ++b) {
                 const int k = j + b * THREAD_COLUMNS;
                 if (!chunk.length || first + k >= scan.n) continue;
                 const Complex<R> s = S[chunk.states + first + k];
@@ -108,12 +109,12 @@ S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares
     for (int parameter = 0; parameter < PARAMETERS; ++parameter) {
         __syncthreads();
 #pragma unroll
-        for (int b = 0; b < RK; ++b)
+        for (int b = 0; b < THREAD_STATES; ++b)
             tables.sums[i][j + b * THREAD_COLUMNS] = parameter == OF_C   ? sums[OF_C][b]
                                                      : parameter == OF_B ? sums[OF_B][b]
                                                                          : sums[OF_X][b];
         __syncthreads();
-        if (threadIdx.x >= K || first + threadIdx.x >= scan.n) continue;
+        if (threadIdx.x >= TILE_STATES || first + threadIdx.x >= scan.n) continue;
         Complex<R> sum = {0, 0};
         for (int row = 0; row < THREAD_ROWS; ++row) sum += tables.sums[row][threadIdx.x];
         if (parameter == OF_C && direction == 0) sum = power(tables.nodes[threadIdx.x], 1) * sum;
@@ -124,9 +125,9 @@ S4_FAST_INLINE void parameters_block(unsigned id, const Scan &scan, const Shares
 template <class R>
 struct CorrelationTables {
     static constexpr int T = CHUNK<R>;
-    Samples<R, M, T> late, early;
+    Samples<R, TILE_CHUNKS, T> late, early;
     R sums[THREADS * 4 / T][T];
-    Chunk chunks[M];
+    Chunk chunks[TILE_CHUNKS];
 };
 
 // R[d], or R[-d] in the second direction, over a share of the tiles of a feature and a channel,
@@ -150,7 +151,7 @@ S4_FAST_INLINE void correlation_block(unsigned id, const Scan &scan, const Share
         load_samples(tables.late, tables.chunks, false, ahead ? in.u : grad_y, !ahead);
         load_samples(tables.early, tables.chunks, false, ahead ? grad_y : in.u, ahead);
         __syncthreads();
-        for (int m = row; m < M; m += ROWS) {
+        for (int m = row; m < TILE_CHUNKS; m += ROWS) {
             R window[4] = {}, products[4] = {};  // early[t - d - e], and their products with late[t]
             for (int t = d; t < T; ++t) {
                 const R g = tables.late[m][t];
@@ -203,4 +204,4 @@ __global__ void __launch_bounds__(THREADS, sizeof(R) == sizeof(float) ? 4 : 2)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -4,7 +4,7 @@
 #include "half.cuh"
 #include "scan_chunks.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // y, whose channels each have states and a response of their own, or where ADJOINT the gradient of u, to which all
@@ -28,19 +28,19 @@ struct Row {
 template <class R>
 struct OutputTables {
     static constexpr int T = CHUNK<R>;
-    Complex<R> powers[K][T];
-    Complex<R> states[M][K];  // as they leave, conjugated
-    Samples<R, M, T> samples;
+    Complex<R> powers[TILE_STATES][T];
+    Complex<R> states[TILE_CHUNKS][TILE_STATES];  // as they leave, conjugated
+    Samples<R, TILE_CHUNKS, T> samples;
     R response[2 * T];
-    Chunk chunks[M];
-    Row rows[M];
-    Node<R> nodes[K];
+    Chunk chunks[TILE_CHUNKS];
+    Row rows[TILE_CHUNKS];
+    Node<R> nodes[TILE_STATES];
 };
 
 // Of the chunk that this thread has found.
 template <bool ADJOINT, class R, class S>
 S4_FAST_INLINE void find_row(OutputTables<R> &tables, const Scan &scan, const Outputs<R, S> &outputs, int64_t channel) {
-    if (threadIdx.x >= M) return;
+    if (threadIdx.x >= TILE_CHUNKS) return;
     const Chunk &chunk = tables.chunks[threadIdx.x];
     const int64_t start = ADJOINT ? chunk.u : chunk.y + channel * scan.channel();
     int64_t target = start;
@@ -53,16 +53,17 @@ S4_FAST_INLINE void find_row(OutputTables<R> &tables, const Scan &scan, const Ou
 
 // sums[a][b] += Re sum_k states lambda^{length-1-t}, for t = j + b THREAD_COLUMNS and rows that need not be whole: each
 // has powers of its own.
-template <class R, int RT>
-S4_FAST_INLINE void add_short_states(R (&sums)[RM][RT], const OutputTables<R> &tables, int here, int i, int j) {
+template <class R, int THREAD_SAMPLES>
+S4_FAST_INLINE void add_short_states(R (&sums)[THREAD_CHUNKS][THREAD_SAMPLES], const OutputTables<R> &tables, int here,
+                                     int i, int j) {
 #pragma unroll
-    for (int a = 0; a < RM; ++a) {
+    for (int a = 0; a < THREAD_CHUNKS; ++a) {
         const int last = tables.chunks[i + a * THREAD_ROWS].length - 1;
 #pragma unroll 1
         for (int k = 0; k < here; ++k) {
             const Complex<R> left = tables.states[i + a * THREAD_ROWS][k];
 #pragma unroll
-            for (int b = 0; b < RT; ++b) {
+            for (int b = 0; b < THREAD_SAMPLES; ++b) {
                 const int t = j + b * THREAD_COLUMNS;
                 const Complex<R> right = tables.powers[k][t < last ? last - t : 0];
                 sums[a][b] += left.re * right.re + left.im * right.im;
@@ -72,21 +73,22 @@ S4_FAST_INLINE void add_short_states(R (&sums)[RM][RT], const OutputTables<R> &t
 }
 
 // The same for whole rows, or with lambda^t where not FLIPPED.
-template <bool FLIPPED, class R, int RT>
-S4_FAST_INLINE void add_states(R (&sums)[RM][RT], const OutputTables<R> &tables, int here, int i, int j) {
-    constexpr int step = FLIPPED ? -THREAD_COLUMNS : THREAD_COLUMNS;
+template <bool FLIPPED, class R, int THREAD_SAMPLES>
+S4_FAST_INLINE void add_states(R (&sums)[THREAD_CHUNKS][THREAD_SAMPLES], const OutputTables<R> &tables, int here, int i,
+                               int j) {
+    constexpr int STEP = FLIPPED ? -THREAD_COLUMNS : THREAD_COLUMNS;
     const int start = FLIPPED ? CHUNK<R> - 1 - j : j;
 #pragma unroll 2
     for (int k = 0; k < here; ++k) {
-        Complex<R> left[RM], right[RT];
+        Complex<R> left[THREAD_CHUNKS], right[THREAD_SAMPLES];
 #pragma unroll
-        for (int a = 0; a < RM; ++a) left[a] = tables.states[i + a * THREAD_ROWS][k];
+        for (int a = 0; a < THREAD_CHUNKS; ++a) left[a] = tables.states[i + a * THREAD_ROWS][k];
 #pragma unroll
-        for (int b = 0; b < RT; ++b) right[b] = tables.powers[k][start + b * step];
+        for (int b = 0; b < THREAD_SAMPLES; ++b) right[b] = tables.powers[k][start + b * STEP];
 #pragma unroll
-        for (int a = 0; a < RM; ++a)
+        for (int a = 0; a < THREAD_CHUNKS; ++a)
 #pragma unroll
-            for (int b = 0; b < RT; ++b) sums[a][b] += left[a].re * right[b].re + left[a].im * right[b].im;
+            for (int b = 0; b < THREAD_SAMPLES; ++b) sums[a][b] += left[a].re * right[b].re + left[a].im * right[b].im;
     }
 }
 
@@ -115,20 +117,20 @@ struct Powers {
     }
 };
 
-// The outputs of a share of the tiles of one feature and channel, K states at a time: what earlier passes have found
-// lies in `partial`.
+// The outputs of a share of the tiles of one feature and channel, TILE_STATES states at a time: what earlier passes
+// have found lies in `partial`.
 template <bool ADJOINT, class COLUMNS, class R, class S>
 S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares &shares, int64_t tiles,
                                  const Tables<R> &made, const Outputs<R, S> &outputs) {
-    constexpr int T = CHUNK<R>, RT = T / THREAD_COLUMNS;
+    constexpr int T = CHUNK<R>, THREAD_SAMPLES = T / THREAD_COLUMNS;
     auto &tables = shared_memory<OutputTables<R>>();
     const unsigned H = unsigned(scan.H), channels = ADJOINT ? 1 : unsigned(outputs.channels);  // no more than blocks
     const unsigned h = block % H, channel = ADJOINT ? 0 : block / H % channels;
     const int64_t share = block / H / channels;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     const int64_t end = (share + 1) * shares.each < tiles ? (share + 1) * shares.each : tiles;
-    for (int64_t first = 0; first < scan.n; first += K) {
-        const int here = int(scan.n - first < K ? scan.n - first : K);
+    for (int64_t first = 0; first < scan.n; first += TILE_STATES) {
+        const int here = int(scan.n - first < TILE_STATES ? scan.n - first : TILE_STATES);
         COLUMNS::load(tables, scan, made, h, first, here);
         for (int64_t tile = share * shares.each; tile < end; ++tile) {
             __syncthreads();
@@ -137,11 +139,11 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
             __syncthreads();
             bool whole = true;
 #pragma unroll
-            for (int a = 0; a < RM; ++a) {
+            for (int a = 0; a < THREAD_CHUNKS; ++a) {
                 const int length = tables.chunks[i + a * THREAD_ROWS].length;
                 whole = whole && (length == T || length == 0);
             }
-            R sums[RM][RT] = {};
+            R sums[THREAD_CHUNKS][THREAD_SAMPLES] = {};
 #pragma unroll 1
             for (int direction = 0; direction < scan.directions; ++direction) {
                 const Complex<R> *const leave = outputs.leave + direction * outputs.next_direction +
@@ -149,11 +151,11 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
                 const Complex<R> *const states = outputs.states[direction];
                 __syncthreads();
                 COLUMNS::load_direction(tables, scan, leave, here);
-                for (int entry = threadIdx.x; entry < M * K; entry += THREADS) {
-                    const int k = entry % K;
-                    const Chunk &chunk = tables.chunks[entry / K];
+                for (int entry = threadIdx.x; entry < TILE_CHUNKS * TILE_STATES; entry += THREADS) {
+                    const int k = entry % TILE_STATES;
+                    const Chunk &chunk = tables.chunks[entry / TILE_STATES];
                     const bool present = chunk.length && k < here;
-                    tables.states[entry / K][k] =
+                    tables.states[entry / TILE_STATES][k] =
                         present ? COLUMNS::enter(leave, k, states[chunk.states + first + k]) : Complex<R>{0, 0};
                 }
                 __syncthreads();
@@ -175,26 +177,26 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
                 __syncthreads();
 #pragma unroll 2
                 for (int s = 0; s < T; ++s) {
-                    R left[RM], right[RT];
+                    R left[THREAD_CHUNKS], right[THREAD_SAMPLES];
 #pragma unroll
-                    for (int a = 0; a < RM; ++a) left[a] = tables.samples[i + a * THREAD_ROWS][s];
+                    for (int a = 0; a < THREAD_CHUNKS; ++a) left[a] = tables.samples[i + a * THREAD_ROWS][s];
 #pragma unroll
-                    for (int b = 0; b < RT; ++b) right[b] = tables.response[T + j + b * THREAD_COLUMNS - s];
+                    for (int b = 0; b < THREAD_SAMPLES; ++b) right[b] = tables.response[T + j + b * THREAD_COLUMNS - s];
 #pragma unroll
-                    for (int a = 0; a < RM; ++a)
+                    for (int a = 0; a < THREAD_CHUNKS; ++a)
 #pragma unroll
-                        for (int b = 0; b < RT; ++b) sums[a][b] += left[a] * right[b];
+                        for (int b = 0; b < THREAD_SAMPLES; ++b) sums[a][b] += left[a] * right[b];
                 }
             }
-            const bool complete = first + K >= scan.n;
+            const bool complete = first + TILE_STATES >= scan.n;
             const int64_t step = outputs.time_major ? scan.H * outputs.channels : 1;
 #pragma unroll
-            for (int a = 0; a < RM; ++a) {
+            for (int a = 0; a < THREAD_CHUNKS; ++a) {
                 const int row = i + a * THREAD_ROWS, length = tables.chunks[row].length;
                 const int64_t start = tables.rows[row].start;
                 int64_t target = tables.rows[row].target + j * step;
 #pragma unroll
-                for (int b = 0; b < RT; ++b, target += THREAD_COLUMNS * step) {
+                for (int b = 0; b < THREAD_SAMPLES; ++b, target += THREAD_COLUMNS * step) {
                     const int t = j + b * THREAD_COLUMNS;
                     if (t >= length) continue;
                     const R sum = first == 0 ? sums[a][b] : outputs.partial[start + t] + sums[a][b];
@@ -211,7 +213,7 @@ S4_FAST_INLINE void output_block(unsigned block, const Scan &scan, const Shares 
 // Before ready(): room for the outputs of each block of states but the last.
 template <class R>
 R *take_partial(Call &call, const Scan &scan, int64_t channels) {
-    return scan.n > K ? call.take<R>(scan.batch * channels * scan.H * scan.L) : nullptr;
+    return scan.n > TILE_STATES ? call.take<R>(scan.batch * channels * scan.H * scan.L) : nullptr;
 }
 
 inline int64_t output_blocks(const Scan &scan, const Shares &shares, int64_t channels) {
@@ -237,4 +239,4 @@ void find_outputs(Call &call, const Scan &scan, const Tables<R> &made, const Out
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -8,7 +8,7 @@
 #include "half.cuh"
 #include "scan_chunks.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // A signal of `features` rows per batch to be laid out as (batch, features, L); none where `to` is NULL.
@@ -25,8 +25,8 @@ constexpr int STAGE = 32;
 template <class R>
 struct PrepareTables {
     static constexpr int T = CHUNK<R>, GROUPS = THREADS / T;
-    Node<R> nodes[K];
-    Complex<R> products[2][K];
+    Node<R> nodes[TILE_STATES];
+    Complex<R> products[2][TILE_STATES];
     R sums[2][GROUPS][T];
 };
 
@@ -52,8 +52,8 @@ S4_FAST_INLINE void prepare_feature(const Scan &scan, const Model<R> &model, con
     auto &tables = shared_memory<Prepare>();
     const int lag = threadIdx.x % T, group = threadIdx.x / T;
     R sums[2] = {};
-    for (int64_t first = 0; first < scan.n; first += K) {
-        const int states = int(scan.n - first < K ? scan.n - first : K);
+    for (int64_t first = 0; first < scan.n; first += TILE_STATES) {
+        const int states = int(scan.n - first < TILE_STATES ? scan.n - first : TILE_STATES);
         __syncthreads();
         if (threadIdx.x < states) {
             const int64_t k = first + threadIdx.x, index = h * scan.n + k;
@@ -159,11 +159,11 @@ const R *take_signal(Call &call, const Scan &scan, bool time_major, const S *fro
 template <class R, class S>
 Tables<R> prepare(Call &call, const Scan &scan, const Model<R> &model, const MadeTables<R> &made, bool time_major,
                   const Staged<R, S> &first, const Staged<R, S> &second) {
-    constexpr size_t shared = std::max(sizeof(PrepareTables<R>), sizeof(StageTables<R>));
+    constexpr size_t SHARED = std::max(sizeof(PrepareTables<R>), sizeof(StageTables<R>));
     call.launch("scan_prepare_kernel", scan_prepare_kernel<R, S>, scan.H * scan.c + first.blocks + second.blocks,
-                THREADS, shared, scan, model, made, time_major, first, second);
+                THREADS, SHARED, scan, model, made, time_major, first, second);
     return {made.nodes, made.wide, made.enter, made.leave, made.response};
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -6,7 +6,7 @@
 
 #include "scan_chunks.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // One recurrence over a whole sequence, from the channels of a signal: those that are carried side by side share their
@@ -79,23 +79,24 @@ S4_FAST_INLINE void carry_within(const Scan &scan, const Recurrence<R> &run, int
 
 template <class R>
 struct LocalTables {
-    Complex<R> powers[CHUNK<R>][K];
-    Samples<R, M, CHUNK<R>> samples;
-    Chunk chunks[M];
-    Node<R> nodes[K];
+    Complex<R> powers[CHUNK<R>][TILE_STATES];
+    Samples<R, TILE_CHUNKS, CHUNK<R>> samples;
+    Chunk chunks[TILE_CHUNKS];
+    Node<R> nodes[TILE_STATES];
 };
 
-// states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for K states and a share of the tiles.
-// Where a block has all chunks of its rows, in one segment, it carries them too (`whole`), which saves a launch.
+// states[batch, h, chunk, state] = what the chunk's samples alone leave behind, for TILE_STATES states and a share of
+// the tiles. Where a block has all chunks of its rows, in one segment, it carries them too (`whole`), which saves a
+// launch.
 template <class R>
 __global__ void __launch_bounds__(THREADS, 4)
     scan_local_kernel(Scan scan, Shares shares, int64_t tiles, int64_t blocks, bool whole, const Node<R> *nodes,
                       const Node<double> *wide, const __grid_constant__ Recurrences<R> runs) {
-    constexpr int RK = K / THREAD_COLUMNS;
+    constexpr int THREAD_STATES = TILE_STATES / THREAD_COLUMNS;
     auto &tables = shared_memory<LocalTables<R>>();
     const Recurrence<R> &run = runs.each[blockIdx.x % runs.count];
     const int64_t block = blockIdx.x / runs.count, share = block / (scan.H * blocks), h = block / blocks % scan.H;
-    const int64_t first = block % blocks * K, size = scan.H * scan.n;
+    const int64_t first = block % blocks * TILE_STATES, size = scan.H * scan.n;
     const int i = threadIdx.x / THREAD_COLUMNS, j = threadIdx.x % THREAD_COLUMNS;
     load_nodes(tables.nodes, scan, h, first, nodes);
     __syncthreads();
@@ -104,28 +105,28 @@ __global__ void __launch_bounds__(THREADS, 4)
     for (int64_t tile = share * shares.each; tile < end; ++tile) {
         __syncthreads();
         find_chunks(tables.chunks, scan, h, tile);
-        Complex<R> sums[RM][RK] = {};
+        Complex<R> sums[THREAD_CHUNKS][THREAD_STATES] = {};
         for (int64_t channel = 0; channel < run.channels; ++channel) {
             __syncthreads();
             const R *const samples = run.samples ? run.samples + channel * scan.channel() : nullptr;
             load_samples(tables.samples, tables.chunks, !run.backwards, samples, run.of_y);
             __syncthreads();
-            Complex<R> moments[RM][RK], unused[RM][RK];
-            inner_moments<false, R, RM, RK>(tables.powers, tables.samples, i, j, moments, unused);
+            Complex<R> moments[THREAD_CHUNKS][THREAD_STATES], unused[THREAD_CHUNKS][THREAD_STATES];
+            inner_moments<false, R, THREAD_CHUNKS, THREAD_STATES>(tables.powers, tables.samples, i, j, moments, unused);
 #pragma unroll
-            for (int b = 0; b < RK; ++b) {
+            for (int b = 0; b < THREAD_STATES; ++b) {
                 const int64_t state = first + j + b * THREAD_COLUMNS;
                 if (state >= scan.n) continue;
                 const Complex<R> factor = run.enter[channel * size + h * scan.n + state];
 #pragma unroll
-                for (int a = 0; a < RM; ++a) sums[a][b] += factor * moments[a][b];
+                for (int a = 0; a < THREAD_CHUNKS; ++a) sums[a][b] += factor * moments[a][b];
             }
         }
 #pragma unroll
-        for (int a = 0; a < RM; ++a) {
+        for (int a = 0; a < THREAD_CHUNKS; ++a) {
             const Chunk &chunk = tables.chunks[i + a * THREAD_ROWS];
 #pragma unroll
-            for (int b = 0; b < RK; ++b) {
+            for (int b = 0; b < THREAD_STATES; ++b) {
                 const int64_t state = first + j + b * THREAD_COLUMNS;
                 if (chunk.length && state < scan.n) run.states[chunk.states + state] = sums[a][b];
             }
@@ -133,10 +134,11 @@ __global__ void __launch_bounds__(THREADS, 4)
     }
     if (!whole) return;
     __syncthreads();
-    const int64_t from = share * shares.each * M / scan.chunks * K;
-    const int64_t until = end * M / scan.chunks < scan.batch ? end * M / scan.chunks * K : scan.batch * K;
+    const int64_t from = share * shares.each * TILE_CHUNKS / scan.chunks * TILE_STATES;
+    const int64_t until = end * TILE_CHUNKS / scan.chunks < scan.batch ? end * TILE_CHUNKS / scan.chunks * TILE_STATES
+                                                                       : scan.batch * TILE_STATES;
     for (int64_t entry = from + threadIdx.x; entry < until; entry += THREADS) {
-        const int64_t row = entry / K * scan.H + h, state = first + entry % K;
+        const int64_t row = entry / TILE_STATES * scan.H + h, state = first + entry % TILE_STATES;
         if (state >= scan.n) continue;
         carry_within(scan, run, row, 0, 1, state, wide[h * scan.n + state], initial_state(run, row * scan.n + state));
     }
@@ -208,13 +210,13 @@ Recurrence<R> &add(Call &call, const Scan &scan, Recurrences<R> &runs, Recurrenc
 }
 
 inline bool has_whole_rows(const Scan &scan, const Shares &shares) {
-    return shares.count == 1 || shares.each * M % scan.chunks == 0;
+    return shares.count == 1 || shares.each * TILE_CHUNKS % scan.chunks == 0;
 }
 
 // Shares of the tiles for each of `others`: of whole rows, if that leaves enough blocks to keep most of a GPU busy.
 inline Shares local_shares(const Scan &scan, int64_t others) {
     const Shares even(tiles(scan), ENOUGH_BLOCKS / others);
-    const int64_t unit = scan.chunks / std::gcd(scan.chunks, int64_t(M));
+    const int64_t unit = scan.chunks / std::gcd(scan.chunks, int64_t(TILE_CHUNKS));
     Shares whole = even;
     whole.each = divide_up(even.each, unit) * unit;
     whole.count = divide_up(tiles(scan), whole.each);
@@ -223,7 +225,7 @@ inline Shares local_shares(const Scan &scan, int64_t others) {
 
 template <class R>
 void find_states(Call &call, const Scan &scan, const Tables<R> &tables, const Recurrences<R> &runs) {
-    const int64_t rows = scan.batch * scan.H, blocks = divide_up(scan.n, K), segments = segments_of(scan);
+    const int64_t rows = scan.batch * scan.H, blocks = divide_up(scan.n, TILE_STATES), segments = segments_of(scan);
     const Shares shares = local_shares(scan, scan.H * blocks * runs.count);
     const bool whole = segments == 1 && has_whole_rows(scan, shares);
     call.launch("scan_local_kernel", scan_local_kernel<R>, runs.count * shares.count * scan.H * blocks, THREADS,
@@ -240,4 +242,4 @@ void find_states(Call &call, const Scan &scan, const Tables<R> &tables, const Re
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -3,7 +3,7 @@
 #include "powers.cuh"
 #include "row_sum.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class R>
@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(LANES *ROWS)
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_exp(int64_t dtype, int64_t count, const void *x, double *lambda, void *workspace,
                      int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("exp", dtype, {{"count", count}}, {x, lambda}, {workspace, workspace_bytes, device, stream},
                     [&](auto real, Call &call) {
                         using R = decltype(real);
@@ -56,7 +56,7 @@ int s4_fast_cuda_exp(int64_t dtype, int64_t count, const void *x, double *lambda
 int s4_fast_cuda_step(int64_t dtype, int64_t batch, int64_t H, int64_t n, const void *u, const void *state,
                       const double *lambda, const void *B, const void *C, const void *D, void *y, void *next,
                       void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("step", dtype, {{"batch", batch}, {"H", H}, {"n", n}}, {u, state, lambda, B, C, y, next},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);

@@ -3,7 +3,7 @@
 
 #include "launch.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // out[i] = sum_p parts[p, i] for i < count.
@@ -22,4 +22,4 @@ void sum_parts(Call &call, int64_t parts, int64_t count, const From *from, To *t
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -3,7 +3,7 @@
 
 #include "tensor_scan.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace tensor {
 namespace {
 
@@ -76,4 +76,4 @@ int run_tensor_diagonal(const char *function, const DiagonalSizes &sizes, std::i
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

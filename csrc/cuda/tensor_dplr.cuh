@@ -17,8 +17,7 @@
 #include "launch.cuh"
 #include "warp.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
@@ -260,14 +259,7 @@ void with_tiles(int64_t tiles, Body &&body) {
 // body(rank, tiles) with constants.
 template <class Body>
 void with_constants(const Cut &cut, Body &&body) {
-    if (cut.sizes.rank == 1)
-        with_tiles<1>(cut.tiles, body);
-    else if (cut.sizes.rank == 2)
-        with_tiles<2>(cut.tiles, body);
-    else if (cut.sizes.rank == 3)
-        with_tiles<3>(cut.tiles, body);
-    else
-        with_tiles<4>(cut.tiles, body);
+    with_rank(cut.sizes.rank, [&](auto rank) { with_tiles<decltype(rank)::value>(cut.tiles, body); });
 }
 
 // body(call) for arrays of float32.
@@ -284,5 +276,4 @@ int run_tensor_dplr(const char *function, int64_t dtype, const Sizes &s, std::in
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor

@@ -1,8 +1,7 @@
 // The spectrum of a DPLR kernel on tensor cores.
 #include "tensor_dplr.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 template <int RANK, int TILES>
@@ -34,14 +33,13 @@ __global__ void __launch_bounds__(THREADS, RANK == 1 && TILES == 1 ? 5
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor
 
 int s4_fast_cuda_tensor_dplr_spectrum(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                       int64_t L, const double *v, const void *w, const double *shift, void *spectrum,
                                       void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
-    using namespace s4_fast::tensor;
+    using namespace s4_fast::cuda;
+    using namespace s4_fast::cuda::tensor;
     const Sizes sizes{b, c, rank, H, n, L};
     return run_tensor_dplr(
         "tensor_dplr_spectrum", dtype, sizes, {v, w, shift, spectrum}, {workspace, workspace_bytes, device, stream},

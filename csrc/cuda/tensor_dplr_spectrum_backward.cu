@@ -5,8 +5,7 @@
 // the gradient of the matrix, and matrix^T G, that of E, which the poles' gradients are sums of.
 #include "tensor_dplr.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 // What the shares of nodes give, of which each has (H, rows, states) and (H, states): to the matrix, and to |w|^2 and
@@ -222,15 +221,14 @@ __global__ void __launch_bounds__(256)
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor
 
 int s4_fast_cuda_tensor_dplr_spectrum_backward(int64_t dtype, int64_t b, int64_t c, int64_t rank, int64_t H, int64_t n,
                                                int64_t L, const void *grad_spectrum, const double *v, const void *w,
                                                const double *shift, double *grad_v, double *grad_w, void *workspace,
                                                int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
-    using namespace s4_fast::tensor;
+    using namespace s4_fast::cuda;
+    using namespace s4_fast::cuda::tensor;
     const Sizes sizes{b, c, rank, H, n, L};
     return run_tensor_dplr(
         "tensor_dplr_spectrum_backward", dtype, sizes, {grad_spectrum, v, w, shift, grad_v},

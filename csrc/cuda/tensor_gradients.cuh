@@ -7,8 +7,7 @@
 #include "scan_gradients.cuh"
 #include "tensor_call.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 template <class S>
@@ -48,7 +47,7 @@ S4_FAST_INLINE void make_gradient_tables(GradientTables &tables, const Scan &sca
     const Complex<float> weights[1] = {{scale.up, 0}};
     each_power(scan, node, weights, warp, WARPS, [&](int run, int t, const Complex<float>(&values)[1]) {
         tables.powers.set(run, t, lane, values[0]);
-        tables.weighted.set(run, t, lane, float(16 * run + t) * (1.0f / T) * values[0]);
+        tables.weighted.set(run, t, lane, float(16 * run + t) * (1.0f / CHUNK_SAMPLES) * values[0]);
     });
     if (warp > 0) return;
     tables.decays.set(scan, present ? in.wide[index] : Node<double>{0, 0, 0});
@@ -356,7 +355,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
             const Complex<float> rest = sum_rows(sums[2][j]);
             if (lane < 4 && k < scan.n)
                 store_parts(parts, scan, index, power(in.nodes[index], 1) * plain, {0, 0},
-                            in.leave[index] * (plain + float(T) * weighted) + rest);
+                            in.leave[index] * (plain + float(CHUNK_SAMPLES) * weighted) + rest);
         }
     } else if (warp == 2) {
         Complex<float> sums[2][2 * HALF] = {};
@@ -368,7 +367,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
             const int64_t k = first + 4 * j + lane % 4, index = h * scan.n + k;
             const Complex<float> plain = sum_rows(sums[0][j]), weighted = sum_rows(sums[1][j]);
             if (lane < 4 && k < scan.n)
-                store_parts(parts, scan, index, {0, 0}, plain, float(T) * (in.enter[index] * weighted));
+                store_parts(parts, scan, index, {0, 0}, plain, float(CHUNK_SAMPLES) * (in.enter[index] * weighted));
         }
     }
     if (first > 0) return;
@@ -382,9 +381,8 @@ __global__ void __launch_bounds__(WARPS *WARP, 2)
     __syncthreads();
     const int lag = threadIdx.x / 2;
     const float sum = sum_at(found, lag, threadIdx.x % 2);
-    if (threadIdx.x % 2 == 0) correlations[(share * scan.H + h) * T + lag] = sum;
+    if (threadIdx.x % 2 == 0) correlations[(share * scan.H + h) * CHUNK_SAMPLES + lag] = sum;
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor

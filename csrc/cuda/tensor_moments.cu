@@ -6,20 +6,19 @@
 #include "sum_parts.cuh"
 #include "tensor_powers.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
-constexpr int GROUP = WARPS * TILE, OWN_STATES = STATES / WARPS, BLOCKS = OWN_STATES / 4, STEPS = T / 16;
+constexpr int GROUP = WARPS * TILE, OWN_STATES = STATES / WARPS, BLOCKS = OWN_STATES / 4, STEPS = CHUNK_SAMPLES / 16;
 
 // Groups of tiles in one block, at most: they are summed in float32, one after the other.
 constexpr int64_t LONGEST_SHARE = 16;
 
 // What the warps tell each other of a group of tiles.
 struct Group {
-    alignas(16) uint16_t samples[2][WARPS * ROWS][T + 8];  // scaled by a power of two for each row
-    float down[WARPS * ROWS];                              // which this undoes
-    Complex<float> starts[WARPS][STATES];                  // lambda^start of each tile, less the scale of steps
+    alignas(16) uint16_t samples[2][WARPS * ROWS][CHUNK_SAMPLES + 8];  // scaled by a power of two for each row
+    float down[WARPS * ROWS];                                          // which this undoes
+    Complex<float> starts[WARPS][STATES];  // lambda^start of each tile, less the scale of steps
 };
 
 // A state's powers 1, 8 and 16 of lambda, and powers of two that bring the columns of lambda^t and of t lambda^t to one
@@ -96,14 +95,14 @@ struct StateOperands {
 S4_FAST_INLINE void bring(Group &group, const float *u, int64_t left, bool aligned) {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
     const bool at_once = aligned && left >= TILE;
-    const float *const from = u + g * T + 4 * q;
-    const int there = int(left < TILE ? left : TILE) - g * T - 4 * q;
+    const float *const from = u + g * CHUNK_SAMPLES + 4 * q;
+    const int there = int(left < TILE ? left : TILE) - g * CHUNK_SAMPLES - 4 * q;
     Vector samples[2][STEPS];
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const int at = 8 * r * T + 16 * s;
+            const int at = 8 * r * CHUNK_SAMPLES + 16 * s;
             if (at_once) {
                 samples[r][s] = *reinterpret_cast<const Vector *>(from + at);
                 continue;
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                     add_product(found[0], at, inner);
                     if constexpr (MOMENTS > 1) {
                         const Complex<float> within = {sums[1][j][2 * r], sums[1][j][2 * r + 1]};
-                        add_product(found[1], at, ratio[j] * within + float((g + 8 * r) * T) * inner);
+                        add_product(found[1], at, ratio[j] * within + float((g + 8 * r) * CHUNK_SAMPLES) * inner);
                     }
                 }
                 const Complex<float> at_start = group.starts[tile][k];
@@ -242,13 +241,12 @@ void run_moments(Call &call, int64_t rows, int64_t H, int64_t n, int64_t L, cons
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor
 
 int s4_fast_cuda_tensor_moments(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *u, const void *x,
                                 void *zeroth, void *first, void *workspace, int64_t *workspace_bytes, int64_t device,
                                 void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("tensor_moments", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {u, x, zeroth},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         if constexpr (std::is_same_v<decltype(real), float>)

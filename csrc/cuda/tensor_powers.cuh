@@ -12,11 +12,10 @@
 #include "powers.cuh"
 #include "tensor_tables.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
-constexpr int TILE = ROWS * T;
+constexpr int TILE = ROWS * CHUNK_SAMPLES;
 
 // Where a table has the power of t: eight rows that are read at once are neighbours, and so in different banks.
 S4_FAST_INLINE int place(int t) { return t / 16 * 16 + t % 4 / 2 * 8 + t % 16 / 4 * 2 + t % 2; }
@@ -28,13 +27,13 @@ using RowPowers = Complex<float>[ROWS][STATES + 4];
 // exponents. 0 from L on.
 template <class Visit>
 S4_FAST_INLINE void each_step(Node<float> node, int64_t L, Visit visit) {
-    const int start = threadIdx.x / WARP * (T / WARPS);
+    const int start = threadIdx.x / WARP * (CHUNK_SAMPLES / WARPS);
     const Complex<float> fourth = bounded_power(node, 4, L);
     Complex<float> powers[4] = {{1, 0}, bounded_power(node, 1, L)}, step = bounded_power(node, start, L);
     powers[2] = powers[1] * powers[1];
     powers[3] = powers[2] * powers[1];
 #pragma unroll
-    for (int t = 0; t < T / WARPS; ++t) {
+    for (int t = 0; t < CHUNK_SAMPLES / WARPS; ++t) {
         if (t > 0 && t % 4 == 0) step = step * fourth;
         visit(start + t, start + t < L ? step * powers[t % 4] : Complex<float>{0, 0});
     }
@@ -45,7 +44,7 @@ S4_FAST_INLINE void make_rows(RowPowers &rows, Node<float> node, int64_t L) {
     constexpr int EACH = ROWS / WARPS;
     const int lane = threadIdx.x % WARP, first = threadIdx.x / WARP * EACH;
 #pragma unroll
-    for (int r = 0; r < EACH; ++r) rows[first + r][lane] = bounded_power(node, (first + r) * T, L);
+    for (int r = 0; r < EACH; ++r) rows[first + r][lane] = bounded_power(node, (first + r) * CHUNK_SAMPLES, L);
 }
 
 // The columns of the state blocks 2 k and 2 k + 1 by the samples 16 s to 16 s + 15.
@@ -59,5 +58,4 @@ S4_FAST_INLINE Operands<2> over_columns(const PowerTable<2> &table, int s, int k
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor

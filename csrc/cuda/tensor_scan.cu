@@ -1,7 +1,7 @@
 // A diagonal SSM over a sequence on tensor cores, from its nodes or from the continuous system.
 #include "tensor_call.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class S>
@@ -25,13 +25,13 @@ void forward(Call &call, const Scan &scan, const Model<float> &model, bool time_
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_tensor_scan(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *u,
                              const void *x, const void *B, const void *C, const void *D, const void *state, void *y,
                              void *final, int64_t time_major, void *workspace, int64_t *workspace_bytes, int64_t device,
                              void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_tensor_scan(
         "tensor_scan", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}}, {u, x, B, C, y},
         {workspace, workspace_bytes, device, stream}, [&](Call &call) {
@@ -46,7 +46,7 @@ int s4_fast_cuda_tensor_diagonal(int64_t dtype, int64_t signal_dtype, int64_t fl
                                  const void *u, const void *dt, const void *A_real, const void *A_imag, const void *B,
                                  const void *C, const void *D, const void *state, const void *ahead, void *y,
                                  void *final, void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
     return run_tensor_diagonal("tensor_diagonal", sizes, {u, dt, A_real, A_imag, C, y},
                                {workspace, workspace_bytes, device, stream}, [&](auto signal, Call &call) {

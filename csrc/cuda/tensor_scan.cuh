@@ -19,8 +19,7 @@
 #include "scan_prepare.cuh"
 #include "tensor_tables.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 // How many chunks are carried in float32 at most: a whole sequence's, or a segment's. Rounding adds up over these.
@@ -103,7 +102,8 @@ S4_FAST_INLINE void make_responses(uint32_t (&words)[PARTS][2][7][WARP], const f
         const int base = 32 * apart + (BACKWARDS ? -first : first) + 2 * distance,
                   next = BACKWARDS ? base + 1 : base - 1;
         uint32_t found[PARTS];
-        split(base < 0 || base >= T ? 0.0f : scale * K[base], next < 0 || next >= T ? 0.0f : scale * K[next], found);
+        split(base < 0 || base >= CHUNK_SAMPLES ? 0.0f : scale * K[base],
+              next < 0 || next >= CHUNK_SAMPLES ? 0.0f : scale * K[next], found);
 #pragma unroll
         for (int p = 0; p < PARTS; ++p) words[p][apart][entry % 7][lane] = found[p];
     }
@@ -140,7 +140,7 @@ S4_FAST_INLINE void make_tables(Tables &tables, const Scan &scan, int64_t h, con
         if constexpr (OUTPUTS) tables.out.set(run, t, lane, conj(values[1]));
     });
     if constexpr (OUTPUTS) {
-        const float *const K = pass.response + h * 2 * T + T;
+        const float *const K = pass.response + h * 2 * CHUNK_SAMPLES + CHUNK_SAMPLES;
         const Scale of_response = scale_to(largest_of_warp(fmaxf(fabsf(K[lane]), fabsf(K[lane + WARP]))));
         make_responses<BACKWARDS>(tables.response, K, of_response.up, warps);
         if (threadIdx.x == 0) tables.response_down = of_response.down;
@@ -177,14 +177,14 @@ struct Row {
     // In (batch, H, L).
     template <bool BACKWARDS>
     S4_FAST_INLINE int64_t of_samples(const Cut &cut, int64_t step) const {
-        return sequence * cut.scan.L + number<BACKWARDS>(cut, step) * T;
+        return sequence * cut.scan.L + number<BACKWARDS>(cut, step) * CHUNK_SAMPLES;
     }
 
     // The chunk's samples, 0 if there is none.
     template <bool BACKWARDS>
     S4_FAST_INLINE int length(const Cut &cut, int64_t step) const {
-        const int64_t rest = cut.scan.L - number<BACKWARDS>(cut, step) * T;
-        return step >= cut.each || rest <= 0 ? 0 : rest < T ? int(rest) : T;
+        const int64_t rest = cut.scan.L - number<BACKWARDS>(cut, step) * CHUNK_SAMPLES;
+        return step >= cut.each || rest <= 0 ? 0 : rest < CHUNK_SAMPLES ? int(rest) : CHUNK_SAMPLES;
     }
 };
 
@@ -201,7 +201,7 @@ struct Steps {
     S4_FAST_INLINE void find(const Cut &cut, int64_t tile, bool aligned) {
         const int64_t first = tile * ROWS, end = first + ROWS < cut.rows() ? first + ROWS : cut.rows();
         const bool ends = end / cut.segments > first / cut.segments;
-        const int64_t last = cut.scan.L / T - (cut.segments - 1) * cut.each;
+        const int64_t last = cut.scan.L / CHUNK_SAMPLES - (cut.segments - 1) * cut.each;
         const int64_t whole = !aligned ? 0 : ends && last < cut.each ? last : cut.each;
         from = BACKWARDS ? cut.each - whole : 0;
         until = from + whole;
@@ -233,7 +233,7 @@ S4_FAST_INLINE void load_short(Samples8<S> (&samples)[2][2], const int64_t (&sta
 }
 
 // How far the samples of a short chunk are moved up, to where lambda^{T-1-t} weighs the last of them with 1.
-S4_FAST_INLINE int missing(int length) { return length > 0 ? T - length : 0; }
+S4_FAST_INLINE int missing(int length) { return length > 0 ? CHUNK_SAMPLES - length : 0; }
 
 // State 4 j + q of rows g and g + 8 in registers: re, im, re, im.
 using State = float[8][4];
@@ -464,7 +464,7 @@ struct Sweep {
 
     template <bool OUTPUTS, bool WHOLE, class Tables>
     S4_FAST_INLINE void advance_by(State &state, const Tables &tables, int64_t step) {
-        int length[2] = {T, T};
+        int length[2] = {CHUNK_SAMPLES, CHUNK_SAMPLES};
         if constexpr (!WHOLE) find_lengths(length, step);
         float up[2], unit[2];
 #pragma unroll
@@ -477,7 +477,7 @@ struct Sweep {
         left.set(samples, up);
         [[maybe_unused]] const int64_t here[2] = {start[0], start[1]};
 #pragma unroll
-        for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -T : T;
+        for (int row = 0; row < 2; ++row) start[row] += BACKWARDS ? -CHUNK_SAMPLES : CHUNK_SAMPLES;
         if constexpr (EARLY && WHOLE) load<OUTPUTS>(step + 1);
         if constexpr (OUTPUTS) {
             Scale of_states[2];
@@ -527,7 +527,7 @@ template <bool BACKWARDS, class S>
 S4_FAST_INLINE void carry_sequence(const Cut &cut, const Pass<S> &pass, int64_t sequence, int64_t k) {
     constexpr int AT_ONCE = 8;  // loads that do not wait for each other
     const Scan &scan = cut.scan;
-    const int64_t index = sequence * scan.n + k, samples = cut.each * T;
+    const int64_t index = sequence * scan.n + k, samples = cut.each * CHUNK_SAMPLES;
     const Node<double> node = pass.wide[sequence % scan.H * scan.n + k];
     const Wide whole = power(node, samples), last = power(node, scan.L - (cut.segments - 1) * samples);
     Complex<float> *const base = pass.segments + sequence * cut.segments * scan.n + k;
@@ -684,5 +684,4 @@ void run_scan(Call &call, const Cut &cut, Pass<S> pass, const Room &room) {
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor

@@ -2,7 +2,7 @@
 #include "scan_finish.cuh"
 #include "tensor_gradients.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 template <class S>
@@ -22,7 +22,7 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
     const tensor::Laid<S> grad_u = tensor::take_laid(call, scan, time_major, in.grad_u);
     Complex<float> *const gradients = correlated ? call.take<Complex<float>>(scan.batch * scan.chunks * size) : nullptr;
     Complex<float> *const sums = correlated ? call.take<Complex<float>>(shares.count * 2 * PARAMETERS * size) : nullptr;
-    float *const correlation = correlated ? call.take<float>(shares.count * scan.H * tensor::T) : nullptr;
+    float *const correlation = correlated ? call.take<float>(shares.count * scan.H * tensor::CHUNK_SAMPLES) : nullptr;
     Contribution *const contributions = shared ? call.take<Contribution>(size) : nullptr;
     if (!call.ready()) return;
 
@@ -65,14 +65,14 @@ void backward(Call &call, const Scan &scan, const Model<float> &model, bool time
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_tensor_scan_backward(int64_t dtype, int64_t batch, int64_t H, int64_t n, int64_t L, const void *grad_y,
                                       const void *grad_final, const void *u, const void *x, const void *B,
                                       const void *C, const void *D, const void *state, void *grad_u, void *grad_x,
                                       void *grad_B, void *grad_C, void *grad_D, void *grad_state, int64_t time_major,
                                       void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_tensor_scan("tensor_scan_backward", dtype, {{"batch", batch}, {"H", H}, {"n", n}, {"L", L}},
                            {grad_y, u, x, B, C, grad_u}, {workspace, workspace_bytes, device, stream}, [&](Call &call) {
                                using Real = const float *;
@@ -95,7 +95,7 @@ int s4_fast_cuda_tensor_diagonal_backward(int64_t dtype, int64_t signal_dtype, i
                                           void *grad_u, void *grad_dt, void *grad_A_real, void *grad_A_imag,
                                           void *grad_B, void *grad_C, void *grad_D, void *grad_state, void *grad_ahead,
                                           void *workspace, int64_t *workspace_bytes, int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     const DiagonalSizes sizes{dtype, signal_dtype, flags, batch, H, n, L, c, copies, dt_states};
     return run_tensor_diagonal("tensor_diagonal_backward", sizes, {u, dt, A_real, A_imag, C},
                                {workspace, workspace_bytes, device, stream}, [&](auto signal, Call &call) {

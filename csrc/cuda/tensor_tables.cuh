@@ -14,21 +14,20 @@
 #include "halves.cuh"
 #include "scan_chunks.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 // Samples of a chunk, states of a block, rows of a warp's products.
-constexpr int T = 64, STATES = 32, ROWS = 16;
+constexpr int CHUNK_SAMPLES = 64, STATES = 32, ROWS = 16;
 
 // Warps of a block, at most where there are few rows.
 constexpr int WARPS = 4;
 
-static_assert(T == CHUNK<float>);
+static_assert(CHUNK_SAMPLES == CHUNK<float>);
 
 template <int PARTS>
 struct PowerTable {
-    alignas(16) uint16_t part[PARTS][T][2 * STATES];
+    alignas(16) uint16_t part[PARTS][CHUNK_SAMPLES][2 * STATES];
 
     // Where a row has eight neighbouring columns: eight rows that are read at once have them in different banks.
     S4_FAST_INLINE const uint16_t *at(int p, int row, int column) const {
@@ -77,7 +76,8 @@ S4_FAST_INLINE Operands<PARTS> over_samples(const PowerTable<PARTS> &table, int 
     const int column = lane / 16 * 8 + 16 * j;
     Operands<PARTS> found;
 #pragma unroll
-    for (int p = 0; p < PARTS; ++p) found.set(p, load_matrices<true>(table.at(p, FLIPPED ? T - 1 - row : row, column)));
+    for (int p = 0; p < PARTS; ++p)
+        found.set(p, load_matrices<true>(table.at(p, FLIPPED ? CHUNK_SAMPLES - 1 - row : row, column)));
     return found;
 }
 
@@ -90,7 +90,7 @@ S4_FAST_INLINE Operands<PARTS> over_states(const PowerTable<PARTS> &table, int a
     Operands<PARTS> found;
 #pragma unroll
     for (int p = 0; p < PARTS; ++p)
-        found.set(p, load_matrices<false>(table.at(p, FLIPPED ? T - 1 - row : row, column)));
+        found.set(p, load_matrices<false>(table.at(p, FLIPPED ? CHUNK_SAMPLES - 1 - row : row, column)));
     return found;
 }
 
@@ -107,7 +107,7 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex
         powers[t] = rest ? powers[rest] * powers[t - rest] : bounded_power(node, t, scan.L);
     }
 #pragma unroll 1
-    for (int run = warp; run < T / RUN; run += warps) {
+    for (int run = warp; run < CHUNK_SAMPLES / RUN; run += warps) {
         const Complex<float> step = bounded_power(node, RUN * run, scan.L);
         const int64_t left = scan.L - RUN * run;
         Complex<float> factors[WEIGHTS];
@@ -124,7 +124,7 @@ S4_FAST_INLINE void each_power(const Scan &scan, Node<float> node, const Complex
 }
 
 // The last time of a row that has as many samples as L has.
-S4_FAST_INLINE float last_step(int64_t L) { return float(T < L ? T - 1 : L - 1); }
+S4_FAST_INLINE float last_step(int64_t L) { return float(CHUNK_SAMPLES < L ? CHUNK_SAMPLES - 1 : L - 1); }
 
 // How much lambda^t is at most within a row.
 S4_FAST_INLINE float growth(Node<float> node, int64_t L) { return fmaxf(1.0f, exp2f(node.high * last_step(L))); }
@@ -136,7 +136,7 @@ struct Decays {
 
     S4_FAST_INLINE void set(const Scan &scan, Node<double> node) {
         const int state = threadIdx.x % WARP;
-        const Wide wide = power(node, T);
+        const Wide wide = power(node, CHUNK_SAMPLES);
         whole[0][state] = convert<float>(wide);
         whole[1][state] = convert<float>(wide - convert<double>(whole[0][state]));
         last[state] = convert<float>(power(node, scan.length(scan.chunks - 1)));
@@ -144,7 +144,7 @@ struct Decays {
 
     // Over a chunk of `length` samples.
     S4_FAST_INLINE Complex<float> of(int k, int length, Complex<float> s) const {
-        if (length == T) return whole[0][k] * s + whole[1][k] * s;
+        if (length == CHUNK_SAMPLES) return whole[0][k] * s + whole[1][k] * s;
         return length ? last[k] * s : s;
     }
 };
@@ -199,5 +199,4 @@ constexpr int OUTPUT_PARTS = std::is_same_v<S, BFloat16> ? 1 : 2;
 constexpr int STATE_PARTS = 2;
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor

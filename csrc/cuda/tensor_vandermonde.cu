@@ -1,12 +1,11 @@
 // Vandermonde products on tensor cores: rows of v lambda^(start + r T), made in registers, by a table of lambda^t.
 #include "tensor_powers.cuh"
 
-namespace s4_fast {
-namespace tensor {
+namespace s4_fast::cuda::tensor {
 namespace {
 
 // Half of a tile's columns is summed at a time: all would leave too few registers for a second operand under way.
-constexpr int BLOCKS = T / 2 / 8;
+constexpr int BLOCKS = CHUNK_SAMPLES / 2 / 8;
 
 // What scale_to makes of 1.
 constexpr float ONE = 1 << (SCALED_BITS - 1);
@@ -103,8 +102,8 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                 make_left(left, down, starts, tables.rows);
                 __syncwarp();
                 const bool at_once = aligned && start + TILE <= L;
-                float *to = out + row * L + start + g * T + 4 * q;
-                int there = int(L - start < TILE ? L - start : TILE) - g * T - 4 * q;
+                float *to = out + row * L + start + g * CHUNK_SAMPLES + 4 * q;
+                int there = int(L - start < TILE ? L - start : TILE) - g * CHUNK_SAMPLES - 4 * q;
 #pragma unroll 1
                 for (int half = 0; half < 2; ++half) {
                     float sums[BLOCKS][4] = {};
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(WARPS *WARP, 4)
                             float four[4];
 #pragma unroll
                             for (int i = 0; i < 4; ++i) four[i] = sums[j + i / 2][2 * r + i % 2] * down[r];
-                            const int at = 8 * r * T + 8 * j;
+                            const int at = 8 * r * CHUNK_SAMPLES + 8 * j;
                             store(to + at, four, there - at, at_once, first > 0);
                         }
                     to += 8 * BLOCKS;
@@ -143,13 +142,12 @@ void run_vandermonde(Call &call, int64_t c, int64_t H, int64_t n, int64_t L, con
 }
 
 }  // namespace
-}  // namespace tensor
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda::tensor
 
 int s4_fast_cuda_tensor_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v,
                                     const void *x, double scale, void *out, void *workspace, int64_t *workspace_bytes,
                                     int64_t device, void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("tensor_vandermonde", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {v, x, out},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         if constexpr (std::is_same_v<decltype(real), float>)

@@ -3,7 +3,7 @@
 
 #include "powers.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 // Columns are padded by one, so that threads which read different rows use different banks.
 template <class R, int M, int T>
@@ -11,10 +11,10 @@ using Samples = R[M][T + 1];
 
 // A thread's zeroth[a][b] = sum_t samples[m_a][t] powers[t][k_b], and with t samples in place of samples first[a][b],
 // for m_a = i + a (M / RM) and k_b = j + b (K / RK).
-template <bool with_first, class R, int RM, int RK, int M, int T_, int K, int T>
-S4_FAST_INLINE void inner_moments(const Complex<R> (&powers)[T][K], const R (&samples)[M][T_], int i, int j,
+template <bool WITH_FIRST, class R, int RM, int RK, int M, int WIDTH, int K, int T>
+S4_FAST_INLINE void inner_moments(const Complex<R> (&powers)[T][K], const R (&samples)[M][WIDTH], int i, int j,
                                   Complex<R> (&zeroth)[RM][RK], Complex<R> (&first)[RM][RK]) {
-    static_assert(T_ == T + 1);
+    static_assert(WIDTH == T + 1);
 #pragma unroll
     for (int a = 0; a < RM; ++a)
 #pragma unroll
@@ -30,10 +30,10 @@ S4_FAST_INLINE void inner_moments(const Complex<R> (&powers)[T][K], const R (&sa
 #pragma unroll
             for (int b = 0; b < RK; ++b) {
                 zeroth[a][b] += u * p[b];
-                if (with_first) first[a][b] += tu * p[b];
+                if (WITH_FIRST) first[a][b] += tu * p[b];
             }
         }
     }
 }
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda

@@ -5,13 +5,13 @@
 #include "launch.cuh"
 #include "powers.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 namespace {
 
 // M x T outputs of a block, of which a thread has RM x RT; the states of one pass.
-template <int M_, int T_, int RM_, int RT_>
+template <int ROWS, int SAMPLES, int THREAD_ROWS, int THREAD_SAMPLES>
 struct Tile {
-    static constexpr int M = M_, T = T_, RM = RM_, RT = RT_, STATES = 16;
+    static constexpr int M = ROWS, T = SAMPLES, RM = THREAD_ROWS, RT = THREAD_SAMPLES, STATES = 16;
     static constexpr int THREADS = (M / RM) * (T / RT);
     // A table of M or T powers is made of products of one of RUN powers and one in RUN: a product costs a tenth.
     static constexpr int RUN = 16, STARTS = M / RUN, STEPS = T / RUN, POWERS = STARTS + RUN + STEPS + RUN;
@@ -93,12 +93,12 @@ void launch(Call &call, int64_t rows, int64_t H, int64_t n, int64_t L, const Com
 }
 
 }  // namespace
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
 
 int s4_fast_cuda_vandermonde(int64_t dtype, int64_t c, int64_t H, int64_t n, int64_t L, const void *v, const void *x,
                              double scale, void *out, void *workspace, int64_t *workspace_bytes, int64_t device,
                              void *stream) {
-    using namespace s4_fast;
+    using namespace s4_fast::cuda;
     return run_call("vandermonde", dtype, {{"c", c}, {"H", H}, {"n", n}, {"L", L}}, {v, x, out},
                     {workspace, workspace_bytes, device, stream}, [&](auto real, Call &call) {
                         using R = decltype(real);

@@ -12,7 +12,7 @@
 
 #include "half.cuh"
 
-namespace s4_fast {
+namespace s4_fast::cuda {
 
 constexpr int WARP = 32;
 
@@ -230,4 +230,4 @@ S4_FAST_INLINE void pack_values(uint32_t &target, float low, float high, BFloat1
 
 #endif
 
-}  // namespace s4_fast
+}  // namespace s4_fast::cuda
