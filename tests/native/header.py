@@ -19,6 +19,11 @@ def functions(family: str) -> dict[str, tuple[Argument, ...]]:
     return {name: tuple(map(_argument, arguments.split(","))) for name, arguments in declared}
 
 
+def names() -> set[str]:
+    """All functions."""
+    return set(re.findall(r"S4_FAST_API [^(;]*\b(s4_fast_\w+)\(", _text()))
+
+
 def constants() -> dict[str, int]:
     """Its numbers, by name without ``S4_FAST_``."""
     found = re.findall(r"\bS4_FAST_(\w+) = (\d+)", _text())

@@ -3,7 +3,7 @@
 //
 // Every call is made on every instruction set that there is, with one thread on scratch memory of zeros and with three
 // on scratch memory of NaN: the results must have the same bits.
-#include "../../csrc/cpu/parallel.h"
+#include "../../csrc/cpu/shared/parallel.h"
 #include "../../csrc/include/s4_fast.h"
 
 #include <sys/wait.h>

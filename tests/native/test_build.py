@@ -255,7 +255,7 @@ def test_only_what_changed_is_compiled_again(tree: Path, cxx: Path) -> None:
     source.write_text(source.read_text() + "\n")
     assert compiled() == 1
     assert compiled(CXXFLAGS="-O1") == every
-    header = tree / "csrc/cpu/error.h"
+    header = tree / "csrc/common/error.h"
     header.write_text(header.read_text() + "\n")
     assert compiled(CXXFLAGS="-O1") == every
 

@@ -36,7 +36,7 @@ PROBE = """
 #include <cstring>
 #include <stdexcept>
 #include "../include/s4_fast.h"
-#include "error.h"
+#include "../common/error.h"
 #ifdef S4_FAST_HAS_AVX512
 namespace avx512 { int lanes(); }
 #endif
@@ -91,7 +91,7 @@ int s4_fast_cuda_usable(int64_t) {
 
 def make(root: Path) -> Path:
     """The project's files for a build, with the probe for kernels, and none that was built."""
-    names = "csrc/build_native.py csrc/symbols.map csrc/include/s4_fast.h csrc/cpu/error.h csrc/cpu/library.cpp"
+    names = "csrc/build_native.py csrc/symbols.map csrc/include/s4_fast.h csrc/common/error.h csrc/common/library.cpp"
     others = "pyproject.toml setup.py MANIFEST.in README.md LICENSE"
     for name in (*names.split(), *others.split()):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
