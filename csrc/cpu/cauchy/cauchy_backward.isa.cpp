@@ -14,14 +14,15 @@ namespace {
 // Whether A held all quotients. f.rows holds the gradients.
 template <Terms TERMS, int ROWS, bool AT_NODES, class A>
 __attribute__((noinline)) bool moments_of_block(const CauchyWork<A> &f, const A *poles, int64_t n, int64_t padded) {
+    constexpr int64_t STEP = LANES<A>;
     constexpr int MOMENTS = 2 * ROWS + 2;
     Vector<A> size = {}, *to = f.sums;
     if constexpr (AT_NODES)
-        for (int64_t k = 0; k < padded; k += LANES<A>)
+        for (int64_t k = 0; k < padded; k += STEP)
             store<A>(f.at_nodes + k, Vector<A>{}), store<A>(f.at_nodes + CAUCHY_BLOCK + k, Vector<A>{});
     for (int64_t i = 0; i < n; ++i, poles += 2 + 2 * ROWS, to += MOMENTS) {
         Vector<A> sums[MOMENTS] = {};
-        for (int64_t k = 0; k < padded; k += LANES<A>) {
+        for (int64_t k = 0; k < padded; k += STEP) {
             const NodeVector<A> t = f.node(k);
             const Quotient<A> at = quotient<TERMS, A>(t, poles[0], poles[1], size);
             Part<A> p = {Vector<A>{}, Vector<A>{}}, by_node = p;
