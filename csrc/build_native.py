@@ -8,7 +8,7 @@
 ``S4_FAST_CUDA_ARCHITECTURES``  such as "80;90a"; by default those of 80, 90 and 100 that nvcc knows
 ``CXX``, ``CXXFLAGS``, ``LDFLAGS``, ``NVCC``, ``CUDA_HOME``, ``NVCC_CCBIN``      as usual
 
-Every ``cpu/*.cpp`` is compiled once; ``cpu/*.isa.cpp`` once per instruction set, ``S4_FAST_ISA`` being its name.
+Every ``.cpp`` is compiled once; every ``.isa.cpp`` once per instruction set, ``S4_FAST_ISA`` being its name.
 The result is the library and build.json, which says what the library is or why it is not there.
 """
 
@@ -132,7 +132,7 @@ def version() -> str:
 def _sources_digest() -> str:
     """By which s4_fast/native_library.py, which computes the same, sees that the sources have changed since."""
     digest = hashlib.sha256()
-    for file in sorted(CSRC.glob("[ci]*/*")):
+    for file in sorted(CSRC.glob("[ci]*/**/*")):
         if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -274,7 +274,7 @@ def _cpu_commands(compiler: Sequence[str], isas: Sequence[str]) -> Iterator[tupl
     base = [*compiler, *_words("CXXFLAGS"), *CXX_FLAGS]
     ordinary = [f"-DS4_FAST_HAS_{isa.upper()}" for isa in isas if isa != "portable"]
     ordinary.append(f'-DS4_FAST_VERSION="{version()}"')
-    for source in sorted(CSRC.glob("cpu/*.cpp")):
+    for source in sorted([*CSRC.glob("common/*.cpp"), *CSRC.glob("cpu/**/*.cpp")]):
         if source.name.endswith(".isa.cpp"):
             for isa in isas:
                 yield f"cpu-{source.stem}-{isa}", source, [*base, f"-DS4_FAST_ISA={isa}", *ISAS[isa]]
@@ -287,7 +287,7 @@ def _cuda_commands(nvcc: Sequence[str], architectures: Sequence[str]) -> Iterato
     ptx = _ptx(architectures)
     if ptx:
         codes.append(f"-gencode=arch=compute_{ptx},code=compute_{ptx}")
-    sources = sorted(CSRC.glob("cuda/*.cu"))
+    sources = sorted(CSRC.glob("cuda/**/*.cu"))
     if not sources:
         raise BuildError("csrc/cuda has no kernels")
     for source in sources:

@@ -14,6 +14,7 @@ import re
 import shlex
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,7 +346,7 @@ def _sources_digest(sources: Path) -> str:
     """As csrc/build_native.py computes it, but for folders that cannot be read, over which glob passes."""
     try:
         folders = [folder for folder in sources.iterdir() if folder.name[0] in "ci" and folder.is_dir()]
-        files = sorted(file for folder in folders for file in folder.iterdir())
+        files = sorted(file for folder in folders for file in _files(folder))
         digest = hashlib.sha256()
         for file in files:
             if file.suffix in (".h", ".cpp", ".cuh", ".cu"):
@@ -353,6 +354,14 @@ def _sources_digest(sources: Path) -> str:
     except OSError as error:
         raise _UnusableError(f"{error.filename} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
 
 
 def _read(folder: Path) -> _Description:

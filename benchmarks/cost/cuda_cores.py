@@ -22,12 +22,12 @@ def vandermonde(H: int, L: int) -> list[Launch]:
     shares: Numbers = {"if (threadIdx.x < states)": 32 / threads, "left[a] = tables.coarse": 0}
     kernel, blocks = rf"vandermonde_kernel<float, Tile<{M}, {T},", H * up(L, M * T)
     shared = 16 * 8 * (M + T + powers + 3)
-    return [native("csrc/cuda/vandermonde.cu", kernel, blocks, threads, trips=trips, shares=shares, shared=shared,
-                   bytes=4 * H * L)]  # fmt: skip
+    return [native("csrc/cuda/vandermonde/vandermonde.cu", kernel, blocks, threads, trips=trips, shares=shares,
+                   shared=shared, bytes=4 * H * L)]  # fmt: skip
 
 
 def moments(H: int, L: int, first: bool = False) -> list[Launch]:
-    source = "csrc/cuda/moments.cu"
+    source = "csrc/cuda/vandermonde/moments.cu"
     M, T, rows, states = (16, 16, 2, 1) if L <= 1024 else (64, 64, 4, 2)
     threads, tiles = M // rows * (16 // states), up(L, M * T)
     each = up(tiles, max(1, min(1024 // (H * N // 16), tiles)))
@@ -37,11 +37,11 @@ def moments(H: int, L: int, first: bool = False) -> list[Launch]:
         "int64_t tile = share": each,
         "entry < M * T": M * T // threads // 4,
         "t < T": T // 2,
-        "entry < (1 + with_first) * K": 0,
+        "entry < (1 + WITH_FIRST) * K": 0,
     }
     shares: Numbers = {
         "if (threadIdx.x < K)": 32 / threads,
-        "entry < (1 + with_first) * K": 32 / threads,
+        "entry < (1 + WITH_FIRST) * K": 32 / threads,
         "sum += tables.sums": (1, 0),
     }
     kernel = rf"moments_kernel<float, Tile<{M}, {T}, {rows}, {states}>, {str(first).lower()}>"
@@ -63,21 +63,22 @@ def cauchy(H: int, L: int) -> list[Launch]:
     nodes = L // 2 + 1
     trips: Numbers = {"first < n": 1, "entry < (1 + ROWS)": 0, "k < states": N}
     shares: Numbers = {"entry < (1 + ROWS) * states": (0.5, 0, 0), "if (row < 0)": (0.5, 0.5, 0, 0, 0, 0, 0, 0, 0)}
-    return [native("csrc/cuda/cauchy.cu", "cauchy_kernel<float, 1, true>", H * up(nodes, 128), 128, trips=trips,
+    return [native("csrc/cuda/cauchy/cauchy.cu", "cauchy_kernel<float, 1, true>", H * up(nodes, 128), 128, trips=trips,
                    shares=shares, shared=16 * N, bytes=8 * H * nodes)]  # fmt: skip
 
 
 def dplr_spectrum(H: int, L: int) -> list[Launch]:
     nodes = L // 2 + 1
     trips: Numbers = {"first < sizes.n": N // 16, "item < states": 0, "k < states": 16}
-    return [native("csrc/cuda/dplr_spectrum.cu", "dplr_spectrum_kernel<1, float>", H * up(nodes, 128), 128,
+    return [native("csrc/cuda/dplr/dplr_spectrum.cu", "dplr_spectrum_kernel<1, float>", H * up(nodes, 128), 128,
                    trips=trips, shares={"item < states": 0.625}, shared=16 * 16 * 5, bytes=8 * H * nodes)]  # fmt: skip
 
 
 # Of a scan: what the first warp alone does, and the loops of a block of outputs.
-FIRST_WARP: Numbers = {"threadIdx.x >= K": 0.25, "threadIdx.x >= M": 0.25}
-OUTPUTS: Numbers = {"first < scan.n": 1, "entry < here * T": 8, "direction < scan": 1, "entry < M * K": 2,
-                    "k < here": (0, 0, 0, 0, 0, 16), "lag < 2 * T": 0, "s < T": 32}  # fmt: skip
+FIRST_WARP: Numbers = {"threadIdx.x >= TILE_STATES": 0.25, "threadIdx.x >= TILE_CHUNKS": 0.25}
+OUTPUTS: Numbers = {"first < scan.n": 1, "entry < here * T": 8, "direction < scan": 1,
+                    "entry < TILE_CHUNKS * TILE_STATES": 2, "k < here": (0, 0, 0, 0, 0, 16),
+                    "lag < 2 * T": 0, "s < T": 32}  # fmt: skip
 
 
 def scan_states(source: str, H: int, L: int, runs: int = 1) -> list[Launch]:
@@ -88,26 +89,26 @@ def scan_states(source: str, H: int, L: int, runs: int = 1) -> list[Launch]:
                        "log1p": 0, "if (threadIdx.x >= T)": 0.5}  # fmt: skip
     prepare = native(source, "scan_prepare_kernel<float, float>", H, 128, trips=trips, shares=shares, shared=4224,
                      bytes=100 * H * N)  # fmt: skip
-    trips = {"tile < end": chunks // 32, "entry < T * K": 8, "channel < run": 1, "entry < M * T": 4, "t < T": 32,
-             "entry < until": 1, "p < end": chunks // 8}  # fmt: skip
+    trips = {"tile < end": chunks // 32, "entry < T * TILE_STATES": 8, "channel < run": 1,
+             "entry < TILE_CHUNKS * T": 4, "t < T": 32, "entry < until": 1, "p < end": chunks // 8}  # fmt: skip
     local = native(source, "scan_local_kernel<float>", H * runs, 128, trips=trips, shared=26240,
                    shares=FIRST_WARP | {"entry < until": 0.25}, bytes=runs * H * (4 * L + 8 * chunks * N))  # fmt: skip
     return [prepare, local]
 
 
 def scan(H: int, L: int) -> list[Launch]:
-    source, chunks = "csrc/cuda/scan.cu", L // 64
-    trips = OUTPUTS | {"tile < end": chunks // 32, "entry < M * T": 4}
+    source, chunks = "csrc/cuda/scan/scan.cu", L // 64
+    trips = OUTPUTS | {"tile < end": chunks // 32, "entry < TILE_CHUNKS * T": 4}
     output = native(source, "scan_output_kernel<float, float>", H, 128, trips=trips, shared=35456,
                     shares=FIRST_WARP | {"if (direction == int": 0}, bytes=8 * H * (L + chunks * N))  # fmt: skip
     return [*scan_states(source, H, L), output]
 
 
 def scan_and_gradients(H: int, L: int) -> list[Launch]:
-    source, chunks = "csrc/cuda/scan_backward.cu", L // 64
-    trips = OUTPUTS | {"tile < end": chunks // 32, "entry < M * T": (4, 0, 4, 0, 4, 4, 0, 4, 0), "m = row": 4,
-                       "t = d": 4, "t < T": 32, "entry < T * K": 8, "from = 0": 1}  # fmt: skip
-    shares = FIRST_WARP | {"if (direction == int": 0, "if (threadIdx.x < K)": 0.25}
+    source, chunks = "csrc/cuda/scan/scan_backward.cu", L // 64
+    trips = OUTPUTS | {"tile < end": chunks // 32, "entry < TILE_CHUNKS * T": (4, 0, 4, 0, 4, 4, 0, 4, 0), "m = row": 4,
+                       "t = d": 4, "t < T": 32, "entry < T * TILE_STATES": 8, "from = 0": 1}  # fmt: skip
+    shares = FIRST_WARP | {"if (direction == int": 0, "if (threadIdx.x < TILE_STATES)": 0.25}
     # One launch has blocks for the parameters, for u and for the correlation.
     kinds: list[tuple[float, float, int]] = [(0, 1, 2), (1, 0, 1), (1, 1, 0)]
     gradients = [

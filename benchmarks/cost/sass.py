@@ -99,7 +99,7 @@ def _compiled(source: Path) -> dict[str, Code]:
         run([tool("nvcc"), "-cubin", "-arch=sm_90", "-lineinfo", *NVCC_FLAGS, str(source), "-o", str(cubin)])
         codes = decode(cubin)
     names = run([tool("c++filt")], "\n".join(code.name for code in codes)).splitlines()
-    names = [re.sub(r"^void |\(anonymous namespace\)::|\bs4_fast::", "", name) for name in names]
+    names = [re.sub(r"^void |\(anonymous namespace\)::|\bs4_fast::cuda::", "", name) for name in names]
     return {name: code._replace(name=name.partition("(")[0]) for name, code in zip(names, codes, strict=True)}
 
 

@@ -21,7 +21,7 @@ class Scan:
     """A scan cut into rows, as tensor_scan.cuh does it for more than FEW_FEATURES features."""
 
     def __init__(self, H: int, L: int, batch: int, signal: str, source: str) -> None:
-        self.H, self.batch, self.source = H, batch, f"csrc/cuda/{source}.cu"
+        self.H, self.batch, self.source = H, batch, f"csrc/cuda/scan/{source}.cu"
         self.type, self.size = TYPES[signal]
         chunks = L // 64
         whole = batch >= 16 and H * up(batch, 16) >= 1024
@@ -110,8 +110,8 @@ def vandermonde(H: int, L: int) -> list[Launch]:
     each = up(tiles, max(1, 1024 // H))
     trips: Numbers = {"first < n": 1, "row < c * H": 1, "start < L": each, "half < 2": 2}
     # By the branches of that line go the first states, whose outputs are not added to any.
-    return [native("csrc/cuda/tensor_vandermonde.cu", "tensor::tensor_vandermonde_kernel", H * up(tiles, each), 128,
-                   trips=trips, shares={"j < BLOCKS": 0}, never=SHORT,
+    return [native("csrc/cuda/vandermonde/tensor_vandermonde.cu", "tensor::tensor_vandermonde_kernel",
+                   H * up(tiles, each), 128, trips=trips, shares={"j < BLOCKS": 0}, never=SHORT,
                    shared=2 * TABLE + 16 * 36 * 8 + 4 * 32 * 8, bytes=4 * H * L)]  # fmt: skip
 
 
@@ -122,13 +122,13 @@ def moments(H: int, L: int, first: bool = False) -> list[Launch]:
     tiles = min(4, up(L, 1024))
     shares: Numbers = {"if (warp < WARPS - 1)": 0.75, "if (own < L)": tiles / 4}
     shared = 2 * (2 * 64 * 72 * 2 + 64 * 4 + 4 * 32 * 8) + 16 * 36 * 8 + 32 * (16 + 3 * 8 + 4 * 4)
-    found = [native("csrc/cuda/tensor_moments.cu", f"tensor::tensor_moments_kernel<{1 + first}>", parts * H, 128,
-                    trips={"tile < WARPS": tiles, "start < end": each}, shares=shares, never=SHORT, shared=shared,
-                    bytes=4 * H * L)]  # fmt: skip
+    found = [native("csrc/cuda/vandermonde/tensor_moments.cu", f"tensor::tensor_moments_kernel<{1 + first}>",
+                    parts * H, 128, trips={"tile < WARPS": tiles, "start < end": each}, shares=shares, never=SHORT,
+                    shared=shared, bytes=4 * H * L)]  # fmt: skip
     if parts > 1:
         total: Numbers = {"p < parts": (parts // 4, 0)}
-        found += [native("csrc/cuda/tensor_moments.cu", "sum_parts_kernel<float", up(2 * H * N, 256), 256, trips=total,
-                         bytes=8 * H * N * parts)] * (1 + first)  # fmt: skip
+        found += [native("csrc/cuda/vandermonde/tensor_moments.cu", "sum_parts_kernel<float",
+                         up(2 * H * N, 256), 256, trips=total, bytes=8 * H * N * parts)] * (1 + first)  # fmt: skip
     return found
 
 

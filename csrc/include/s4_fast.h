@@ -39,17 +39,22 @@ enum {
     S4_FAST_CONJUGATE = 32     /* A_imag holds -Im A */
 };
 
-/* The largest rank, the largest (b + rank) (c + rank), and the largest n, that a family's functions take. */
-enum {
-    S4_FAST_CPU_DPLR_RANK = 8,        /* s4_fast_cpu_dplr_spectrum and its adjoint */
-    S4_FAST_CPU_DPLR_SUMS = 128,      /* the same */
-    S4_FAST_CPU_DPLR_STEP_RANK = 8,   /* s4_fast_cpu_dplr_step and its adjoint */
-    S4_FAST_CUDA_DPLR_RANK = 4,       /* s4_fast_cuda_dplr_spectrum and its adjoint */
-    S4_FAST_CUDA_DPLR_SUMS = 36,      /* its adjoint, in shared memory */
-    S4_FAST_CUDA_DPLR_STEP_RANK = 64, /* s4_fast_cuda_dplr_step */
-    S4_FAST_CUDA_DPLR_SCAN_RANK = 8,  /* s4_fast_cuda_dplr_scan and its adjoint */
-    S4_FAST_CUDA_DPLR_SCAN_N = 256    /* the same, in shared memory */
-};
+/* The largest rank, the largest (b + rank) (c + rank), and the largest n, that a family's functions take: the constants
+ * S4_FAST_CPU_DPLR_RANK and so on, which s4_fast_limit() also knows by name. */
+/* clang-format off */
+#define S4_FAST_LIMITS(LIMIT)                                                           \
+    LIMIT(CPU_DPLR_RANK, 8)        /* s4_fast_cpu_dplr_spectrum and its adjoint */      \
+    LIMIT(CPU_DPLR_SUMS, 128)      /* the same */                                       \
+    LIMIT(CPU_DPLR_STEP_RANK, 8)   /* s4_fast_cpu_dplr_step and its adjoint */          \
+    LIMIT(CUDA_DPLR_RANK, 4)       /* s4_fast_cuda_dplr_spectrum and its adjoint */     \
+    LIMIT(CUDA_DPLR_SUMS, 36)      /* its adjoint, in shared memory */                  \
+    LIMIT(CUDA_DPLR_STEP_RANK, 64) /* s4_fast_cuda_dplr_step */                         \
+    LIMIT(CUDA_DPLR_SCAN_RANK, 8)  /* s4_fast_cuda_dplr_scan and its adjoint */         \
+    LIMIT(CUDA_DPLR_SCAN_N, 256)   /* the same, in shared memory */
+/* clang-format on */
+#define S4_FAST_LIMIT(name, value) S4_FAST_##name = value,
+enum { S4_FAST_LIMITS(S4_FAST_LIMIT) };
+#undef S4_FAST_LIMIT
 
 /* The version of the package that this library was built with. */
 S4_FAST_API const char *s4_fast_version(void);

@@ -1,4 +1,4 @@
-"""The CUDA kernels as a library for the CPU (csrc/cuda/emulate.h), called as native_library calls the real one."""
+"""The CUDA kernels as a library for the CPU (cuda/shared/emulate.h), called as native_library calls the real one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.native.trees import ROOT, build_native, kept_objects
 
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 GUARD = 64
-LIBRARY = ROOT / "csrc/cpu/library.cpp"
+LIBRARY = ROOT / "csrc/common/library.cpp"
 # The compiler's options, for a run of the tests with sanitizers.
 OPTIONS_VARIABLE = "S4_FAST_EMULATED_OPTIONS"
 
@@ -32,7 +32,7 @@ def build(folder: Path, options: Sequence[str]) -> Path:
     """Compile csrc/cuda for the CPU into a library in ``folder``."""
     command = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DS4_FAST_EMULATE", '-DS4_FAST_VERSION="0"']
     command += ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare", "-Werror", *options, "-x", "c++"]
-    sources = [path for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if path.name != "device.cu"]
+    sources = [path for path in sorted((ROOT / "csrc/cuda").rglob("*.cu")) if path.name != "device.cu"]
     library = folder / "libemulated.so"
     with kept_objects("_".join(["emulated", *options])) as objects:
         files = build_native()._compile(((path.stem, path, command) for path in [*sources, LIBRARY]), objects)

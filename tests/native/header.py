@@ -19,14 +19,20 @@ def functions(family: str) -> dict[str, tuple[Argument, ...]]:
     return {name: tuple(map(_argument, arguments.split(","))) for name, arguments in declared}
 
 
+def names() -> set[str]:
+    """All functions."""
+    return set(re.findall(r"S4_FAST_API [^(;]*\b(s4_fast_\w+)\(", _text()))
+
+
 def constants() -> dict[str, int]:
     """Its numbers, by name without ``S4_FAST_``."""
-    return {name: int(value) for name, value in re.findall(r"\bS4_FAST_(\w+) = (\d+)", _text())}
+    found = re.findall(r"\bS4_FAST_(\w+) = (\d+)", _text())
+    return {name: int(value) for name, value in found} | limits()
 
 
 def limits() -> dict[str, int]:
     """Those of its constants that bound a size."""
-    return {name: value for name, value in constants().items() if name.startswith(("CPU_", "CUDA_"))}
+    return {name: int(value) for name, value in re.findall(r"\bLIMIT\((\w+), (\d+)\)", _text())}
 
 
 def _text() -> str:

@@ -3,7 +3,7 @@
 //
 // Every call is made on every instruction set that there is, with one thread on scratch memory of zeros and with three
 // on scratch memory of NaN: the results must have the same bits.
-#include "../../csrc/cpu/parallel.h"
+#include "../../csrc/cpu/shared/parallel.h"
 #include "../../csrc/include/s4_fast.h"
 
 #include <sys/wait.h>
@@ -24,7 +24,7 @@
 #include <thread>
 #include <vector>
 
-namespace s4_fast {
+namespace s4_fast::cpu {
 std::atomic<int> scratch_byte{0};
 }
 
@@ -143,7 +143,7 @@ void compare(const std::string &what, const Output &output, const Array &actual,
 
 // -------------------------------------------------------------------------------------------------------------- calls
 
-const char *const kIsas[] = {"avx512", "avx2", "portable"};
+const char *const ISAS[] = {"avx512", "avx2", "portable"};
 
 using Call = std::function<int(const Arrays &outputs, int64_t threads)>;
 using Check = std::function<void(const std::string &what, const Arrays &outputs)>;
@@ -156,13 +156,13 @@ Arrays arrays_for(const std::vector<Output> &outputs) {
 
 void every_way(const std::string &what, double tolerance, const std::vector<Output> &outputs, const Call &call,
                const Check &check = nullptr) {
-    for (const char *isa : kIsas) {
+    for (const char *isa : ISAS) {
         if (s4_fast_cpu_use(isa)) continue;
         const std::string name = what + " " + isa;
         const Arrays one = arrays_for(outputs), three = arrays_for(outputs);
-        s4_fast::scratch_byte = 0;
+        s4_fast::cpu::scratch_byte = 0;
         if (call(one, 1)) report("%s: %s", name.c_str(), s4_fast_error());
-        s4_fast::scratch_byte = 0xff;
+        s4_fast::cpu::scratch_byte = 0xff;
         if (call(three, 3)) report("%s: %s", name.c_str(), s4_fast_error());
         for (std::size_t i = 0; i < outputs.size(); ++i) {
             compare(name, outputs[i], three[i], tolerance);
@@ -290,7 +290,7 @@ void test_bad_samples(bool wide, int64_t L) {
     for (double value : {1e6, std::numeric_limits<double>::infinity()}) {
         Array u = good.copy();
         u.set(place, value);
-        for (const char *isa : kIsas) {
+        for (const char *isa : ISAS) {
             if (s4_fast_cpu_use(isa)) continue;
             Array y(wide, u.count()), expected(wide, u.count());
             if (s4_fast_cpu_fft_conv(wide, batch, 1, H, L, L, u.data(), k.data(), nullptr, y.data(), 2) ||
@@ -1003,7 +1003,7 @@ void test_fork(bool held, int times) {
     Held holder;
     std::thread caller;
     if (held) {
-        caller = std::thread([&] { s4_fast::run_pieces(2, 2, Held::piece, &holder); });
+        caller = std::thread([&] { s4_fast::cpu::run_pieces(2, 2, Held::piece, &holder); });
         while (holder.pieces < 2) std::this_thread::yield();
     }
     for (int time = 0; time < times; ++time) {

@@ -142,7 +142,7 @@ def test_a_broken_compiler(tree: Path, cxx: Path, body: str, mode: str) -> None:
 
 @needs_cxx
 def test_a_function_that_no_source_defines(tree: Path, cxx: Path) -> None:
-    source = tree / "csrc/cpu/probe.cpp"
+    source = tree / "csrc/cpu/probe/probe.cpp"
     source.write_text(source.read_text() + 'int absent();\nextern "C" int s4_fast_probe() { return absent(); }\n')
     assert trees.build(tree, cxx, S4_FAST_BUILD="cpu").returncode != 0
     assert "absent()" in trees.description(tree)["missing"]["cpu"]
@@ -251,11 +251,11 @@ def test_only_what_changed_is_compiled_again(tree: Path, cxx: Path) -> None:
     every = 2 + len(ISAS)
     assert compiled() == every
     assert compiled() == 0
-    source = tree / "csrc/cpu/probe.cpp"
+    source = tree / "csrc/cpu/probe/probe.cpp"
     source.write_text(source.read_text() + "\n")
     assert compiled() == 1
     assert compiled(CXXFLAGS="-O1") == every
-    header = tree / "csrc/cpu/error.h"
+    header = tree / "csrc/common/error.h"
     header.write_text(header.read_text() + "\n")
     assert compiled(CXXFLAGS="-O1") == every
 

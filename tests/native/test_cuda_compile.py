@@ -13,7 +13,7 @@ import pytest
 
 from tests.native.trees import ROOT
 
-SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 FLAGS = runpy.run_path(str(ROOT / "csrc/build_native.py"))["NVCC_FLAGS"]
 USAGE = re.compile(
     r"Compiling entry function '(\w+)' for 'sm_\d+'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "

@@ -1,4 +1,4 @@
-"""Every CUDA kernel against float64: on the CPU, where csrc/cuda/emulate.h runs it, and on a GPU where there is one."""
+"""Every CUDA kernel against float64: on the CPU, where emulate.h runs it, and on a GPU where there is one."""
 
 from __future__ import annotations
 

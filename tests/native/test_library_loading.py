@@ -80,9 +80,9 @@ def _elf_machine(content: bytes) -> bytes:
 
 
 def _later_sources(folder: Path) -> None:
-    (folder / "csrc/cpu").mkdir(parents=True)
+    (folder / "csrc/cpu/scan").mkdir(parents=True)
     (folder / "csrc/build_native.py").touch()
-    (folder / "csrc/cpu/scan.cpp").write_text("int scan(long);")
+    (folder / "csrc/cpu/scan/scan.cpp").write_text("int scan(long);")
 
 
 def _replaced(name: str, by: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -149,7 +149,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no library may be read": (_unreadable("libs4_fast.so"), "Permission denied"),
     "no sources may be read": (_unreadable("csrc"), "csrc cannot be read: Permission denied"),
     "no folder of sources may be read": (_unreadable("csrc/cpu"), "csrc/cpu cannot be read: Permission denied"),
-    "no source may be read": (_unreadable("csrc/cpu/scan.cpp"), "scan.cpp cannot be read: Permission denied"),
+    "no inner folder may be read": (_unreadable("csrc/cpu/scan"), "csrc/cpu/scan cannot be read: Permission denied"),
+    "no source may be read": (_unreadable("csrc/cpu/scan/scan.cpp"), "scan.cpp cannot be read: Permission denied"),
     "a file for the folder": (_replaced(".", Path.touch), "build.json cannot be read: Not a directory"),
     "a file for the sources": (_replaced("csrc", Path.touch), ""),
     "sources that are a broken link": (_replaced("csrc", _to_nothing), ""),
@@ -201,7 +202,7 @@ for folder in sys.argv[1:]:
     assert not fine
 
 
-@pytest.mark.parametrize("name", ["csrc", "csrc/cpu", "build.json"])
+@pytest.mark.parametrize("name", ["csrc", "csrc/cpu", "csrc/cpu/scan", "build.json"])
 def test_what_may_not_be_read_has_a_fix(
     name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

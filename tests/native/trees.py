@@ -35,8 +35,8 @@ int lanes() {
 PROBE = """
 #include <cstring>
 #include <stdexcept>
-#include "../include/s4_fast.h"
-#include "error.h"
+#include "../../include/s4_fast.h"
+#include "../../common/error.h"
 #ifdef S4_FAST_HAS_AVX512
 namespace avx512 { int lanes(); }
 #endif
@@ -80,7 +80,7 @@ extern "C" S4_FAST_API int s4_fast_cpu_throw(int64_t what, int64_t) {
 """
 PROBE_CUDA = """
 #include <cuda_runtime.h>
-#include "../include/s4_fast.h"
+#include "../../include/s4_fast.h"
 __global__ void probe(float *x) { x[threadIdx.x] = expf(x[threadIdx.x]); }
 int s4_fast_cuda_usable(int64_t) {
     probe<<<1, 32>>>(nullptr);
@@ -91,17 +91,17 @@ int s4_fast_cuda_usable(int64_t) {
 
 def make(root: Path) -> Path:
     """The project's files for a build, with the probe for kernels, and none that was built."""
-    names = "csrc/build_native.py csrc/symbols.map csrc/include/s4_fast.h csrc/cpu/error.h csrc/cpu/library.cpp"
+    names = "csrc/build_native.py csrc/symbols.map csrc/include/s4_fast.h csrc/common/error.h csrc/common/library.cpp"
     others = "pyproject.toml setup.py MANIFEST.in README.md LICENSE"
     for name in (*names.split(), *others.split()):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     ignored = shutil.ignore_patterns("__pycache__", "_native")
     shutil.copytree(ROOT / "s4_fast", root / "s4_fast", ignore=ignored)
-    (root / "csrc/cpu/probe.cpp").write_text(PROBE)
-    (root / "csrc/cpu/lanes.isa.cpp").write_text(PROBE_ISA)
-    (root / "csrc/cuda").mkdir()
-    (root / "csrc/cuda/probe.cu").write_text(PROBE_CUDA)
+    probes = {"cpu/probe/probe.cpp": PROBE, "cpu/probe/lanes.isa.cpp": PROBE_ISA, "cuda/probe/probe.cu": PROBE_CUDA}
+    for name, text in probes.items():
+        (root / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "csrc" / name).write_text(text)
     return root
 
 
