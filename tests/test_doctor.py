@@ -65,7 +65,8 @@ def test_the_report_is_readable(width: int, options: tuple[str, ...]) -> None:
     shown = ["backend", "usable", "ops, or why not", *OPS, "pytorch"]
     shown += ["forward", "gradient", "worst gradient", "verdict", "float64"] if options else ["float32"]
     assert not [text for text in shown if text not in words]
-    assert options or len(lines) <= 40
+    # A screen; what is missing on this machine takes a few lines more.
+    assert options or len(lines) <= (40 if dispatch.backends()["native"].usable else 48)
 
 
 def test_what_failed_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,10 +107,10 @@ def test_backends_print_as_a_table_and_stay_a_mapping() -> None:
     for same in (found, copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         heading, *rows = repr(same).splitlines()
         assert heading.split()[:3] == ["backend", "usable", "ops,"]
-        assert [row.split()[0] for row in rows if row[0] != " "] == [*same, "To"]
+        assert [row.split()[0] for row in rows if row[0] != " " and not row.startswith("To use ")] == list(same)
         assert all(len(row) <= 80 for row in rows)
         assert "keops         no      the package 'pykeops' is not installed" in rows
-        assert rows[-1] == "To use keops: pip install pykeops"
+        assert "To use keops: pip install pykeops" in rows
         assert dict(same) == dict(found) and same["pytorch"].usable
 
 
