@@ -49,8 +49,9 @@ def fit(recipes: list[Recipe], out: Path, device: str, console: Console) -> list
             runs.append(run(recipe, dataset, out / dataset.name, device, report))
         last = runs[-1]
         console.print(
-            f"{dataset.name:16} {recipe.name():22} loss {last.history[-1].loss:.3f}   "
-            f"{'held out' if recipe.held_out else 'test'} {last.accuracy:6.1%}   {last.seconds:4.0f} s"
+            f"{dataset.name:16} {recipe.name()}  loss {last.history[-1].loss:.3f}  "
+            f"{'held out' if recipe.held_out else 'test'} {last.accuracy:6.1%}  {last.seconds:4.0f} s",
+            soft_wrap=True,
         )
     classify_report.draw(out / dataset.name / f"{recipes[0].layer}.png", dataset, runs)
     return runs
@@ -71,7 +72,7 @@ def fit(recipes: list[Recipe], out: Path, device: str, console: Console) -> list
 @click.option("--dropout", type=click.FloatRange(0, 0.99), default=DEFAULTS.dropout)
 @click.option("--lr", callback=positive, default=DEFAULTS.lr, help="Highest learning rate of the schedule.")
 @click.option("--ssm-lr", callback=positive, default=DEFAULTS.ssm_lr, help="The same for dt, A and B.")
-@click.option("--augment/--no-augment", default=DEFAULTS.augment, help="Noise, amplitudes and a bent time axis.")
+@click.option("--augment/--no-augment", default=DEFAULTS.augment, help="Noise and other amplitudes.")
 @click.option("--device", default="auto", callback=usable_device, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=COUNT, default=min(2, os.cpu_count() or 1), help="Of the CPU. 1 on a busy machine.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/classify")

@@ -23,7 +23,6 @@ class Classifier(nn.Module):
 
     Args:
         channels, classes: sizes of the input and the output.
-        length: the longest series. It sets how far the features remember at first.
         d_model, n_layers, d_state, dropout: as of :class:`s4_fast.S4SequenceModel`.
         layer: ``"s4d"``, ``"s4"``, or ``"official"``: the same numbers as ``"s4d"`` by :class:`OfficialS4D`.
     """
@@ -34,7 +33,6 @@ class Classifier(nn.Module):
         self,
         channels: int,
         classes: int,
-        length: int,
         d_model: int,
         n_layers: int,
         d_state: int,
@@ -44,8 +42,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.register_buffer("spread", torch.ones(channels))
         self.encoder = nn.Linear(2 * channels, d_model)
-        # A feature remembers for about 2 / dt steps: here from 4 steps to twice the whole series.
-        options = {"dt_min": min(0.1, 1 / length), "dt_max": 0.5, "bidirectional": True}
+        # A feature remembers for about 2 / dt steps: here from 4 to 200, and the layers add up.
+        options = {"dt_min": 0.01, "dt_max": 0.5, "bidirectional": True}
         kind = "s4d" if layer == "official" else layer
         self.blocks = nn.ModuleList(SSMBlock(d_model, d_state, dropout, layer=kind, **options) for _ in range(n_layers))
         if layer == "official":

@@ -39,7 +39,7 @@ class Recipe:
     n_layers: int = 3
     d_state: int = 16
     dropout: float = 0.1
-    lr: float = 4e-3
+    lr: float = 1e-2
     ssm_lr: float = 1e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
@@ -88,7 +88,7 @@ class Training:
         torch.manual_seed(recipe.seed)
         sizes = (recipe.d_model, recipe.n_layers, recipe.d_state, recipe.dropout, recipe.layer)
         try:
-            self.model = Classifier(train.x.shape[-1], len(dataset.classes), train.x.shape[1], *sizes).to(device)
+            self.model = Classifier(train.x.shape[-1], len(dataset.classes), *sizes).to(device)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         self.model.scale_differences(self.train)

@@ -110,21 +110,18 @@ def test_the_test_set_takes_no_part_where_something_is_held_out(made: Dataset, t
     assert [epoch.held_out for epoch in run.history][-1] == run.accuracy
 
 
-def test_augmentation_reads_no_padding_and_keeps_the_shape(made: Dataset) -> None:
-    outside = torch.arange(11) >= made.train.lengths[:, None]
-    spoilt = made.train._replace(x=made.train.x.masked_fill(outside[..., None], torch.nan))
-    batch = classify_data.augmented(spoilt)
-    assert batch.x.shape == spoilt.x.shape
-    assert batch.x[~outside].isfinite().all()
-    assert relative_error(batch.x[~outside], made.train.x[~outside]) < 0.5
-    assert relative_error(batch.x[~outside], made.train.x[~outside]) > 0.01
+def test_augmentation_changes_a_little(made: Dataset) -> None:
+    batch = classify_data.augmented(made.train)
+    assert 0.01 < relative_error(batch.x, made.train.x) < 0.5
+    assert torch.equal(batch.y, made.train.y)
 
 
 @pytest.mark.parametrize("layer", ["s4d", "s4", "official"])
 def test_padding_is_not_read(made: Dataset, layer: str) -> None:
     torch.manual_seed(0)
-    model = Classifier(1, 2, 11, 8, 2, 4, 0.0, layer)
+    model = Classifier(1, 2, 8, 2, 4, 0.0, layer)
     model.scale_differences(made.train)
+    torch.nn.init.normal_(model.norm.bias)  # which makes something of the padding's zeros
     together = model(made.train.x, made.train.lengths)
     spoilt = made.train.x + 100 * (torch.arange(11) >= made.train.lengths[:, None])[..., None]
     torch.testing.assert_close(model(spoilt, made.train.lengths), together)
@@ -138,7 +135,7 @@ def test_official_is_s4d_by_another_formula(made: Dataset, equal: bool) -> None:
     models = []
     for layer in ("s4d", "official"):
         torch.manual_seed(0)
-        models.append(Classifier(1, 2, 11, 8, 2, 4, 0.0, layer))
+        models.append(Classifier(1, 2, 8, 2, 4, 0.0, layer))
     assert isinstance(models[1].blocks[0].layer, OfficialS4D)
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     lengths = torch.full_like(made.train.lengths, 11) if equal else made.train.lengths
@@ -194,7 +191,7 @@ def test_autocast_reaches_the_layers(made: Dataset) -> None:
 
 def test_it_learns_beyond_chance(tmp_path: Path) -> None:
     """Always the commoner class is right for 50.1 % of the test."""
-    recipe = Recipe("ItalyPowerDemand", steps=40, batch=16, d_model=16, n_layers=2, lr=0.01)
+    recipe = Recipe("ItalyPowerDemand", steps=80, batch=16, d_model=16, n_layers=2, lr=0.01)
     run = classify_training.run(recipe, classify_data.load(recipe.dataset), tmp_path, "cpu", lambda _: None)
     assert run.accuracy > 0.85
     assert run.history[-1].loss < run.history[0].loss
