@@ -4,6 +4,7 @@
     python examples/classify.py --dataset ItalyPowerDemand      # a minute
     python examples/classify.py --dataset all --seeds 5         # stop it whenever you like; the same command goes on
     python examples/classify.py --dataset OSULeaf --held-out 0.3 --lr 0.002     # to choose settings
+    python examples/classify.py --dataset all --time            # a training step beside that of the plain formula
 
 The data are the series that the package aeon ships, in the split of their archive; nothing is downloaded. One recipe
 serves all datasets. It trains on the whole training set for a fixed number of steps and judges the last weights on the
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import classify_report
+import classify_speed
 import s4_fast
 from classify_data import DATASETS, load
 from classify_model import LAYERS
@@ -76,17 +78,31 @@ def fit(recipes: list[Recipe], out: Path, device: str, console: Console) -> list
 @click.option("--device", default="auto", callback=usable_device, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=COUNT, default=min(2, os.cpu_count() or 1), help="Of the CPU. 1 on a busy machine.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/classify")
+@click.option("--time", is_flag=True, help="Time a training step by each layer on the CPU; train and write nothing.")
 @click.option("--smoke", is_flag=True, help="A tiny model and four steps: does everything work?")
 def main(
-    dataset: str, seeds: int, first_seed: int, device: str, threads: int, out: Path, smoke: bool, **settings: Any
+    dataset: str,
+    seeds: int,
+    first_seed: int,
+    device: str,
+    threads: int,
+    out: Path,
+    time: bool,
+    smoke: bool,
+    **settings: Any,
 ) -> None:
     """Train a classifier of real sequences, and compare it with those that are known."""
     torch.set_num_threads(threads)
     s4_fast.keep_pages()  # on the CPU: this program owns its memory, so let it keep what it frees
-    make_folder(out)
     console = Console(highlight=False, markup=False)
+    names = DATASETS if dataset == "all" else (dataset,)
+    if time:
+        times = {name: classify_speed.step_times(Recipe(name, **settings)) for name in names}
+        console.print(classify_speed.table(times))
+        return
+    make_folder(out)
     results = {}
-    for name in DATASETS if dataset == "all" else (dataset,):
+    for name in names:
         recipes = [Recipe(name, seed=first_seed + i, **settings) for i in range(seeds)]
         results[name] = fit([smaller(r) for r in recipes] if smoke else recipes, out, device, console)
         # After every dataset, for whoever stops a long run.

@@ -116,13 +116,7 @@ class Training:
             batch = self.train.rows(rows)
             if self.recipe.augment:
                 batch = augmented(batch)
-            logits = self.forward(batch)
-            loss = cross_entropy(logits, batch.y, label_smoothing=self.recipe.smoothing)
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.schedule.step()
+            loss, logits = self.learn(batch)
             loss_sum += loss.item() * len(rows)
             right += (logits.argmax(-1) == batch.y).sum().item()
             seen += len(rows)
@@ -136,6 +130,17 @@ class Training:
         if self.recipe.held_out and due:
             accuracy = (self.judge().argmax(-1) == self.judged.y).double().mean().item()
         self.history.append(Epoch(step, loss_sum / seen, right / seen, accuracy))
+
+    def learn(self, batch: Series) -> tuple[Tensor, Tensor]:
+        """One step: the loss and the logits before it."""
+        logits = self.forward(batch)
+        loss = cross_entropy(logits, batch.y, label_smoothing=self.recipe.smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach(), logits.detach()
 
     def forward(self, batch: Series) -> Tensor:
         half = self.recipe.precision == "bf16"

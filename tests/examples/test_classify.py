@@ -235,6 +235,19 @@ def test_it_runs_as_a_user_runs_it(tmp_path: Path) -> None:
     assert printed_by(SCRIPT, *options) == printed
 
 
+def test_steps_are_timed_by_each_layer_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    small = ["--d-model", "8", "--layers", "1", "--d-state", "4", "--out", str(tmp_path / "none")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--time", *small])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("s4d", "s4", "official", "ItalyPowerDemand"))
+    assert not (tmp_path / "none").exists()
+
+
 def run_main(monkeypatch: pytest.MonkeyPatch, *options: str) -> int | str | None:
     monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)  # not in the process of all other tests
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
