@@ -59,19 +59,27 @@ def fit(recipes: list[Recipe], out: Path, device: str, console: Console) -> list
     return runs
 
 
+def share(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value < 1:  # FloatRange lets NaN pass
+        raise click.BadParameter(f"expected a number from 0 to below 1, got {value}")
+    return value
+
+
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--dataset", type=click.Choice([*DATASETS, "all"]), default="ItalyPowerDemand")
 @click.option("--layer", type=click.Choice(LAYERS), default=DEFAULTS.layer, help="official: S4D by the plain formula.")
 @click.option("--seeds", type=COUNT, default=1, help="How many runs, each with weights and batches of its own.")
 @click.option("--first-seed", type=SEED, default=0)
-@click.option("--held-out", type=click.FloatRange(0, 0.9), default=0.0, help="Share of the training set to judge by.")
+@click.option("--held-out", callback=share, default=0.0, help="Share of the training set to judge by.")
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", help="bf16: autocast.")
 @click.option("--steps", type=COUNT, default=DEFAULTS.steps)
 @click.option("--batch", type=COUNT, default=DEFAULTS.batch)
 @click.option("--d-model", type=COUNT, default=DEFAULTS.d_model, help="Features per layer.")
 @click.option("--d-state", type=COUNT, default=DEFAULTS.d_state, help="State size per feature, even.")
 @click.option("--layers", "n_layers", type=COUNT, default=DEFAULTS.n_layers, help="Number of blocks.")
-@click.option("--dropout", type=click.FloatRange(0, 0.99), default=DEFAULTS.dropout)
+@click.option("--dt-min", callback=positive, default=DEFAULTS.dt_min, help="Smallest step size at first.")
+@click.option("--dt-max", callback=positive, default=DEFAULTS.dt_max, help="Largest step size at first.")
+@click.option("--dropout", callback=share, default=DEFAULTS.dropout)
 @click.option("--lr", callback=positive, default=DEFAULTS.lr, help="Highest learning rate of the schedule.")
 @click.option("--ssm-lr", callback=positive, default=DEFAULTS.ssm_lr, help="The same for dt, A and B.")
 @click.option("--augment/--no-augment", default=DEFAULTS.augment, help="Noise and other amplitudes.")

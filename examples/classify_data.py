@@ -88,7 +88,7 @@ def held_out(series: Series, share: float, seed: int) -> tuple[Series, Series]:
     for label in series.y.unique():
         rows = (series.y == label).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        count = max(1, round(share * len(rows)))
+        count = max(1, min(round(share * len(rows)), len(rows) - 1))
         held.append(rows[:count])
         kept.append(rows[count:])
     return series.rows(torch.cat(kept)), series.rows(torch.cat(held))

@@ -25,6 +25,8 @@ class Classifier(nn.Module):
         channels, classes: sizes of the input and the output.
         d_model, n_layers, d_state, dropout: as of :class:`s4_fast.S4SequenceModel`.
         layer: ``"s4d"``, ``"s4"``, or ``"official"``: the same numbers as ``"s4d"`` by :class:`OfficialS4D`.
+        dt_min, dt_max: the range of the first step sizes. A feature remembers for about 2 / dt steps: by default from 4
+            to 200, and the layers add up.
     """
 
     spread: Tensor
@@ -38,12 +40,13 @@ class Classifier(nn.Module):
         d_state: int,
         dropout: float,
         layer: str = "s4d",
+        dt_min: float = 0.01,
+        dt_max: float = 0.5,
     ) -> None:
         super().__init__()
         self.register_buffer("spread", torch.ones(channels))
         self.encoder = nn.Linear(2 * channels, d_model)
-        # A feature remembers for about 2 / dt steps: here from 4 to 200, and the layers add up.
-        options = {"dt_min": 0.01, "dt_max": 0.5, "bidirectional": True}
+        options = {"dt_min": dt_min, "dt_max": dt_max, "bidirectional": True}
         kind = "s4d" if layer == "official" else layer
         self.blocks = nn.ModuleList(SSMBlock(d_model, d_state, dropout, layer=kind, **options) for _ in range(n_layers))
         if layer == "official":

@@ -38,6 +38,8 @@ class Recipe:
     d_model: int = 64
     n_layers: int = 3
     d_state: int = 16
+    dt_min: float = 0.01
+    dt_max: float = 0.5
     dropout: float = 0.1
     lr: float = 1e-2
     ssm_lr: float = 1e-3
@@ -86,7 +88,15 @@ class Training:
             train, judged = held_out(train, recipe.held_out, recipe.seed)
         self.train, self.judged = train.to(device), judged.to(device)
         torch.manual_seed(recipe.seed)
-        sizes = (recipe.d_model, recipe.n_layers, recipe.d_state, recipe.dropout, recipe.layer)
+        sizes = (
+            recipe.d_model,
+            recipe.n_layers,
+            recipe.d_state,
+            recipe.dropout,
+            recipe.layer,
+            recipe.dt_min,
+            recipe.dt_max,
+        )
         try:
             self.model = Classifier(train.x.shape[-1], len(dataset.classes), *sizes).to(device)
         except ValueError as error:

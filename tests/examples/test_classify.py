@@ -265,6 +265,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *options: str) -> int | str | None
         ("--precision", "int8", "int8"),
         ("--seeds", "0", "--seeds"),
         ("--held-out", "1", "--held-out"),
+        ("--held-out", "nan", "nan"),
+        ("--dt-max", "0.001", "dt_max"),
         ("--d-state", "3", "even"),
         ("--lr", "nan", "nan"),
     ],
