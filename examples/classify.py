@@ -55,7 +55,9 @@ def fit(recipes: list[Recipe], out: Path, device: str, console: Console) -> list
             f"{'held out' if recipe.held_out else 'test'} {last.accuracy:6.1%}  {last.seconds:4.0f} s",
             soft_wrap=True,
         )
-    classify_report.draw(out / dataset.name / f"{recipes[0].layer}.png", dataset, runs)
+    both = out / dataset.name / recipes[0].kind()
+    classify_report.save(both.with_suffix(".json"), dataset.name, runs)
+    classify_report.draw(both.with_suffix(".png"), dataset, runs)
     return runs
 
 
@@ -113,9 +115,12 @@ def main(
     for name in names:
         recipes = [Recipe(name, seed=first_seed + i, **settings) for i in range(seeds)]
         results[name] = fit([smaller(r) for r in recipes] if smoke else recipes, out, device, console)
-        # After every dataset, for whoever stops a long run.
-        classify_report.save(out, results)
-    console.print(classify_report.table(results), f"results and pictures: {out}", sep="\n", soft_wrap=True)
+    console.print(
+        classify_report.table(results),
+        f"results and pictures: {out / names[0]}{', ...' if len(names) > 1 else ''}",
+        sep="\n",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

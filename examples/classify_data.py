@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 
 DATASETS = ("ItalyPowerDemand", "JapaneseVowels", "BasicMotions", "GunPoint", "ArrowHead", "OSULeaf", "ACSF1")
 STORED = {"InceptionTime": "InceptionTime", "HIVE-COTE 2": "HC2"}  # the names of aeon's files of results
-# Which has none of multivariate series. The nearest neighbour by dependent DTW, as Bagnall et al. 2018 (arXiv 1811.00075)
-# have it, and as aeon's own KNeighborsTimeSeriesClassifier(distance="dtw") answers.
+# Which has none of multivariate series. The nearest neighbour by dependent DTW, as Bagnall et al. 2018
+# (arXiv 1811.00075) have it, and as aeon's own KNeighborsTimeSeriesClassifier(distance="dtw") answers.
 PUBLISHED = {"JapaneseVowels": {"1-NN DTW": 0.949}, "BasicMotions": {"1-NN DTW": 0.975}}
 
 

@@ -55,33 +55,29 @@ def table(results: dict[str, list[Run]]) -> Table:
     return out
 
 
-def as_json(results: dict[str, list[Run]]) -> str:
-    found = {}
-    for name, runs in results.items():
-        mean, spread = mean_and_spread(runs)
-        found[name] = {
-            "judged": "held out" if runs[0].recipe.held_out else "test",
-            "mean": mean,
-            "spread": spread,
-            "ensemble": together(runs),
-            "others": others(name),
-            "runs": [
-                {
-                    "recipe": asdict(run.recipe),
-                    "accuracy": run.accuracy,
-                    "parameters": run.parameters,
-                    "seconds": run.seconds,
-                    "processor_seconds": run.processor_seconds,
-                    "history": [epoch._asdict() for epoch in run.history],
-                }
-                for run in runs
-            ],
-        }
-    return json.dumps(found, indent=1) + "\n"
-
-
-def save(folder: Path, results: dict[str, list[Run]]) -> None:
-    files.write(folder / "results.json", as_json(results))
+def save(path: Path, name: str, runs: Sequence[Run]) -> None:
+    """Write all that is known of the runs of one dataset as JSON."""
+    mean, spread = mean_and_spread(runs)
+    found = {
+        "dataset": name,
+        "judged": "held out" if runs[0].recipe.held_out else "test",
+        "mean": mean,
+        "spread": spread,
+        "ensemble": together(runs),
+        "others": others(name),
+        "runs": [
+            {
+                "recipe": asdict(run.recipe),
+                "accuracy": run.accuracy,
+                "parameters": run.parameters,
+                "seconds": run.seconds,
+                "processor_seconds": run.processor_seconds,
+                "history": [epoch._asdict() for epoch in run.history],
+            }
+            for run in runs
+        ],
+    }
+    files.write(path, json.dumps(found, indent=1) + "\n")
 
 
 def confusion(truth: Tensor, found: Tensor, classes: int) -> Tensor:

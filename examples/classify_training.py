@@ -47,8 +47,12 @@ class Recipe:
     smoothing: float = 0.1
     augment: bool = True
 
+    def kind(self) -> str:
+        """What seeds have in common."""
+        return f"{self.layer}-{self.precision}" + ("-held-out" if self.held_out else "")
+
     def name(self) -> str:
-        return f"{self.layer}-{self.precision}-seed{self.seed}" + ("-held-out" if self.held_out else "")
+        return f"{self.kind()}-seed{self.seed}"
 
 
 class Epoch(NamedTuple):

@@ -224,11 +224,12 @@ def test_it_runs_as_a_user_runs_it(tmp_path: Path) -> None:
     options = ["--smoke", "--seeds", "2", "--dataset", "JapaneseVowels", "--threads", "1", "--out", str(tmp_path)]
     printed = printed_by(SCRIPT, *options)
     assert "1-NN DTW 0.949" in printed
-    found = json.loads((tmp_path / "results.json").read_text())["JapaneseVowels"]
+    found = json.loads((tmp_path / "JapaneseVowels" / "s4d-float32.json").read_text())
     assert [run["recipe"]["seed"] for run in found["runs"]] == [0, 1]
     assert found["mean"] == pytest.approx(sum(run["accuracy"] for run in found["runs"]) / 2)
     assert {path.name for path in (tmp_path / "JapaneseVowels").iterdir()} == {
-        "s4d.png",
+        "s4d-float32.json",
+        "s4d-float32.png",
         "s4d-float32-seed0.pt",
         "s4d-float32-seed1.pt",
     }
