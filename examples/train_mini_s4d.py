@@ -201,14 +201,14 @@ def draw(path: Path, model: MiniS4D, losses: list[float], chance: float) -> None
     figure = Figure(figsize=(12, 3.8), layout="constrained", facecolor="white")
     kernels, matrix, loss = figure.subplots(1, 3)
     with torch.no_grad():
-        K = model.kernel_gen(model.L).cpu()
+        K = model.kernel_gen(model.L).cpu().numpy()
     for i, k in enumerate(K[:4]):
         kernels.plot(k, linewidth=2, label=f"feature {i}")
     kernels.set_title("Kernels K", loc="left")
     kernels.set_xlabel("lag")
     kernels.legend(frameon=False)
-    T = model.export_toeplitz(0).cpu()
-    shown = matrix.imshow(T, cmap="RdBu_r", vmin=-T.abs().max(), vmax=T.abs().max())
+    T = model.export_toeplitz(0).cpu().numpy()
+    shown = matrix.imshow(T, cmap="RdBu_r", vmin=-abs(T).max(), vmax=abs(T).max())
     matrix.set_title("Feature 0 as a matrix: K * u = T u", loc="left")
     matrix.set_xlabel("input step")
     matrix.set_ylabel("output step")

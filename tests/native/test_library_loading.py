@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 import s4_fast
-from s4_fast import doctor, native_library
+from s4_fast import doctor, doctor_report, native_library
 from tests.native import trees
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
@@ -367,7 +367,7 @@ def test_the_cuda_part_has_causes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 def test_doctor_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CASES", ())
     console = Console(record=True, width=400, file=io.StringIO())
-    doctor.examine(console)
+    console.print(doctor_report.text(doctor.examine(), verbose=True))
     shown = console.export_text()
     for expected in ("libs4_fast.so", f"version {s4_fast.__version__}, for ", "portable", "nvcc is not on the PATH"):
         assert expected in shown
