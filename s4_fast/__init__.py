@@ -76,4 +76,4 @@ if not TYPE_CHECKING:  # which would take every name for an attribute
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *_LAZY, "layers", "ops", "ssm"})

@@ -65,7 +65,7 @@ def doctor_command(verbose: bool, as_json: bool) -> None:
     """Measure the error of every op on every usable backend, and show versions, devices and backends.
 
     Errors are relative norms against the definitions in float64, of the output and of each gradient. The exit code is
-    1 when one misses the accuracy contract. Takes about ten seconds, and a minute where PyKeOps is installed and has
+    1 when one misses the accuracy contract. Takes about half a minute, and longer where PyKeOps is installed and has
     not compiled its formulas yet.
     """
     with terminal.compilers_on_stderr(), terminal.progress() as bar:
@@ -233,7 +233,7 @@ _TARGETS = ("onnx", "c")
 @main.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "target", required=True, metavar="[onnx|c]", help="What to write.")
+@click.option("--to", "target", metavar="[onnx|c]", help="What to write.  [default: the ending of OUT]")
 @click.option("--graph", help="step or prefill: what an ONNX file computes.  [default: step]")
 @click.option("--name", help="What names in C begin with.  [default: OUT without its ending]")
 @click.option("--task", help="classification or regression, where the metadata of MODEL does not say it.")
@@ -243,7 +243,7 @@ _TARGETS = ("onnx", "c")
 def export_command(
     model: Path,
     out: Path,
-    target: str,
+    target: str | None,
     graph: str | None,
     name: str | None,
     task: str | None,
@@ -257,6 +257,7 @@ def export_command(
     torch.save. What cannot be exported is refused in one line, with exit code 2; nothing in MODEL is executed.
     """
     with terminal.refusing():
+        target = out.suffix[1:] if target is None else target
         if target not in _TARGETS:
             raise ValueError(f"unknown target {target!r}; expected --to {' or '.join(_TARGETS)}")
         if (stray := {"onnx": name, "c": graph}[target]) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -136,7 +137,9 @@ class UnknownOptionError(TypeError):
     def of(cls, owner: str, names: Iterable[str], known: Iterable[str]) -> UnknownOptionError:
         names, known = list(names), list(dict.fromkeys(known))
         word = "option" if len(names) == 1 else "options"
-        return cls(f"{owner}: unknown {word} {', '.join(names)}; it takes {', '.join(known)}", names, known)
+        meant = [close for name in names for close in difflib.get_close_matches(name, known, 1)]
+        hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
+        return cls(f"{owner}: unknown {word} {', '.join(names)}{hint}; it takes {', '.join(known)}", names, known)
 
     def through(self, owner: type) -> UnknownOptionError:
         """The error of ``owner``, which was called with the options and handed them on."""

@@ -108,8 +108,14 @@ BACKENDS = {
     ),
 }
 
-_TURNS = {row.turn: name for name, row in BACKENDS.items() if row.turn is not None}
-AUTOMATIC_ORDER = tuple(_TURNS[turn] for turn in sorted(_TURNS))
+
+def in_turn(rows: Mapping[str, Backend]) -> tuple[str, ...]:
+    """The names of those that have a turn, the lowest first; of equal turns the one that stands first."""
+    turns = [(row.turn, name) for name, row in rows.items() if row.turn is not None]
+    return tuple(name for _, name in sorted(turns, key=lambda found: found[0]))
+
+
+AUTOMATIC_ORDER = in_turn(BACKENDS)
 
 # By op, type of device and backend, for layers. It may be changed.
 SCAN_THRESHOLDS = {(*where, name): pays for name, row in BACKENDS.items() for where, pays in row.scan.items()}

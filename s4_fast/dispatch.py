@@ -319,7 +319,7 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str | None = None
         ...     explain("fft_conv", u, k).reason
         'requested by use_backend()'
     """
-    name = op if isinstance(op, str) else op.__name__
+    name = op if isinstance(op, str) else getattr(op, "__name__", type(op).__name__)
     if name not in _describers:
         raise ValueError(f"unknown op {name!r}; expected one of {', '.join(_describers)}")
     return choose(_describers[name](*args, **kwargs), backend)

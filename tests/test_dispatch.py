@@ -307,6 +307,11 @@ def test_what_a_module_offers_is_told_by_device(monkeypatch: pytest.MonkeyPatch)
     assert not dispatch.offers("fft_conv", "reference", "encores", "cpu")
 
 
+def test_no_backend_takes_the_turn_of_another() -> None:
+    rows = {"late": Backend(turn=2), "first": Backend(turn=1), "never": Backend(), "second": Backend(turn=1)}
+    assert backend_table.in_turn(rows) == ("first", "second", "late")
+
+
 def test_the_table_of_backends_is_whole() -> None:
     assert backend_table.AUTOMATIC_ORDER == ("native", "triton", "pytorch")
     assert {row.turn for row in BACKENDS.values()} == {None, 1, 2, 3}

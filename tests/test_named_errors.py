@@ -28,7 +28,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     r"S4DLayer: expected state of shape": lambda: S4DLayer(4, 8).step(torch.zeros(2, 4), torch.zeros(2, 4, 5) + 0j),
     r"S4DLayer: a bidirectional layer": lambda: S4DLayer(4, 8, bidirectional=True).prefill(torch.zeros(2, 5, 4)),
     r"S4DLayer: diagonal_ssm: ": lambda: S4DLayer(4, 8)(torch.zeros(2, 5, 4, dtype=torch.float64)),
-    r"DiagonalSSM: expected state": lambda: DiagonalSSM(4, 8).step(torch.zeros(2, 4), torch.zeros(2, 4, 5) + 0j),
+    r"S4DLayer: expected state to be a tensor": lambda: S4DLayer(4, 8).step(torch.zeros(2, 4), None),  # type: ignore[arg-type]
+    r"DiagonalSSM: expected state of": lambda: DiagonalSSM(4, 8).step(torch.zeros(2, 4), torch.zeros(2, 4, 5) + 0j),
     r"SSMBlock.layer \(S4DLayer\): expected state of shape": lambda: SSMBlock(4, 8)(
         torch.zeros(2, 5, 4), torch.zeros(2, 4, 5) + 0j
     ),
@@ -51,6 +52,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     r"FrozenStep: expected an S4SequenceModel": lambda: FrozenStep(nn.Linear(2, 2)),  # type: ignore[arg-type]
     r"S4Block: unknown activation": lambda: S4Block(4, final_act="glou"),
     r"S4: expected release": lambda: S4(4, release=5),
+    r"S4DLayer: unknown option d_sate \(did you mean d_state\?\); it": lambda: S4DLayer(4, d_sate=8),  # type: ignore[call-arg]
     r"S4DLayer: unknown options dropout, N; it takes d_model, d_state": lambda: S4DLayer(4, dropout=1, N=8),  # type: ignore[call-arg]
 }
 

@@ -189,10 +189,10 @@ def _footnotes(results: Sequence[Result]) -> Iterator[RenderableType]:
         yield from map(_note, _beside_the_original(result))
     lost = losses(results)
     if lost:
-        yield Text("s4_fast is slower at:", style="bold")
+        yield Text("What s4_fast chooses by itself is slower at:", style="bold")
         yield from (Paragraph(Text(line), hang=4, first=2) for line in lost)
     else:
-        yield Text("s4_fast is slower at: none of these.", style="bold")
+        yield Text("What s4_fast chooses by itself is slower at none of these.", style="bold")
     yield from (_note(line, "dim") for line in _not_run(results))
 
 

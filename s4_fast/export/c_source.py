@@ -91,7 +91,7 @@ def _header(program: Program, writer: _Writer) -> str:
     stack = 4 * sum(writer.buffers) + 16 * writer.widest
     return f"""/* {facts["model"]}{task}: one step in C99, written by s4_fast {facts["s4_fast"]}.
  *
- * {program.inputs} floats in, {program.outputs} out. A step lasts {facts["rate"]:g} times as long as in training.
+ * Floats in: {program.inputs}, out: {program.outputs}. Length of a step, in those of the training: {facts["rate"]:g}.
  * Of libm: {libm_names}.
  * No allocation, no global state; about {stack} bytes on the stack.
  * Constants: about {writer.bytes} bytes. States are double, or float with -DNAME_SINGLE.

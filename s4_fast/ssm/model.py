@@ -209,6 +209,8 @@ class SSMModel(SSMParameters):
 
     def check(self, u: Tensor, state: Tensor, *positions: str) -> None:
         """Raise unless u is (batch, d_model, *positions) and state is a state of this model for that batch."""
+        if not isinstance(state, Tensor):
+            raise TypeError(f"expected state to be a tensor, as init_state() returns it, got {type(state).__name__}")
         C, ndim = self.C, 2 + len(positions)
         wanted = COMPLEX[C.dtype]
         real = REAL[wanted]

@@ -247,6 +247,8 @@ def through_slice(
 def as_autocast(u: Tensor) -> Tensor:
     """u in the dtype that autocast gives to ``nn.Linear``, where it is on and u is not float64."""
     device = u.device.type
+    if device == "meta":  # which PyTorch has no autocast for
+        return u
     if torch.is_autocast_enabled(device) and u.is_floating_point() and u.dtype is not torch.float64:
         return u.to(torch.get_autocast_dtype(device))
     return u

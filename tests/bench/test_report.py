@@ -145,7 +145,7 @@ def test_what_is_not_run_is_one_line_for_all_cases() -> None:
 
 def test_what_is_slower_is_named_in_words() -> None:
     results = _results()
-    assert losses(results) == [] and "slower at: none" in _shown(results)
+    assert losses(results) == [] and "is slower at none of these" in _shown(results)
     case = Case("S4DLayer", 2, 3, 50, batch=4)
     rows = [_row("LSTM", 1.0, None), _row("s4_fast", 4.0, None, automatic=True), _row("pytorch", 9.0, None)]
     for row in rows:

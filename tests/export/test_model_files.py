@@ -101,6 +101,12 @@ def _export(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["export", *map(str, arguments)])
 
 
+def test_command_needs_an_ending_or_a_target(tmp_path: Path) -> None:
+    save_model(MODELS["s4d"](), tmp_path / "a.safetensors")
+    result = _export(tmp_path / "a.safetensors", tmp_path / "out.bin")
+    assert result.exit_code == 2 and "unknown target 'bin'; expected --to onnx or c" in result.output
+
+
 def test_command_writes_c(tmp_path: Path) -> None:
     model = MODELS["s4"]()
     save_model(model, tmp_path / "a.safetensors")
@@ -116,7 +122,7 @@ def test_command_writes_onnx(graph: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     torch.save(MODELS["s4d"]().state_dict(), tmp_path / "a.pt")
     out = tmp_path / "a.onnx"
-    result = _export(tmp_path / "a.pt", "--to", "onnx", out, "--graph", graph, "--task", "regression")
+    result = _export(tmp_path / "a.pt", out, "--graph", graph, "--task", "regression")
     assert result.exit_code == 0, result.output
     assert {entry.key: entry.value for entry in onnx.load(out).metadata_props}["graph"] == graph
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s4_fast import S4SequenceModel
+from s4_fast import S4DLayer, S4Layer, S4SequenceModel
 from s4_fast.layers import model as module
 from tests.modules import KINDS
 
@@ -32,6 +32,12 @@ def test_modules_are_made_without_numbers(make: Callable[..., nn.Module]) -> Non
         assert {name: (t.shape, t.dtype) for name, t in found.state_dict().items()} == like
     assert all(isinstance(p, FakeTensor) for p in fake.parameters())
     assert all(t.is_meta for t in meta.state_dict().values())
+
+
+@pytest.mark.parametrize("cls", [S4DLayer, S4Layer])
+def test_shapes_are_computed_without_numbers(cls: type[S4DLayer] | type[S4Layer]) -> None:
+    y = cls(4, 8, device="meta")(torch.zeros(2, 10, 4, device="meta"))
+    assert y.is_meta and y.shape == (2, 10, 4)
 
 
 class NoDouble(TorchDispatchMode):
