@@ -305,8 +305,9 @@ def test_an_unknown_backend_lists_the_others():
 @row("unknown options")
 @pytest.mark.parametrize("mode", ["diag", "dplr"])
 def test_an_unknown_option_is_refused(mode):
+    said = r"unknown option d_sate \(did you mean d_state\?\); .*d_model, .*d_state, .*dt_min, .*disc, .*B_clip"
     for made in (layer, block):
-        with pytest.raises(TypeError, match=r"unknown option d_sate \(did you mean d_state\?\); .*d_model, .*d_state, .*dt_min, .*disc, .*B_clip"):
+        with pytest.raises(TypeError, match=said):
             made(mode=mode, init="legs", d_sate=4)
     with pytest.raises(TypeError, match="return_output"):
         block(mode=mode)(torch.zeros(1, H, 4, dtype=torch.float64), return_output=True)
