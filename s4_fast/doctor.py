@@ -75,7 +75,8 @@ class Examination:
 
 def examine(progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> Examination:
     """Look and measure. ``progress`` is told before each case what it is, how many are done, and of how many."""
-    devices = {"cpu": machine.describe()["cpu"]}
+    here = machine.describe()
+    devices = {"cpu": here["cpu"]}
     for index in range(torch.cuda.device_count()):
         devices[f"cuda:{index}"] = machine.describe(f"cuda:{index}")["gpu"]
     jobs = [(device, case) for device in devices for case in CASES]
@@ -86,7 +87,7 @@ def examine(progress: Callable[[str, int, int], None] = lambda label, done, tota
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             findings += check(case, device)
     return Examination(
-        machine.describe(),
+        here,
         devices,
         dispatch.backends(),
         native_library.describe(),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.scripts import ROOT as ROOT
+
 GUIDES = ("tutorials/README.md", "examples/README.md", "benchmarks/README.md", "csrc/README.md", "CONTRIBUTING.md")
 PAGES = (
     "README.md",
-    *(guide for guide in GUIDES if (ROOT / guide).is_file()),
+    *GUIDES,
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
 # A block may follow a comment that says what it needs beside itself and the blocks before it.
@@ -41,12 +39,3 @@ def blocks(page: str) -> list[Block]:
 def code_removed(text: str) -> str:
     """The page without its blocks of code, fenced or indented."""
     return CODE.sub("", text)
-
-
-def load(path: str) -> ModuleType:
-    """A script of the repository as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -47,13 +47,9 @@ def official_model(namespace: Namespace, folder: Path) -> None:
 def official_file(namespace: Namespace, folder: Path) -> None:
     file = lookalikes_functions.official("4")
     file.__name__ = "models.s4.s4"
-    for name, module in {
-        "models": ModuleType("models"),
-        "models.s4": ModuleType("models.s4"),
-        "models.s4.s4": file,
-    }.items():
-        sys.modules[name] = module
-    sys.modules["models.s4"].s4 = file  # type: ignore[attr-defined]
+    package = ModuleType("models.s4")
+    package.s4 = file  # type: ignore[attr-defined]
+    sys.modules.update({"models": ModuleType("models"), "models.s4": package, "models.s4.s4": file})
 
 
 def model(namespace: Namespace, folder: Path) -> None:
@@ -118,8 +114,7 @@ def by_torchrun(block: Block, folder: Path) -> None:
 
 def commands(block: Block) -> Iterator[list[str]]:
     for line in block.code.replace("\\\n", " ").splitlines():
-        # Options that may be left out stand in brackets.
-        words = shlex.split(re.sub(r"[\[\]]", "", line) if "s4_fast[" not in line else line, comments=True)
+        words = shlex.split(line, comments=True)
         while words:
             end = next((index for index, word in enumerate(words) if word in ("&&", ";")), len(words))
             yield [word for word in words[:end] if "=" not in word or word.startswith("-")]
@@ -144,7 +139,7 @@ def test_shell(block: Block) -> None:
 
 
 def parsed(command: click.Command, arguments: list[str]) -> None:
-    """Raises for an option that ``command`` does not have; what files hold is not looked at."""
+    """Raises for what ``command`` does not take; what files hold is not looked at."""
     context = click.Context(command, resilient_parsing=True)
     if isinstance(command, click.Group):
         name, *rest = arguments
@@ -152,4 +147,5 @@ def parsed(command: click.Command, arguments: list[str]) -> None:
         assert found is not None, name
         parsed(found, rest)
     else:
-        command.make_parser(context).parse_args([*arguments])
+        _, unused, _ = command.make_parser(context).parse_args([*arguments])
+        assert not unused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 import timeit
@@ -28,17 +27,14 @@ from s4_fast import (
 )
 from s4_fast.bench.accuracy import FAIL
 from s4_fast.dispatch import Call
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 OP = "log_vandermonde"
 
 
 def tune() -> Any:
-    spec = importlib.util.spec_from_file_location("tune", ROOT / "benchmarks/tune.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/tune.py")
 
 
 def measured(times: dict[str, Any], L: int = 4096, kind: str = "forward", op: str = OP, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.documentation import PAGES, ROOT, code_removed, load
+from tests.documentation import PAGES, ROOT, code_removed
+from tests.scripts import load
 
 # [text](target), src="target", srcset="target"; mail and web addresses are not followed.
 LINK = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")(?![a-z]+:)(?P<path>[^)\s\"#]*)(?:#(?P<anchor>[^)\s\"]+))?")

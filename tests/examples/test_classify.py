@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import s4_fast
-from tests.examples.running import ROOT, printed_by
+from tests.examples.running import ROOT, exit_code, printed_by
 from tests.helpers import relative_error
 
 pytest.importorskip("matplotlib")
@@ -249,15 +249,6 @@ def test_steps_are_timed_by_each_layer_and_nothing_is_written(
     assert not (tmp_path / "none").exists()
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *options: str) -> int | str | None:
-    monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)  # not in the process of all other tests
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return stop.value.code
-
-
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
@@ -280,7 +271,7 @@ def test_bad_option_is_one_line(
     value: str,
     named: str,
 ) -> None:
-    assert run_main(monkeypatch, "--out", str(tmp_path), option, value) == 2
+    assert exit_code(SCRIPT, monkeypatch, "--out", str(tmp_path), option, value) == 2
     message = capsys.readouterr().err
     assert named in message
     assert message.count("\n") == 1

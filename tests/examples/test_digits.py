@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-import s4_fast
-from tests.examples.running import ROOT, printed_by
+from tests.examples.running import ROOT, exit_code, printed_by
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
@@ -109,11 +107,7 @@ def test_bad_option_is_one_line(
     value: str,
     named: str,
 ) -> None:
-    monkeypatch.setattr(s4_fast, "keep_pages", lambda: True)  # not in the process of all other tests
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path), option, value])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert stop.value.code == 2
+    assert exit_code(SCRIPT, monkeypatch, "--out", str(tmp_path), option, value) == 2
     message = capsys.readouterr().err
     assert named in message
     assert message.count("\n") == 1

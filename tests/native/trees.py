@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_VARIABLES = ("CXX", "CXXFLAGS", "LDFLAGS", "NVCC", "NVCC_CCBIN", "CUDA_HOME", "CUDA_PATH")
@@ -140,11 +141,7 @@ def description(root: Path) -> dict[str, Any]:
 
 def build_native() -> ModuleType:
     """The program csrc/build_native.py as a module."""
-    spec = importlib.util.spec_from_file_location("build_native", ROOT / "csrc/build_native.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("csrc/build_native.py")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from tests.scripts import load
+
 pytest.importorskip("matplotlib")
 jupytext = pytest.importorskip("jupytext")
 
@@ -26,12 +28,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|var|mnt|U
 
 @pytest.fixture(scope="module")
 def execute() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("tutorials/execute.py")
 
 
 def outputs(name: str) -> list[list[dict]]:
